@@ -1,0 +1,50 @@
+"""A Redis-native cache of agent session IDs, shared by many worker processes. `keys.py` has the key scheme."""
+
+from redis_sessions.agents import Judgement, Verdict
+from redis_sessions.errors import (
+    AccessDenied,
+    CorruptValue,
+    InexactScan,
+    InvalidKey,
+    InvalidSessionID,
+    InvalidSettings,
+    LeaseHeld,
+    LegacyFileError,
+    SessionBusy,
+    SessionStoreError,
+    StoreUnavailable,
+)
+from redis_sessions.migrate import ExportResult, ImportResult
+from redis_sessions.ops import Held, Lease
+from redis_sessions.report import Report
+from redis_sessions.resume import ResumeResult, Turn
+from redis_sessions.scan import SessionRow
+from redis_sessions.settings import StoreSettings
+from redis_sessions.store import AsyncSessionStore, SessionStore
+
+__all__ = [
+    "AccessDenied",
+    "AsyncSessionStore",
+    "CorruptValue",
+    "ExportResult",
+    "Held",
+    "ImportResult",
+    "InexactScan",
+    "InvalidKey",
+    "InvalidSessionID",
+    "InvalidSettings",
+    "Judgement",
+    "Lease",
+    "LeaseHeld",
+    "LegacyFileError",
+    "Report",
+    "ResumeResult",
+    "SessionBusy",
+    "SessionRow",
+    "SessionStore",
+    "SessionStoreError",
+    "StoreSettings",
+    "StoreUnavailable",
+    "Turn",
+    "Verdict",
+]

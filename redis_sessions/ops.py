@@ -1,0 +1,139 @@
+"""Every operation on one conversation or one counter, as a generator. See `commands.py` for what that means."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from redis_sessions import scripts
+from redis_sessions.commands import Command, Op, Script
+from redis_sessions.errors import CorruptValue, InvalidSessionID
+from redis_sessions.keys import LEASE_GRACE_MS, Keys, check_session_id, is_session_id
+from redis_sessions.settings import StoreSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one worker to run one conversation now.
+
+    Attributes:
+        key: the conversation.
+        token: names this claim, `host:pid:random`; new for every claim.
+        session_id: the live session ID that was found, or None.
+        unusable: Redis held a value that is no session ID; it is taken for nothing to resume.
+    """
+
+    key: str
+    token: str
+    session_id: str | None = None
+    unusable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The answer to a claim on a conversation that somebody else runs now.
+
+    Attributes:
+        key: the conversation.
+        holder: the token of the claim that holds it.
+        remaining_ms: how long its lease lasts unless renewed.
+    """
+
+    key: str
+    holder: str
+    remaining_ms: int
+
+
+class Operations:
+    """The operations of one namespace. Holds settings and nothing that changes, so any number of threads may share it."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self.settings = settings
+        self.keys = Keys(settings.namespace)
+        self._lease_ttl_ms = settings.lease_ms + LEASE_GRACE_MS
+
+    def get(self, key: str) -> Op[str | None]:
+        [raw] = yield [Command(("GET", self.keys.session_id(key)), key)]
+        if raw is None:
+            return None
+        if not is_session_id(raw):
+            raise InvalidSessionID(
+                f"Redis holds a value for conversation {key!r} that is no session ID",
+                key=key,
+                remedy="delete the conversation, or set a valid session ID",
+            )
+        return str(raw, "ascii")
+
+    def set(self, key: str, session_id: str) -> Op[None]:
+        value = check_session_id(key, session_id)
+        yield [Command(("SET", self.keys.session_id(key), value, "PX", self.settings.session_max_age_ms), key)]
+
+    def delete(self, key: str, session_id: str | None = None) -> Op[bool]:
+        redis_key = self.keys.session_id(key)
+        if session_id is None:
+            [deleted] = yield [Command(("DEL", redis_key), key)]
+        else:
+            value = check_session_id(key, session_id)
+            [deleted] = yield [Command((value,), key, scripts.DELETE_IF, (redis_key,))]
+        return bool(deleted)
+
+    def acquire(self, key: str, token: str | None = None) -> Op[Lease | Held]:
+        token = token or new_token()
+        [reply] = yield [self._leased(scripts.ACQUIRE, key, token, self._lease_ttl_ms, LEASE_GRACE_MS)]
+        if reply[0] == 0:
+            return Held(key, reply[1].decode("utf-8", "backslashreplace")[:200], int(reply[2]))
+        raw = reply[1]
+        if raw is None:
+            return Lease(key, token)
+        return Lease(key, token, str(raw, "ascii")) if is_session_id(raw) else Lease(key, token, unusable=True)
+
+    def renew(self, lease: Lease) -> Op[bool]:
+        [mine] = yield [Command((lease.token, self._lease_ttl_ms), lease.key, scripts.RENEW, (self.keys.lease(lease.key),))]
+        return bool(mine)
+
+    def save(self, lease: Lease, session_id: str) -> Op[bool]:
+        value = check_session_id(lease.key, session_id)
+        [saved] = yield [self._leased(scripts.SAVE, lease.key, lease.token, value, self.settings.session_max_age_ms)]
+        return bool(saved)
+
+    def reject(self, lease: Lease) -> Op[bool]:
+        asked = lease.session_id or ""
+        [mine] = yield [self._leased(scripts.REJECT, lease.key, lease.token, asked, self._lease_ttl_ms)]
+        return bool(mine)
+
+    def release(self, lease: Lease) -> Op[bool]:
+        [released] = yield [Command((lease.token,), lease.key, scripts.DELETE_IF, (self.keys.lease(lease.key),))]
+        return bool(released)
+
+    def increment(self, name: str) -> Op[int]:
+        # Sent again after a lost reply it would count twice: better to lose one.
+        [count] = yield [Command(("INCR", self.keys.counter(name)), resend=False)]
+        return int(count)
+
+    def counters(self, *names: str) -> Op[dict[str, int]]:
+        replies = yield [Command(("GET", self.keys.counter(name))) for name in names]
+        return {name: self._count(name, raw) for name, raw in zip(names, replies, strict=True)}
+
+    def counter(self, name: str) -> Op[int]:
+        counts = yield from self.counters(name)
+        return counts[name]
+
+    def _count(self, name: str, raw: Any) -> int:
+        try:
+            return int(raw or 0)
+        except ValueError:
+            redis_key = self.keys.counter(name).decode()
+            raise CorruptValue(
+                f"counter {redis_key} holds no integer", remedy=f"set it to one: redis-cli SET {redis_key} 0"
+            ) from None
+
+    def _leased(self, script: Script, key: str, token: str, *args: bytes | str | int) -> Command:
+        return Command((token, *args), key, script, (self.keys.lease(key), self.keys.session_id(key)))
+
+
+def new_token() -> str:
+    """A token that names one claim: host, process and 64 random bits."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
