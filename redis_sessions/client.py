@@ -1,0 +1,215 @@
+"""How a safe redis-py client is built, measured against redis-py 8.1.
+
+- Maintenance notifications are off: with them on, the pool skips its check for unread data, and a connection given back
+  halfway hands one conversation's session ID to another.
+- A connection that is released while a foreign exception passes (a signal, a cancellation) is closed, not reused.
+- Nothing is retried inside redis-py: it can't tell INCR from GET. `wire.py` sends again what may be sent twice, until a
+  deadline. On a cluster and behind Sentinel that rides out a failover.
+- Timeouts are short, replies stay bytes, and nothing but HELLO is said at connect.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, TypeAlias
+
+import redis
+import redis.asyncio
+import redis.asyncio.sentinel
+import redis.sentinel
+from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+
+from redis_sessions.settings import StoreSettings
+from redis_sessions.urls import Target
+from redis_sessions.wire import Link
+
+SyncClient: TypeAlias = redis.Redis | redis.RedisCluster
+AsyncClient: TypeAlias = redis.asyncio.Redis | redis.asyncio.RedisCluster
+
+_HEALTH_CHECK_INTERVAL_S = 15
+# Standalone: three tries within about a second when refused; a server that failed over comes back within seconds.
+_STANDALONE_ATTEMPTS = 3
+_FAILOVER_ATTEMPTS = 1_000
+
+
+def _interrupted() -> bool:
+    """Whether an exception that is not redis-py's own is on its way out, so that a reply may be left unread."""
+    error = sys.exc_info()[1]
+    return error is not None and not isinstance(error, redis.RedisError)
+
+
+class _Pool(redis.ConnectionPool):
+    def release(self, connection: Any) -> None:
+        if _interrupted():
+            connection.disconnect()
+        super().release(connection)
+
+
+class _AsyncPool(redis.asyncio.ConnectionPool):
+    async def release(self, connection: Any) -> None:
+        if _interrupted():
+            await connection.disconnect(nowait=True)
+        await super().release(connection)
+
+
+class _SentinelPool(redis.sentinel.SentinelConnectionPool):
+    def release(self, connection: Any) -> None:
+        if _interrupted():
+            connection.disconnect()
+        super().release(connection)
+
+
+class _AsyncSentinelPool(redis.asyncio.sentinel.SentinelConnectionPool):
+    async def release(self, connection: Any) -> None:
+        if _interrupted():
+            await connection.disconnect(nowait=True)
+        await super().release(connection)
+
+
+class _LazyCluster(redis.RedisCluster):
+    """A cluster client that asks for the slots at its first use, so that a worker can start while the cluster is away.
+
+    redis-py's own asks in its constructor; its async one is lazy already.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._late_options = options
+        self._late_lock = threading.RLock()
+        self._late_busy = False
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for what the real constructor has not set yet.
+        if name.startswith(("__", "_late")):
+            raise AttributeError(name)
+        with self._late_lock:
+            if name not in self.__dict__:
+                if self._late_busy:
+                    raise AttributeError(name)
+                self._late_busy = True
+                try:
+                    super().__init__(**self._late_options)
+                finally:
+                    self._late_busy = False
+        return object.__getattribute__(self, name)
+
+    def close(self) -> None:
+        if "nodes_manager" in self.__dict__:
+            super().close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def connect(target: Target, settings: StoreSettings) -> SyncClient:
+    """A sync client for the target, which connects at its first command."""
+    options = _options(target, settings) | {"retry": redis.retry.Retry(NoBackoff(), 0)}
+    quiet = MaintNotificationsConfig(enabled=False)
+    if target.kind == "cluster":
+        nodes = [redis.cluster.ClusterNode(host, port) for host, port in target.hosts]
+        return _LazyCluster(
+            startup_nodes=nodes, connection_pool_class=_Pool, maint_notifications_config=quiet, **_tls(target), **options
+        )
+    options |= {"db": target.database}
+    if target.kind == "sentinel":
+        sentinel = redis.sentinel.Sentinel(list(target.hosts), sentinel_kwargs=_sentinel_options(settings) | _tls(target))
+        client: SyncClient = sentinel.master_for(
+            target.service, connection_pool_class=_SentinelPool, maint_notifications_config=quiet, **_tls(target), **options
+        )
+        return client
+    connection = {
+        "unix": redis.UnixDomainSocketConnection,
+        "standalone": redis.SSLConnection if target.tls else redis.Connection,
+    }[target.kind]
+    return redis.Redis.from_pool(
+        _Pool(
+            connection_class=connection,
+            maint_notifications_config=quiet,
+            max_connections=settings.max_connections,
+            **_place(target),
+            **options,
+        )
+    )
+
+
+def aconnect(target: Target, settings: StoreSettings) -> AsyncClient:
+    """Same as connect, for asyncio."""
+    options = _options(target, settings) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
+    quiet = MaintNotificationsConfig(enabled=False)
+    if target.kind == "cluster":
+        nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in target.hosts]
+        return redis.asyncio.RedisCluster(
+            startup_nodes=nodes,
+            max_connections=settings.max_connections,
+            maint_notifications_config=quiet,
+            **_tls(target),
+            **options,
+        )
+    options |= {"db": target.database}
+    if target.kind == "sentinel":
+        sentinel = redis.asyncio.sentinel.Sentinel(
+            list(target.hosts), sentinel_kwargs=_sentinel_options(settings) | _tls(target)
+        )
+        client: AsyncClient = sentinel.master_for(
+            target.service,
+            connection_pool_class=_AsyncSentinelPool,
+            maint_notifications_config=quiet,
+            **_tls(target),
+            **options,
+        )
+        return client
+    connection = {
+        "unix": redis.asyncio.UnixDomainSocketConnection,
+        "standalone": redis.asyncio.SSLConnection if target.tls else redis.asyncio.Connection,
+    }[target.kind]
+    return redis.asyncio.Redis.from_pool(
+        _AsyncPool(
+            connection_class=connection,
+            maint_notifications_config=quiet,
+            max_connections=settings.max_connections,
+            **_place(target),
+            **options,
+        )
+    )
+
+
+def link(target: Target, settings: StoreSettings) -> Link:
+    """How the wire is to treat a client that this module built."""
+    slack_s = settings.socket_timeout_ms / 1000
+    return Link(
+        address=target.address,
+        attempts=_STANDALONE_ATTEMPTS if target.kind in ("standalone", "unix") else _FAILOVER_ATTEMPTS,
+        deadline_s=max(0.0, settings.deadline_ms / 1000 - slack_s),
+    )
+
+
+def _options(target: Target, settings: StoreSettings) -> dict[str, Any]:
+    return {
+        "username": target.username,
+        "password": target.password,
+        "socket_timeout": settings.socket_timeout_ms / 1000,
+        "socket_connect_timeout": settings.connect_timeout_ms / 1000,
+        "health_check_interval": _HEALTH_CHECK_INTERVAL_S,
+        "driver_info": None,
+        "protocol": 3,
+    }
+
+
+def _sentinel_options(settings: StoreSettings) -> dict[str, Any]:
+    return {
+        "socket_timeout": settings.socket_timeout_ms / 1000,
+        "socket_connect_timeout": settings.connect_timeout_ms / 1000,
+        "driver_info": None,
+    }
+
+
+def _place(target: Target) -> dict[str, Any]:
+    if target.kind == "unix":
+        return {"path": target.path}
+    [(host, port)] = target.hosts
+    return {"host": host, "port": port} | dict(target.tls_files)
+
+
+def _tls(target: Target) -> dict[str, Any]:
+    return {"ssl": True, **target.tls_files} if target.tls else {}

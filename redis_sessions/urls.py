@@ -1,0 +1,144 @@
+"""URLs of a store, taken apart without ever quoting one: a URL may hold a password.
+
+`redis://[user:password@]host:port/db`, `rediss://…`, `unix://[user:password@]/path?db=0`,
+`redis+sentinel://h1:p,h2:p/SERVICE/DB`, `redis+cluster://h1:p,h2:p`, the last two also as `rediss+…`. Options: `db` (unix);
+`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile` (TLS). Every other is refused: redis-py would let a URL turn off the check of
+certificates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from redis_sessions.errors import InvalidSettings
+
+Kind = Literal["standalone", "unix", "sentinel", "cluster"]
+
+_SCHEMES: Mapping[str, tuple[Kind, bool]] = {
+    "redis": ("standalone", False),
+    "rediss": ("standalone", True),
+    "unix": ("unix", False),
+    "redis+sentinel": ("sentinel", False),
+    "rediss+sentinel": ("sentinel", True),
+    "redis+cluster": ("cluster", False),
+    "rediss+cluster": ("cluster", True),
+}
+_DEFAULT_PORTS: Mapping[Kind, int] = {"standalone": 6379, "cluster": 6379, "sentinel": 26379}
+_TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_SHAPES = (
+    "redis://host:port/db, rediss://…, unix:///path?db=0, redis+sentinel://h1:p,h2:p/SERVICE/DB or redis+cluster://h1:p,h2:p"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a store lives. Its repr shows no password.
+
+    Attributes:
+        kind: how it is reached.
+        hosts: (host, port) pairs; empty for a unix socket.
+        path: of the unix socket, else "".
+        database: number, 0 on a cluster.
+        service: name of the primary that Sentinel watches, else "".
+        tls: whether to speak TLS.
+        tls_files: CA, certificate and key files by their redis-py names.
+    """
+
+    kind: Kind
+    hosts: tuple[tuple[str, int], ...] = ()
+    path: str = ""
+    database: int = 0
+    service: str = ""
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    tls_files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """What an error may call this server: no user, no password."""
+        where = self.path or ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
+        return f"{self.service} behind {where}" if self.service else where
+
+
+def parse(url: str) -> Target:
+    """Take a URL apart. Raises InvalidSettings, which says what is wrong and quotes nothing of it but option names."""
+    try:
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    except ValueError:
+        raise _refused("can't be taken apart") from None
+    if parts.scheme not in _SCHEMES:
+        raise _refused("has an unknown scheme")
+    if parts.fragment:
+        raise _refused("has a part after '#'; in a password write it as %23")
+    kind, tls = _SCHEMES[parts.scheme]
+    allowed = _TLS_OPTIONS if tls else ("db",) if kind == "unix" else ()
+    for option in options:
+        if option not in allowed:
+            raise _refused(f"has the option {option[:40]!r}, which is not allowed there")
+    user, password, location = _credentials(parts.netloc)
+    path = unquote(parts.path)
+    if kind == "unix":
+        if location or not path.startswith("/"):
+            raise _refused("needs an absolute socket path after unix://")
+        return Target(kind, path=path, database=_database(options.get("db", "")), username=user, password=password)
+    hosts = tuple(_host(item, _DEFAULT_PORTS[kind]) for item in location.split(","))
+    if kind == "standalone" and len(hosts) > 1:
+        raise _refused("names more than one host; use redis+cluster:// or redis+sentinel://")
+    segments = path.strip("/").split("/") if path.strip("/") else []
+    service = segments.pop(0) if kind == "sentinel" and segments else ""
+    if kind == "sentinel" and not service:
+        raise _refused("names no service of Sentinel's: redis+sentinel://host:port/SERVICE")
+    if len(segments) > 1:
+        raise _refused("has more path than a database number")
+    database = _database(segments[0] if segments else "")
+    if kind == "cluster" and database:
+        raise _refused("names a database, and a cluster has only 0")
+    return Target(
+        kind,
+        hosts=hosts,
+        database=database,
+        service=service,
+        username=user,
+        password=password,
+        tls=tls,
+        tls_files={name: options[name] for name in _TLS_OPTIONS if name in options},
+    )
+
+
+def _credentials(netloc: str) -> tuple[str | None, str | None, str]:
+    login, at, location = netloc.rpartition("@")
+    if not at:
+        return None, None, location
+    user, _, password = login.partition(":")
+    return unquote(user) or None, unquote(password) or None, location
+
+
+def _host(item: str, default_port: int) -> tuple[str, int]:
+    host, port = item, ""
+    if item.startswith("["):
+        host, closed, rest = item[1:].partition("]")
+        if not closed or (rest and not rest.startswith(":")):
+            raise _refused("has an unfinished [address]")
+        port = rest[1:]
+    elif ":" in item:
+        host, _, port = item.partition(":")
+    if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+        raise _refused("has a port that is no number from 1 to 65535; in a password write '/' as %2F and '@' as %40")
+    if not host:
+        raise _refused("names no host")
+    return unquote(host), int(port or default_port)
+
+
+def _database(text: str) -> int:
+    if text and not (text.isascii() and text.isdigit() and len(text) <= 5):
+        raise _refused("names a database that is no number")
+    return int(text or 0)
+
+
+def _refused(what: str) -> InvalidSettings:
+    return InvalidSettings(f"the store's URL {what}", remedy=f"write {_SHAPES}")

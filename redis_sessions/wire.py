@@ -1,0 +1,228 @@
+"""The only two loops that talk to Redis: `run` and `arun` drive an operation on a redis-py client.
+
+What to send next, after a reply or after a failure, is decided once, by the generator `_exchange`; the loops do it. Replies
+are asked for undecoded, so one poison key can't break a scan, whatever `decode_responses` the caller's client has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from redis import exceptions as redis_errors
+from redis.client import NEVER_DECODE
+
+from redis_sessions.commands import PRIMARIES, Command, Op, Script
+from redis_sessions.errors import SessionStoreError
+from redis_sessions.refusals import explain
+
+T = TypeVar("T")
+
+# RedisClusterException is no RedisError.
+_FAILURES = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError)
+_BACKOFF_S = (0.02, 0.5)
+
+
+class Client(Protocol):
+    """What is used of a redis-py client, standalone or cluster, sync or async (then what it returns is awaited)."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any: ...
+    def pipeline(self, *, transaction: bool) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How a server is reached.
+
+    Attributes:
+        address: for errors to name; holds no secret.
+        attempts: tries in all for what may be sent twice; 1 leaves retrying to the client, as for one the caller passed in.
+        deadline_s: no further try begins later than this many seconds after the first.
+    """
+
+    address: str = "Redis"
+    attempts: int = 1
+    deadline_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Send:
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class _Pipeline:
+    commands: list[Command]
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    script: Script
+    node: object
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Primaries:
+    pass
+
+
+_Step: TypeAlias = _Send | _Pipeline | _Load | _Wait | _Primaries
+_Exchange: TypeAlias = Generator[_Step, Any, T]
+
+
+def run(client: Client, op: Op[T], link: Link = Link()) -> T:
+    """Drive an operation to its result. Raises SessionStoreError and its children, never an error of redis-py."""
+    try:
+        commands = next(op)
+        while True:
+            commands = op.send(_run_exchange(client, _exchange(commands, link)))
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
+def _run_exchange(client: Client, exchange: _Exchange[list[Any]]) -> list[Any]:
+    try:
+        step = next(exchange)
+        while True:
+            try:
+                reply = _do(client, step)
+            except _FAILURES as error:
+                step = exchange.throw(error)
+            else:
+                step = exchange.send(reply)
+    except StopIteration as done:
+        replies: list[Any] = done.value
+        return replies
+
+
+def _do(client: Any, step: _Step) -> Any:
+    match step:
+        case _Send(command):
+            return client.execute_command(*_arguments(command), **_options(command.node))
+        case _Pipeline(commands):
+            return _filled(client.pipeline(transaction=False), commands).execute(raise_on_error=False)
+        case _Load(script, node):
+            return client.execute_command("SCRIPT LOAD", script.source, **_target(node))
+        case _Wait(seconds):
+            return time.sleep(seconds)
+        case _Primaries():
+            return client.get_primaries() if hasattr(client, "get_primaries") else [None]
+
+
+async def arun(client: Client, op: Op[T], link: Link = Link()) -> T:
+    """Same as run, on an async client."""
+    try:
+        commands = next(op)
+        while True:
+            commands = op.send(await _arun_exchange(client, _exchange(commands, link)))
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
+async def _arun_exchange(client: Client, exchange: _Exchange[list[Any]]) -> list[Any]:
+    try:
+        step = next(exchange)
+        while True:
+            try:
+                reply = await _ado(client, step)
+            except _FAILURES as error:
+                step = exchange.throw(error)
+            else:
+                step = exchange.send(reply)
+    except StopIteration as done:
+        replies: list[Any] = done.value
+        return replies
+
+
+async def _ado(client: Any, step: _Step) -> Any:
+    match step:
+        case _Send(command):
+            return await client.execute_command(*_arguments(command), **_options(command.node))
+        case _Pipeline(commands):
+            return await _filled(client.pipeline(transaction=False), commands).execute(raise_on_error=False)
+        case _Load(script, node):
+            return await client.execute_command("SCRIPT LOAD", script.source, **_target(node))
+        case _Wait(seconds):
+            return await asyncio.sleep(seconds)
+        case _Primaries():
+            return (await client.initialize()).get_primaries() if hasattr(client, "get_primaries") else [None]
+
+
+def _exchange(commands: list[Command], link: Link) -> _Exchange[list[Any]]:
+    """One list of commands, one list of replies: together where a pipeline can carry them, else one by one."""
+    if commands[0] is PRIMARIES:
+        return [(yield from _persistently(_Primaries(), commands, link))]
+    if len(commands) > 1 and not any(command.script or command.node or command.optional for command in commands):
+        replies: list[Any] = yield from _persistently(_Pipeline(commands), commands, link)
+        return replies
+    replies = []
+    for command in commands:
+        try:
+            replies.append((yield from _persistently(_Send(command), [command], link)))
+        except SessionStoreError as error:
+            if not command.optional:
+                raise
+            replies.append(error)
+    return replies
+
+
+def _persistently(step: _Step, commands: list[Command], link: Link) -> _Exchange[Any]:
+    """Take a step until it succeeds, while that may help and is allowed. Raises SessionStoreError and its children."""
+    may_resend = all(command.resend for command in commands)
+    give_up_at_s = time.monotonic() + link.deadline_s
+    pause_s = _BACKOFF_S[0]
+    attempt = 1
+    loaded = False
+    while True:
+        try:
+            reply = yield step
+            if isinstance(step, _Pipeline):
+                for error in reply:
+                    if isinstance(error, Exception):
+                        raise error
+            return reply
+        except redis_errors.NoScriptError as error:
+            script = commands[0].script
+            if script is None or loaded:
+                raise explain(error, commands[0].key, link.address).error from None
+            loaded = True
+            yield from _persistently(_Load(script, commands[0].node), [], link)
+        except _FAILURES as error:
+            refusal = explain(error, commands[0].key if commands else None, link.address)
+            late = time.monotonic() + pause_s > give_up_at_s
+            if late or attempt >= link.attempts or not (may_resend and refusal.passing):
+                raise refusal.error from None
+            attempt += 1
+            yield _Wait(pause_s * random.uniform(0.5, 1))
+            pause_s = min(pause_s * 2, _BACKOFF_S[1])
+
+
+def _arguments(command: Command) -> tuple[Any, ...]:
+    if command.script is None:
+        return command.args
+    return ("EVALSHA", command.script.sha, len(command.redis_keys), *command.redis_keys, *command.args)
+
+
+def _options(node: object) -> dict[str, Any]:
+    return {NEVER_DECODE: True, **_target(node)}
+
+
+def _target(node: object) -> dict[str, Any]:
+    return {} if node is None else {"target_nodes": node}
+
+
+def _filled(pipeline: Any, commands: list[Command]) -> Any:
+    for command in commands:
+        pipeline.execute_command(*command.args, **{NEVER_DECODE: True})
+    return pipeline
