@@ -1,0 +1,250 @@
+"""sessions.json in and out. No Redis.
+
+A file is one JSON object from conversation key to session ID, bare or in a record; the two may be mixed:
+
+    {"acme/shop#42": "id", "acme/shop#43": {"id": "id", "last_used_at": 1732250000000}}
+
+| entry | outcome |
+| --- | --- |
+| record used within the max age | imported with its remaining life, or kept: what is live in Redis is not touched |
+| record used longer ago | expired |
+| bare ID, or a record without a time | counts as last used at 0: expired, unless `assume_used_at` gives a time |
+| time up to 5 minutes ahead | taken as now |
+| time further ahead, negative, fractional, no number, or one that looks like seconds | rejected |
+| key that occurs more than once | rejected, each: which one is right can't be told |
+| key that is no conversation key, ID that is no session ID (a leading dash, say), any other value | rejected |
+
+A file that is no JSON, not UTF-8, or no object is a LegacyFileError, and nothing of it is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from json import JSONDecodeError
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from redis_sessions.errors import InvalidKey, InvalidSessionID, LegacyFileError
+from redis_sessions.json_pairs import NoObject, pairs, shape
+from redis_sessions.keys import check_session_id, escape
+
+AHEAD_MS = 5 * 60_000
+# As milliseconds these are days in 1970 to 1973; as seconds, 1973 to 5138.
+_LOOKS_LIKE_SECONDS = range(10**8, 10**11)
+
+
+class Entry(NamedTuple):
+    """One entry of a legacy file.
+
+    Attributes:
+        key: the conversation key as it stands there, valid or not.
+        session_id: the ID; "" where there is none.
+        used_at_ms: time of last use, milliseconds since 1970; None where the entry gives none.
+        problem: why it can't be imported, or None.
+    """
+
+    key: str
+    session_id: str
+    used_at_ms: int | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyFile:
+    """A legacy file, read whole.
+
+    Attributes:
+        entries: all of them, in their order.
+        mtime_ms: when the file was last written, milliseconds since 1970.
+    """
+
+    entries: list[Entry]
+    mtime_ms: int
+    _text: str = field(repr=False)
+    _spans: array[int] = field(repr=False)
+
+    def source(self, index: int) -> str:
+        """The JSON text of an entry, name and value, unaltered."""
+        return self._text[self._spans[2 * index] : self._spans[2 * index + 1]]
+
+
+def read(path: str | Path) -> LegacyFile:
+    """Read a legacy file. Raises LegacyFileError if it is none; entries that are not right are no error here."""
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read()
+            mtime_ms = os.fstat(file.fileno()).st_mtime_ns // 1_000_000
+    except OSError as error:
+        raise LegacyFileError(f"{path} can't be read ({error.strerror})", remedy="name a readable file") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        column = error.start - raw.rfind(b"\n", 0, error.start)
+        raise _broken(path, "not UTF-8", line, column) from None
+    try:
+        entries, spans = _entries(text)
+    except JSONDecodeError as error:
+        raise _broken(path, error.msg, error.lineno, error.colno) from None
+    except NoObject as error:
+        raise LegacyFileError(
+            f"{path} holds {error}, not an object from conversation keys to session IDs",
+            line=1,
+            column=1,
+            remedy="name a sessions.json",
+        ) from None
+    times = Counter(entry.key for entry in entries)
+    if len(times) < len(entries):
+        for index, entry in enumerate(entries):
+            if times[entry.key] > 1:
+                entries[index] = entry._replace(problem=f"key occurs {times[entry.key]} times")
+    return LegacyFile(entries, mtime_ms, text, spans)
+
+
+def session_ids(path: str | Path) -> frozenset[str]:
+    """Every session ID that a legacy file holds, in either shape, however old, valid or not.
+
+    For a transcript sweeper that must spare them. Raises LegacyFileError.
+    """
+    return frozenset(entry.session_id for entry in read(path).entries if entry.session_id)
+
+
+def expires_at_ms(entry: Entry, *, now_ms: int, max_age_ms: int, assumed_ms: int | None) -> int | str:
+    """When an entry without a problem expires, milliseconds since 1970; or why it is rejected.
+
+    Args:
+        entry: one without a problem.
+        now_ms: the server's time.
+        max_age_ms: how long an ID may stay unused.
+        assumed_ms: time of last use of entries that give none; None takes 0, so that they have expired.
+    """
+    used_at_ms = entry.used_at_ms if entry.used_at_ms is not None else assumed_ms or 0
+    if used_at_ms > now_ms + AHEAD_MS:
+        return f"last used {(used_at_ms - now_ms) // 1000} s in the future"
+    return min(used_at_ms, now_ms) + max_age_ms
+
+
+class Writer:
+    """Writes a legacy file in the record shape, all of it or nothing: mode 0600, put in place when the block ends well."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._written = 0
+
+    def __enter__(self) -> Self:
+        try:
+            handle, draft = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
+        except OSError as error:
+            raise LegacyFileError(
+                f"{self._path} can't be written ({error.strerror})", remedy="name a writable place"
+            ) from None
+        self._draft = Path(draft)
+        self._file = os.fdopen(handle, "w", encoding="utf-8")
+        self._file.write("{")
+        return self
+
+    def add(self, key: str, session_id: str, used_at_ms: int) -> None:
+        """Write one record."""
+        record = json.dumps({"id": session_id, "last_used_at": used_at_ms})
+        self.add_source(f"{json.dumps(key, ensure_ascii=False)}: {record}")
+
+    def add_source(self, pair: str) -> None:
+        """Write one entry as it stood in another file."""
+        self._file.write(",\n  " if self._written else "\n  ")
+        self._file.write(pair)
+        self._written += 1
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._file.write("\n}\n")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._draft.replace(self._path)
+        except OSError as failure:
+            raise LegacyFileError(f"{self._path} can't be written ({failure.strerror})", remedy="make room there") from None
+        finally:
+            self._file.close()
+            self._draft.unlink(missing_ok=True)
+
+
+def write_rejects(path: str | Path, rejects: Iterable[str]) -> None:
+    """Write rejected entries, each as its own source, as one JSON object that can be mended and imported."""
+    with Writer(path) as writer:
+        for source in rejects:
+            writer.add_source(source)
+
+
+def _entries(text: str) -> tuple[list[Entry], array[int]]:
+    """All entries, and flat pairs of where the source of each begins and ends."""
+    entries, spans = [], array("Q")
+    for key, value, start, end in pairs(text):
+        entries.append(_entry(key, value))
+        spans.extend((start, end))
+    return entries, spans
+
+
+def _entry(key: str, value: Any) -> Entry:
+    session_id, used_at_ms, problem = "", None, None
+    if isinstance(value, str):
+        session_id = value
+    elif isinstance(value, tuple):
+        record = dict(value)
+        if isinstance(record.get("id"), str):
+            session_id = record["id"]
+        else:
+            problem = "record without an id that is text"
+        if len(record) < len(value):
+            problem = problem or "record with a name that occurs twice"
+        used_at_ms = record.get("last_used_at")
+        problem = problem or _time_problem(used_at_ms)
+    else:
+        problem = f"{shape(value)} where an ID or a record belongs"
+    problem = _key_problem(key) or problem or _id_problem(key, session_id)
+    return Entry(key, session_id, used_at_ms if problem is None else None, problem)
+
+
+def _key_problem(key: str) -> str | None:
+    try:
+        escape(key)
+    except InvalidKey as error:
+        return str(error)
+    return None
+
+
+def _id_problem(key: str, session_id: str) -> str | None:
+    try:
+        check_session_id(key, session_id)
+    except InvalidSessionID as error:
+        return str(error)
+    return None
+
+
+def _time_problem(used_at_ms: Any) -> str | None:
+    if used_at_ms is None:
+        return None
+    if isinstance(used_at_ms, bool) or not isinstance(used_at_ms, int | float):
+        return f"last_used_at is {shape(used_at_ms)}, not a time in milliseconds"
+    if isinstance(used_at_ms, float):
+        return "last_used_at is no whole number of milliseconds"
+    if used_at_ms < 0:
+        return "last_used_at is negative"
+    if used_at_ms in _LOOKS_LIKE_SECONDS:
+        return "last_used_at looks like seconds, not milliseconds"
+    return None
+
+
+def _broken(path: str | Path, what: str, line: int, column: int) -> LegacyFileError:
+    return LegacyFileError(
+        f"{path} is broken at line {line}, column {column} ({what}), nothing was written",
+        line=line,
+        column=column,
+        remedy="mend it there",
+    )

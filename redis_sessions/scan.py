@@ -1,0 +1,173 @@
+"""The key scan: pages of session keys from every primary, side by side, and whether they can have missed any.
+
+SCAN promises that a key which is there all the time is returned at least once, and keeps no state on the server; so a
+page may be asked for again. It doesn't promise «once», and its cursor means nothing to another server or after slots have
+moved: both are looked for, before the first page and after the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+from redis_sessions.commands import PRIMARIES, Command, Op
+from redis_sessions.errors import AccessDenied, InexactScan, SessionStoreError
+from redis_sessions.keys import Keys, is_session_id
+from redis_sessions.report import Report, ReportFold
+from redis_sessions.scripts import PAGE
+from redis_sessions.settings import StoreSettings
+
+# Called with keys looked at so far and keys there are about; the first may overtake the second while keys come and go.
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+class Row(NamedTuple):
+    """A session key as a scan found it.
+
+    Attributes:
+        redis_key: its name in Redis.
+        pttl_ms: milliseconds left to live, -1 without a TTL.
+        value: the first 257 bytes of its value; None if it is no string.
+        now_ms: the server's time when it was looked at, milliseconds since 1970.
+    """
+
+    redis_key: bytes
+    pttl_ms: int
+    value: bytes | None
+    now_ms: int
+
+
+class SessionRow(NamedTuple):
+    """A live session. Times in milliseconds; None where unknown: idle beyond the reader's max age, expiry without a TTL."""
+
+    key: str
+    session_id: str
+    idle_ms: int | None
+    expires_in_ms: int | None
+    last_used_at_ms: int
+
+
+class Scan:
+    """One walk over all session keys of a namespace.
+
+    `exact` is None until the walk has ended; then it says whether no key that was there all along can have been missed.
+    """
+
+    def __init__(self, settings: StoreSettings, progress: Progress | None = None) -> None:
+        self.exact: bool | None = None
+        self._settings = settings
+        self._pattern = Keys(settings.namespace).pattern
+        self._progress = progress
+        self._cursors: dict[Any, bytes | str] | None = None
+        self._nodes: list[Any] = []
+        self._before: list[_Mark] | None = None
+        self._looked_at = 0
+        self._size = 0
+
+    def next_page(self) -> Op[list[Row] | None]:
+        """The next rows, from every primary that has more; None when there are none. An empty list is no end."""
+        if self._cursors is None:
+            [self._nodes] = yield [PRIMARIES]
+            self._cursors = dict.fromkeys(self._nodes, "0")
+            self._before = yield from self._marks()
+            if self._progress:
+                self._size = sum((yield [Command(("DBSIZE",), node=node) for node in self._nodes]))
+        if not self._cursors:
+            if self.exact is None:
+                self.exact = _unmoved(self._before, (yield from self._marks()))
+            return None
+        count = self._settings.scan_count
+        nodes = list(self._cursors)
+        replies = yield [Command((self._cursors[node], self._pattern, count), script=PAGE, node=node) for node in nodes]
+        rows: list[Row] = []
+        for node, (cursor, now_ms, *flat) in zip(nodes, replies, strict=True):
+            rows += [Row(*row, now_ms) for row in zip(flat[0::3], flat[1::3], flat[2::3], strict=True)]
+            self._cursors[node] = cursor
+            if cursor == b"0":
+                del self._cursors[node]
+        self._looked_at += count * len(nodes)
+        if self._progress:
+            self._progress(min(self._looked_at, self._size) if self._cursors else self._size, self._size)
+        return rows
+
+    def _marks(self) -> Op[list[_Mark] | None]:
+        infos = yield [Command(("INFO", "server"), node=node, optional=True) for node in self._nodes]
+        slots: list[Any] = [_ALL_SLOTS]
+        if self._nodes != [None]:
+            maps = yield [Command(("CLUSTER NODES",), node=node, optional=True) for node in self._nodes]
+            slots = [_settled_slots(nodes) for nodes in maps]
+        if None in slots or any(isinstance(info, AccessDenied) for info in infos):
+            return None
+        # A server without INFO is an emulation inside this process (fakeredis): it can't change.
+        return [
+            _Mark(None if isinstance(info, SessionStoreError) else info["run_id"], held)
+            for info, held in zip(infos, slots, strict=True)
+        ]
+
+
+class _Mark(NamedTuple):
+    """What must be the same before and after an exact scan: which process answers, and for which slots."""
+
+    run_id: str | None
+    slots: frozenset[int]
+
+
+_ALL_SLOTS = frozenset(range(16_384))
+
+
+def _unmoved(before: list[_Mark] | None, after: list[_Mark] | None) -> bool:
+    return before is not None and before == after and frozenset().union(*(mark.slots for mark in before)) == _ALL_SLOTS
+
+
+def _settled_slots(nodes: Any) -> frozenset[int] | None:
+    """The slots the answering node holds; None while it is giving any away or taking any, or is no primary."""
+    if isinstance(nodes, SessionStoreError):
+        return None
+    [myself] = [node for node in nodes.values() if "myself" in node["flags"]]
+    if myself["migrations"] or "master" not in myself["flags"]:
+        return None
+    return frozenset(slot for bounds in myself["slots"] for slot in range(int(bounds[0]), int(bounds[-1]) + 1))
+
+
+def report(settings: StoreSettings, counters: Op[dict[str, int]], progress: Progress | None = None) -> Op[Report]:
+    """Fold all session keys and the counters into a Report. Deletes nothing."""
+    scan = Scan(settings, progress)
+    fold = ReportFold(settings)
+    while (rows := (yield from scan.next_page())) is not None:
+        for row in rows:
+            fold.add(row.redis_key, row.pttl_ms, row.value)
+    counts = yield from counters
+    return fold.finish(counts, approximate=not scan.exact)
+
+
+def live_session_ids(settings: StoreSettings) -> Op[frozenset[str]]:
+    """Every session ID that a key names. Raises InexactScan unless the scan was exact."""
+    scan = Scan(settings)
+    found: set[str] = set()
+    while (rows := (yield from scan.next_page())) is not None:
+        found.update(row.session_id for row in session_rows(settings, rows))
+    if not scan.exact:
+        raise InexactScan(
+            "keys may have been missed: cluster slots moved, the server changed, or INFO is not granted to this user",
+            remedy="delete no transcript now; try again when the cluster is at rest",
+        )
+    return frozenset(found)
+
+
+def session_rows(settings: StoreSettings, rows: list[Row]) -> Iterator[SessionRow]:
+    """Those rows that are live sessions of ours: a key of the scheme, a value that can be a session ID."""
+    keys = Keys(settings.namespace)
+    max_age_ms = settings.session_max_age_ms
+    for redis_key, pttl_ms, value, now_ms in rows:
+        key = keys.conversation(redis_key)
+        if key is None or value is None or pttl_ms < -1 or not is_session_id(value):
+            continue
+        has_ttl = pttl_ms >= 0
+        idle_ms = max_age_ms - pttl_ms if 0 <= pttl_ms <= max_age_ms else None
+        yield SessionRow(
+            key=key,
+            session_id=str(value, "ascii"),
+            idle_ms=idle_ms,
+            expires_in_ms=pttl_ms if has_ttl else None,
+            last_used_at_ms=now_ms - (idle_ms or 0),
+        )
