@@ -1,0 +1,295 @@
+"""Running one turn of a conversation: resume the live session, or start fresh. A generator without I/O.
+
+| asked to resume | what came back | the ID | counters | then |
+| --- | --- | --- | --- | --- |
+| nothing | a turn with ID E | save E | fresh_starts +1 | return |
+| nothing | a turn without an ID | - | fresh_starts +1 | return, saved=False |
+| R | a turn with R, or with no ID | save R (whole TTL anew) | resumes +1 | return |
+| R | a turn with E, not R | save E | resumes +1 | return, session_changed=True |
+| R | refused: gone, invalid ID, unusable | reject R | resume_failures +1, at once | run fresh, once (1) |
+| R | busy (another writer) | keep, TTL untouched | | raise SessionBusy |
+| R | anything else | keep, TTL untouched | | raise the agent's error |
+| nothing, or fresh after a refusal | failure | nothing is saved | a refusal stays counted | raise the agent's error |
+
+(1) If the turn had begun: raise the agent's error. If the lease was taken meanwhile: raise LeaseHeld, no run.
+
+The flow yields Do, Run and Pause; `runner.py` does them and sends back what came of it, or throws in what was raised.
+Whatever is raised, the lease is released on the way out. Redis being away never stops an agent (unless asked to), and a
+turn that ran is never lost to an error of Redis.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+from redis_sessions.agents import Judgement, Verdict
+from redis_sessions.commands import Op
+from redis_sessions.errors import (
+    CorruptValue,
+    InvalidSessionID,
+    LeaseHeld,
+    SessionBusy,
+    SessionStoreError,
+    StoreUnavailable,
+)
+from redis_sessions.keys import FRESH_STARTS, RESUME_FAILURES, RESUMES
+from redis_sessions.ops import Held, Lease, Operations, new_token
+
+log = logging.getLogger("redis_sessions")
+
+V = TypeVar("V")
+T = TypeVar("T")
+Judge: TypeAlias = Callable[[Exception], Judgement]
+OnOutage: TypeAlias = Literal["run", "raise"]
+
+_POLL_S = (0.02, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn(Generic[V]):
+    """What `run` returns: the agent's session ID, None if it gave none, and whatever value the caller wants back."""
+
+    session_id: str | None
+    value: V
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeResult(Generic[V]):
+    """A turn that ran.
+
+    Attributes:
+        value: what `run` gave.
+        session_id: the ID that the next turn is to resume; None if this turn gave none.
+        how: "resumed", "fresh", or "restarted": fresh after a refused resume.
+        previous: the ID that was live when the turn was taken up, or None.
+        saved: whether Redis now holds `session_id` because of this turn.
+        session_changed: a resume came back with another ID: context may be lost.
+        reason: why it was no plain resume or fresh start, or why nothing was saved; None if there is nothing to say.
+    """
+
+    value: V
+    session_id: str | None
+    how: Literal["resumed", "fresh", "restarted"]
+    previous: str | None
+    saved: bool
+    session_changed: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Do(Generic[T]):
+    """Do this operation on the store and send back its result."""
+
+    op: Op[T]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run the agent, resuming `session_id` if there is one, and keep `lease` renewed meanwhile."""
+
+    session_id: str | None
+    lease: Lease | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait this many seconds."""
+
+    seconds: float
+
+
+Step: TypeAlias = Do[Any] | Run | Pause
+Flow: TypeAlias = Generator[Step, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of `resume`: the conversation and the caller's choices."""
+
+    key: str
+    judge: Judge
+    wait_ms: int = 0
+    lease: bool = True
+    on_outage: OnOutage = "run"
+
+
+def resume(ops: Operations, request: Request) -> Flow[ResumeResult[Any]]:
+    """The whole flow of one turn."""
+    return (yield from _Turn(ops, request).flow())
+
+
+class _Turn:
+    """The state of one turn on its way through the table."""
+
+    def __init__(self, ops: Operations, request: Request) -> None:
+        self.ops = ops
+        self.key = request.key
+        self.request = request
+        # Named before it is asked for, so that a claim whose reply never came can still be given back.
+        self.claim = Lease(request.key, new_token())
+        self.claimed = False
+        self.away = False
+        self.previous: str | None = None
+        self.reasons: list[str] = []
+
+    def flow(self) -> Flow[ResumeResult[Any]]:
+        ops, key = self.ops, self.key
+        ops.keys.session_id(key)  # refuse a bad key before anything is sent
+        try:
+            yield from self._look_up()
+            how: Literal["resumed", "fresh", "restarted"] = "resumed" if self.previous else "fresh"
+            try:
+                turn = yield from self._run(self.previous)
+            except Exception as error:
+                if self.previous is None:
+                    raise
+                yield from self._refused(error, self.previous)
+                how = "restarted"
+                turn = yield from self._run(None)
+            return (yield from self._keep(turn, how))
+        except GeneratorExit:
+            self.claimed = False  # dropped halfway, as in a forked child: nobody is left to do anything
+            raise
+        finally:
+            yield from self._release()
+
+    def _do(self, op: Op[T]) -> Flow[T]:
+        try:
+            result: T = yield Do(op)
+        except StoreUnavailable:
+            self.away = True
+            raise
+        self.away = False
+        return result
+
+    def _look_up(self) -> Flow[None]:
+        try:
+            if self.request.lease:
+                found = yield from self._acquire()
+                self.previous = found.session_id
+                unusable = found.unusable
+            else:
+                try:
+                    self.previous = yield from self._do(self.ops.get(self.key))
+                    unusable = False
+                except (InvalidSessionID, CorruptValue):
+                    unusable = True
+        except StoreUnavailable as error:
+            if self.request.on_outage == "raise":
+                raise
+            self.claimed = False
+            self._say(f"store unavailable: {error.message}")
+            return
+        if unusable:
+            self._say("what Redis held was no valid session ID")
+
+    def _acquire(self) -> Flow[Lease]:
+        deadline_s = time.monotonic() + self.request.wait_ms / 1000
+        pause_s = _POLL_S[0]
+        while True:
+            self.claimed = True
+            found = yield from self._do(self.ops.acquire(self.key, self.claim.token))
+            if isinstance(found, Lease):
+                self.claim = found
+                return found
+            self.claimed = False
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise LeaseHeld(self.key, holder=found.holder, remaining_ms=found.remaining_ms)
+            # Jitter keeps workers that wait for the same conversation from asking in step.
+            yield Pause(min(pause_s * random.uniform(0.5, 1), left_s, found.remaining_ms / 1000))
+            pause_s = min(pause_s * 1.5, _POLL_S[1])
+
+    def _run(self, session_id: str | None) -> Flow[Turn[Any]]:
+        turn = yield Run(session_id, self.claim if self.claimed else None)
+        if not isinstance(turn, Turn):
+            raise TypeError(f"run must return a redis_sessions.Turn, not {type(turn).__name__}")
+        return turn
+
+    def _refused(self, error: Exception, asked: str) -> Flow[None]:
+        """Act on a failed resume: returns where a fresh run may follow, else raises."""
+        judgement = self.request.judge(error)
+        if judgement.verdict is Verdict.busy:
+            raise SessionBusy(self.key, session_id=asked) from error
+        if not judgement.verdict.refused:
+            raise error
+        mine = True
+        try:
+            if self.claimed:
+                mine = yield from self._do(self.ops.reject(self.claim))
+            else:
+                yield from self._do(self.ops.delete(self.key, asked))
+        except StoreUnavailable as outage:
+            if self.request.on_outage == "raise" and not judgement.turn_began:
+                raise outage from error
+            self._say(f"store unavailable: {outage.message}")
+        yield from self._count(RESUME_FAILURES)
+        if judgement.turn_began:
+            raise error
+        if not mine:
+            self.claimed = False
+            raise LeaseHeld(self.key) from error
+        self._say(f"session {asked} was refused ({judgement.verdict})")
+
+    def _keep(self, turn: Turn[Any], how: Literal["resumed", "fresh", "restarted"]) -> Flow[ResumeResult[Any]]:
+        session_id = turn.session_id or (self.previous if how == "resumed" else None)
+        saved = False
+        if session_id is None:
+            self._say("the turn gave no session ID")
+        else:
+            try:
+                saved = yield from self._save(session_id)
+            except SessionStoreError as error:
+                self._say(f"not saved: {error.message}")
+        yield from self._count(RESUMES if how == "resumed" else FRESH_STARTS)
+        return ResumeResult(
+            value=turn.value,
+            session_id=session_id,
+            how=how,
+            previous=self.previous,
+            saved=saved,
+            session_changed=how == "resumed" and session_id != self.previous,
+            reason="; ".join(self.reasons) or None,
+        )
+
+    def _save(self, session_id: str) -> Flow[bool]:
+        if not self.request.lease:
+            yield from self._do(self.ops.set(self.key, session_id))
+            return True
+        if not self.claimed:
+            # The turn ran without a lease, since Redis was away. What somebody else has saved or runs now goes first.
+            found = yield from self._do(self.ops.acquire(self.key, self.claim.token))
+            self.claimed = isinstance(found, Lease)
+            if isinstance(found, Held) or found.session_id not in (None, session_id):
+                self._say("not saved: while Redis was away, the conversation went on elsewhere or kept its old session")
+                return False
+        saved = yield from self._do(self.ops.save(self.claim, session_id))
+        self.claimed = False
+        if not saved:
+            self._say("not saved: another worker took the conversation over")
+        return saved
+
+    def _release(self) -> Flow[None]:
+        if self.claimed and not self.away:
+            self.claimed = False
+            try:
+                yield from self._do(self.ops.release(self.claim))
+            except SessionStoreError as error:
+                log.warning("lease of %r was not released, it lapses by itself: %s", self.key, error)
+
+    def _count(self, name: str) -> Flow[None]:
+        if self.away:
+            return
+        try:
+            yield from self._do(self.ops.increment(name))
+        except SessionStoreError as error:
+            log.warning("%s was not counted: %s", name, error)
+
+    def _say(self, reason: str) -> None:
+        self.reasons.append(reason)
+        log.warning("conversation %r: %s", self.key, reason)

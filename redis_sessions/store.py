@@ -1,0 +1,325 @@
+"""The store, in two flavours side by side: every method hands an operation to the wire. No logic lives here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from redis_sessions import client as clients
+from redis_sessions import legacy, migrate, runner, scan, urls
+from redis_sessions.agents import judge_by_phrase
+from redis_sessions.commands import Op
+from redis_sessions.keys import COUNTERS, RESUME_FAILURES
+from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
+from redis_sessions.ops import Held, Lease, Operations
+from redis_sessions.report import Report
+from redis_sessions.resume import Judge, OnOutage, Request, ResumeResult, Turn, resume
+from redis_sessions.scan import Progress, SessionRow
+from redis_sessions.settings import StoreSettings
+from redis_sessions.wire import Link, arun, run
+
+T = TypeVar("T")
+V = TypeVar("V")
+C = TypeVar("C")
+
+
+class _Store(Generic[C]):
+    """What both flavours are made of.
+
+    Attributes:
+        client: the redis-py client underneath.
+        settings: how the store behaves.
+    """
+
+    _connect: Callable[[urls.Target, StoreSettings], C]
+
+    def __init__(self, client: C, settings: StoreSettings | None = None, *, link: Link | None = None) -> None:
+        """A store over a client that the caller built, standalone or cluster, and goes on owning.
+
+        Such a client's own retry policy applies, to INCR as well; `from_url` builds one whose settings are known to be safe.
+        """
+        self.client = client
+        self.settings = settings or StoreSettings()
+        self._ops = Operations(self.settings)
+        self._link = link or Link()
+
+    @classmethod
+    def from_url(cls, url: str, settings: StoreSettings | None = None) -> Self:
+        """A store at `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://`; see `urls.py`.
+
+        Connects at its first operation. Raises InvalidSettings for a URL that can't be used, and never quotes it.
+        """
+        settings = settings or StoreSettings()
+        target = urls.parse(url)
+        return cls(cls._connect(target, settings), settings, link=clients.link(target, settings))
+
+
+class SessionStore(_Store[clients.SyncClient]):
+    """Session IDs of conversations in Redis, shared by any number of threads and processes.
+
+    Every method may raise StoreUnavailable, and InvalidKey for a key that is not 1 to 512 bytes of UTF-8.
+    """
+
+    _connect = staticmethod(clients.connect)
+
+    def get(self, key: str) -> str | None:
+        """The live session ID of a conversation, None if there is none. Never extends its life.
+
+        Raises InvalidSessionID or CorruptValue if the key holds anything else; both name it.
+        """
+        return self._run(self._ops.get(key))
+
+    def set(self, key: str, session_id: str) -> None:
+        """Save a session ID; its whole TTL starts anew, the same ID included. Minds no lease.
+
+        Raises InvalidSessionID, before anything is sent.
+        """
+        self._run(self._ops.set(key, session_id))
+
+    def delete(self, key: str, session_id: str | None = None) -> bool:
+        """Delete a conversation's session ID; given `session_id`, only if it is still that one.
+
+        Returns whether this call deleted it. If a reply was lost and the command sent again: False although the first did.
+        """
+        return self._run(self._ops.delete(key, session_id))
+
+    def acquire(self, key: str, token: str | None = None) -> Lease | Held:
+        """Claim a conversation for `lease_ms`: a Lease with the live session ID, or who holds it. Never waits.
+
+        `token` repeats an earlier claim, whose fate is not known; without it the claim is a new one.
+        """
+        return self._run(self._ops.acquire(key, token))
+
+    def renew(self, lease: Lease) -> bool:
+        """Start a lease's time anew; False if another worker has taken the conversation over."""
+        return self._run(self._ops.renew(lease))
+
+    def save(self, lease: Lease, session_id: str) -> bool:
+        """Save a session ID and give the lease back; False if another worker has taken the conversation over.
+
+        Raises InvalidSessionID, before anything is sent.
+        """
+        return self._run(self._ops.save(lease, session_id))
+
+    def reject(self, lease: Lease) -> bool:
+        """Delete the session ID that this lease found, if it is still there; False if the lease was taken over."""
+        return self._run(self._ops.reject(lease))
+
+    def release(self, lease: Lease) -> bool:
+        """Give a lease back without saving; False if it was not held any more."""
+        return self._run(self._ops.release(lease))
+
+    def increment_resume_failures(self) -> int:
+        """Count one refused resume; the new total. Never sent twice: a lost reply may lose one."""
+        return self._run(self._ops.increment(RESUME_FAILURES))
+
+    def resume_failures_total(self) -> int:
+        """How many resumes were refused. Raises CorruptValue if the counter holds no integer."""
+        return self._run(self._ops.counter(RESUME_FAILURES))
+
+    def report(self, progress: Progress | None = None) -> Report:
+        """Scan all session keys and tell how they are. Deletes nothing; memory is bounded by the page.
+
+        `progress(looked_at, about)` is called after every page, both in keys of the whole database.
+        """
+        return self._run(scan.report(self.settings, self._ops.counters(*COUNTERS), progress))
+
+    def sessions(self) -> Iterator[SessionRow]:
+        """Every live session, a page at a time; one may come twice, and what is no valid session ID is left out."""
+        walk = scan.Scan(self.settings)
+        while (rows := self._run(walk.next_page())) is not None:
+            yield from scan.session_rows(self.settings, rows)
+
+    def live_session_ids(self) -> frozenset[str]:
+        """Every session ID that a key names, for whoever deletes transcripts that none names any more.
+
+        IDs of turns that run now, and have saved nothing yet, are not among them. Raises InexactScan unless none was missed.
+        """
+        return self._run(scan.live_session_ids(self.settings))
+
+    def import_legacy(
+        self,
+        path: str | Path,
+        *,
+        assume_used_at: AssumeUsedAt = None,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> ImportResult:
+        """Import a sessions.json; `legacy.py` says what becomes of each entry. Run twice it changes nothing.
+
+        Args:
+            path: the file.
+            assume_used_at: time of last use of entries that give none: "mtime" for the file's, or milliseconds since 1970.
+            dry_run: write nothing.
+            progress: called with entries done and entries there are.
+
+        Raises LegacyFileError if the file can't be read as one; then nothing was written.
+        """
+        return self._run(
+            migrate.import_entries(
+                self.settings, legacy.read(path), assume_used_at=assume_used_at, dry_run=dry_run, progress=progress
+            )
+        )
+
+    def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
+        """Write every live session to a sessions.json in the record shape: atomically, mode 0600.
+
+        Importing it again gives the same store, times to within some milliseconds. Raises LegacyFileError.
+        """
+        with legacy.Writer(path) as writer:
+            return self._run(migrate.export_entries(self.settings, writer.add, progress))
+
+    def resume(
+        self,
+        key: str,
+        run: Callable[[str | None], Turn[V]],
+        *,
+        judge: Judge = judge_by_phrase,
+        wait_ms: int = 0,
+        lease: bool = True,
+        on_outage: OnOutage = "run",
+    ) -> ResumeResult[V]:
+        """Run one turn of a conversation: resume its live session, or start fresh; `resume.py` has the truth table.
+
+        Args:
+            key: the conversation.
+            run: runs the agent on a session ID, or fresh on None; returns a Turn or raises.
+            judge: reads what `run` raised while resuming.
+            wait_ms: how long to wait for a conversation that another worker runs; 0 raises LeaseHeld at once.
+            lease: whether to keep every other worker out meanwhile.
+            on_outage: "run" runs fresh and without a lease when Redis is away; "raise" raises StoreUnavailable.
+
+        Raises LeaseHeld, SessionBusy, and whatever `run` raised that was no refused resume.
+        """
+        request = Request(key, judge, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
+        return runner.drive(self._ops, self._run, resume(self._ops, request), run)
+
+    def close(self) -> None:
+        """Close the client and its connections."""
+        self.client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _run(self, op: Op[T]) -> T:
+        return run(self.client, op, self._link)
+
+
+class AsyncSessionStore(_Store[clients.AsyncClient]):
+    """Same as SessionStore, for asyncio; a client from `from_url` belongs to the event loop of its first command."""
+
+    _connect = staticmethod(clients.aconnect)
+
+    async def get(self, key: str) -> str | None:
+        """Same as SessionStore.get."""
+        return await self._run(self._ops.get(key))
+
+    async def set(self, key: str, session_id: str) -> None:
+        """Same as SessionStore.set."""
+        await self._run(self._ops.set(key, session_id))
+
+    async def delete(self, key: str, session_id: str | None = None) -> bool:
+        """Same as SessionStore.delete."""
+        return await self._run(self._ops.delete(key, session_id))
+
+    async def acquire(self, key: str, token: str | None = None) -> Lease | Held:
+        """Same as SessionStore.acquire."""
+        return await self._run(self._ops.acquire(key, token))
+
+    async def renew(self, lease: Lease) -> bool:
+        """Same as SessionStore.renew."""
+        return await self._run(self._ops.renew(lease))
+
+    async def save(self, lease: Lease, session_id: str) -> bool:
+        """Same as SessionStore.save."""
+        return await self._run(self._ops.save(lease, session_id))
+
+    async def reject(self, lease: Lease) -> bool:
+        """Same as SessionStore.reject."""
+        return await self._run(self._ops.reject(lease))
+
+    async def release(self, lease: Lease) -> bool:
+        """Same as SessionStore.release."""
+        return await self._run(self._ops.release(lease))
+
+    async def increment_resume_failures(self) -> int:
+        """Same as SessionStore.increment_resume_failures."""
+        return await self._run(self._ops.increment(RESUME_FAILURES))
+
+    async def resume_failures_total(self) -> int:
+        """Same as SessionStore.resume_failures_total."""
+        return await self._run(self._ops.counter(RESUME_FAILURES))
+
+    async def report(self, progress: Progress | None = None) -> Report:
+        """Same as SessionStore.report."""
+        return await self._run(scan.report(self.settings, self._ops.counters(*COUNTERS), progress))
+
+    async def sessions(self) -> AsyncIterator[SessionRow]:
+        """Same as SessionStore.sessions."""
+        walk = scan.Scan(self.settings)
+        while (rows := await self._run(walk.next_page())) is not None:
+            for row in scan.session_rows(self.settings, rows):
+                yield row
+
+    async def live_session_ids(self) -> frozenset[str]:
+        """Same as SessionStore.live_session_ids."""
+        return await self._run(scan.live_session_ids(self.settings))
+
+    async def import_legacy(
+        self,
+        path: str | Path,
+        *,
+        assume_used_at: AssumeUsedAt = None,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> ImportResult:
+        """Same as SessionStore.import_legacy; the file is read in a thread."""
+        return await self._run(
+            migrate.import_entries(
+                self.settings,
+                await asyncio.to_thread(legacy.read, path),
+                assume_used_at=assume_used_at,
+                dry_run=dry_run,
+                progress=progress,
+            )
+        )
+
+    async def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
+        """Same as SessionStore.export."""
+        with legacy.Writer(path) as writer:
+            return await self._run(migrate.export_entries(self.settings, writer.add, progress))
+
+    async def resume(
+        self,
+        key: str,
+        run: Callable[[str | None], Awaitable[Turn[V]]],
+        *,
+        judge: Judge = judge_by_phrase,
+        wait_ms: int = 0,
+        lease: bool = True,
+        on_outage: OnOutage = "run",
+    ) -> ResumeResult[V]:
+        """Same as SessionStore.resume; whatever is raised, cancellation included, the lease is released first."""
+        request = Request(key, judge, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
+        return await runner.adrive(self._ops, self._run, resume(self._ops, request), run)
+
+    async def aclose(self) -> None:
+        """Close the client and its connections."""
+        await self.client.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _run(self, op: Op[T]) -> T:
+        return await arun(self.client, op, self._link)
