@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis_sessions import scripts
 from redis_sessions.commands import Command, Op, Script
@@ -47,6 +47,13 @@ class Held:
     remaining_ms: int
 
 
+class Peek(NamedTuple):
+    """A live session ID, and how many milliseconds it has left; None where it never expires."""
+
+    session_id: str
+    expires_in_ms: int | None
+
+
 class Operations:
     """The operations of one namespace. Holds settings and nothing that changes, so any number of threads may share it."""
 
@@ -57,15 +64,14 @@ class Operations:
 
     def get(self, key: str) -> Op[str | None]:
         [raw] = yield [Command(("GET", self.keys.session_id(key)), key)]
-        if raw is None:
-            return None
-        if not is_session_id(raw):
-            raise InvalidSessionID(
-                f"Redis holds a value for conversation {key!r} that is no session ID",
-                key=key,
-                remedy="delete the conversation, or set a valid session ID",
-            )
-        return str(raw, "ascii")
+        return _found(key, raw)
+
+    def peek(self, key: str) -> Op[Peek | None]:
+        redis_key = self.keys.session_id(key)
+        [raw, pttl_ms] = yield [Command(("GET", redis_key), key), Command(("PTTL", redis_key), key)]
+        session_id = _found(key, raw)
+        # Below -1 it expired between the two.
+        return None if session_id is None or pttl_ms < -1 else Peek(session_id, pttl_ms if pttl_ms >= 0 else None)
 
     def set(self, key: str, session_id: str) -> Op[None]:
         value = check_session_id(key, session_id)
@@ -132,6 +138,18 @@ class Operations:
 
     def _leased(self, script: Script, key: str, token: str, *args: bytes | str | int) -> Command:
         return Command((token, *args), key, script, (self.keys.lease(key), self.keys.session_id(key)))
+
+
+def _found(key: str, raw: bytes | None) -> str | None:
+    if raw is None:
+        return None
+    if not is_session_id(raw):
+        raise InvalidSessionID(
+            f"Redis holds a value for conversation {key!r} that is no session ID",
+            key=key,
+            remedy="delete the conversation, or set a valid session ID",
+        )
+    return str(raw, "ascii")
 
 
 def new_token() -> str:

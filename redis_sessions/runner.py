@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol, TypeVar
 
 from redis_sessions.commands import Op
-from redis_sessions.errors import SessionStoreError
 from redis_sessions.ops import Lease, Operations
 from redis_sessions.resume import Do, Flow, Pause, ResumeResult, Run
 
@@ -87,10 +86,10 @@ def _kept(ops: Operations, execute: Execute, lease: Lease | None) -> Iterator[No
         over.set()
 
 
-def _outcome(renew: Callable[[], bool]) -> bool | SessionStoreError:
+def _outcome(renew: Callable[[], bool]) -> bool | Exception:
     try:
         return renew()
-    except SessionStoreError as error:
+    except Exception as error:  # noqa: BLE001 - whatever it was, the next third of the lease gets another try
         return error
 
 
@@ -132,24 +131,28 @@ async def _akept(ops: Operations, execute: AsyncExecute, lease: Lease | None) ->
         yield
         return
 
+    over = asyncio.Event()
+
     async def keep() -> None:
         renewals = _Renewals(ops, lease)
-        while True:
+        # Asked each time, since a cancellation that comes just as a reply does can get lost in the client.
+        while not over.is_set():
             await asyncio.sleep(renewals.pause_s)
-            renewals.note(await _aoutcome(execute(ops.renew(lease))), over=False)
+            renewals.note(await _aoutcome(execute(ops.renew(lease))), over=over.is_set())
 
     task = asyncio.create_task(keep())
     try:
         yield
     finally:
+        over.set()
         task.cancel()
         await asyncio.wait([task])
 
 
-async def _aoutcome(renew: Awaitable[bool]) -> bool | SessionStoreError:
+async def _aoutcome(renew: Awaitable[bool]) -> bool | Exception:
     try:
         return await renew
-    except SessionStoreError as error:
+    except Exception as error:  # noqa: BLE001 - whatever it was, the next third of the lease gets another try
         return error
 
 
@@ -177,11 +180,11 @@ class _Renewals:
         self._third_s = ops.settings.lease_ms / 3000
         self.pause_s = self._third_s
 
-    def note(self, outcome: bool | SessionStoreError, *, over: bool) -> None:
+    def note(self, outcome: bool | Exception, *, over: bool) -> None:
         if outcome is True or over:
             return
         if outcome is False:
             log.error("conversation %r was taken over while its turn runs on", self._lease.key)
             self.pause_s = threading.TIMEOUT_MAX
         else:
-            log.warning("lease of %r was not renewed: %s", self._lease.key, outcome)
+            log.warning("lease of %r was not renewed: %r", self._lease.key, outcome)

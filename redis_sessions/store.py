@@ -14,7 +14,7 @@ from redis_sessions.agents import judge_by_phrase
 from redis_sessions.commands import Op
 from redis_sessions.keys import COUNTERS, RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
-from redis_sessions.ops import Held, Lease, Operations
+from redis_sessions.ops import Held, Lease, Operations, Peek
 from redis_sessions.report import Report
 from redis_sessions.resume import Judge, OnOutage, Request, ResumeResult, Turn, resume
 from redis_sessions.scan import Progress, SessionRow
@@ -71,6 +71,10 @@ class SessionStore(_Store[clients.SyncClient]):
         Raises InvalidSessionID or CorruptValue if the key holds anything else; both name it.
         """
         return self._run(self._ops.get(key))
+
+    def peek(self, key: str) -> Peek | None:
+        """The live session ID and how long it has left, in one round trip; None if there is none. Raises as get."""
+        return self._run(self._ops.peek(key))
 
     def set(self, key: str, session_id: str) -> None:
         """Save a session ID; its whole TTL starts anew, the same ID included. Minds no lease.
@@ -219,6 +223,10 @@ class AsyncSessionStore(_Store[clients.AsyncClient]):
     async def get(self, key: str) -> str | None:
         """Same as SessionStore.get."""
         return await self._run(self._ops.get(key))
+
+    async def peek(self, key: str) -> Peek | None:
+        """Same as SessionStore.peek."""
+        return await self._run(self._ops.peek(key))
 
     async def set(self, key: str, session_id: str) -> None:
         """Same as SessionStore.set."""

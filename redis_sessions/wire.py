@@ -108,7 +108,7 @@ def _run_exchange(client: Client, exchange: _Exchange[list[Any]]) -> list[Any]:
 def _do(client: Any, step: _Step) -> Any:
     match step:
         case _Send(command):
-            return client.execute_command(*_arguments(command), **_options(command.node))
+            return client.execute_command(*_arguments(command), **_options(command))
         case _Pipeline(commands):
             return _filled(client.pipeline(transaction=False), commands).execute(raise_on_error=False)
         case _Load(script, node):
@@ -148,7 +148,7 @@ async def _arun_exchange(client: Client, exchange: _Exchange[list[Any]]) -> list
 async def _ado(client: Any, step: _Step) -> Any:
     match step:
         case _Send(command):
-            return await client.execute_command(*_arguments(command), **_options(command.node))
+            return await client.execute_command(*_arguments(command), **_options(command))
         case _Pipeline(commands):
             return await _filled(client.pipeline(transaction=False), commands).execute(raise_on_error=False)
         case _Load(script, node):
@@ -214,8 +214,10 @@ def _arguments(command: Command) -> tuple[Any, ...]:
     return ("EVALSHA", command.script.sha, len(command.redis_keys), *command.redis_keys, *command.args)
 
 
-def _options(node: object) -> dict[str, Any]:
-    return {NEVER_DECODE: True, **_target(node)}
+def _options(command: Command) -> dict[str, Any]:
+    # Asked for only where a reply holds what others may have written: redis-py's cluster client chokes on it elsewhere.
+    undecoded = command.script is not None or command.args[0] == "GET"
+    return {NEVER_DECODE: True, **_target(command.node)} if undecoded else _target(command.node)
 
 
 def _target(node: object) -> dict[str, Any]:
@@ -224,5 +226,5 @@ def _target(node: object) -> dict[str, Any]:
 
 def _filled(pipeline: Any, commands: list[Command]) -> Any:
     for command in commands:
-        pipeline.execute_command(*command.args, **{NEVER_DECODE: True})
+        pipeline.execute_command(*command.args, **_options(command))
     return pipeline

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import redis
+
+from redis_sessions import SessionStore, StoreSettings
+from tests.servers import Cluster, find_redis_server, standalone
+from tests.stores import Blocking, DecodingPlace, FakePlace, Loop, Place
+
+PLACES = ("fakeredis", "valkey", "valkey-decoding", "cluster", "redis")
+
+
+class Places:
+    """The servers of the matrix, each started when a test first asks for it."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._open: dict[str, Place] = {}
+
+    def get(self, name: str) -> Place:
+        if name not in self._open:
+            self._open[name] = place = self._make(name)
+            self._stack.callback(place.close)
+        return self._open[name]
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _make(self, name: str) -> Place:
+        if name == "fakeredis":
+            return FakePlace()
+        if name == "cluster":
+            url = self._stack.enter_context(Cluster()).url
+            first = url.removeprefix("redis+cluster://").split(",")[0]
+            return Place(url, redis.RedisCluster.from_url(f"redis://{first}"))
+        if name == "valkey-decoding":
+            return DecodingPlace(self.get("valkey").url, redis.Redis.from_url(self.get("valkey").url))
+        url = self._stack.enter_context(standalone()).url if name == "valkey" else self._redis_url()
+        return Place(url, redis.Redis.from_url(url))
+
+    def _redis_url(self) -> str:
+        if url := os.environ.get("REDIS_URL"):
+            return url
+        if binary := find_redis_server():
+            return self._stack.enter_context(standalone(binary)).url
+        pytest.skip("no redis-server on the PATH, and REDIS_URL is not set")
+
+
+@pytest.fixture(scope="session")
+def places() -> Iterator[Places]:
+    places = Places()
+    yield places
+    places.close()
+
+
+@pytest.fixture(scope="session")
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, places: Places) -> Place:
+    return places.get(request.param)
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["sync", "async"])
+def make_store(
+    request: pytest.FixtureRequest, place: Place, loop: Loop, namespace: str
+) -> Iterator[Callable[..., SessionStore]]:
+    """Stores on one server, one namespace and one flavour, by their settings. Afterwards every session has a TTL."""
+    opened: list[Any] = []
+
+    def make(**settings: Any) -> Any:
+        chosen = StoreSettings(**{"namespace": namespace} | settings)
+        store = place.sync(chosen) if request.param == "sync" else Blocking(place.asynchronous(chosen), loop)
+        opened.append(store)
+        return store
+
+    yield make
+    immortal = [key for key in place.raw.scan_iter(f"{namespace}:id:*") if place.raw.pttl(key) == -1]
+    leftover = list(place.raw.scan_iter(f"{namespace}:*"))
+    for key in leftover:
+        place.raw.delete(key)
+    for store in opened:
+        store.close()
+    assert not immortal or request.node.get_closest_marker("plants_immortal_keys")
+
+
+@pytest.fixture
+def store(make_store: Callable[..., SessionStore]) -> SessionStore:
+    return make_store()
+
+
+@pytest.fixture
+def raw(place: Place) -> Any:
+    """A plain redis-py client on the same server, to look and to plant."""
+    return place.raw
+
+
+@pytest.fixture(scope="session")
+def valkey(places: Places) -> Place:
+    """The embedded Valkey, for tests that are about one real server."""
+    return places.get("valkey")

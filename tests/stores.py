@@ -1,0 +1,104 @@
+"""Stores for the contract suite: every server, each in both flavours, all called the same way."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import fakeredis
+import redis
+import redis.asyncio
+
+from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings
+
+
+class Loop:
+    """An event loop in a thread of its own, so that async code can be called from sync tests, callbacks included."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+class Blocking:
+    """An AsyncSessionStore that is called like a SessionStore; a sync `run` is run in a thread."""
+
+    def __init__(self, store: AsyncSessionStore, loop: Loop) -> None:
+        self._store = store
+        self._loop = loop
+        self.settings = store.settings
+
+    def resume(self, key: str, run: Callable[[str | None], Any], **options: Any) -> Any:
+        async def arun(session_id: str | None) -> Any:
+            return await asyncio.to_thread(run, session_id)
+
+        return self._loop.run(self._store.resume(key, arun, **options))
+
+    def sessions(self) -> Any:
+        async def collect() -> list[Any]:
+            return [row async for row in self._store.sessions()]
+
+        return iter(self._loop.run(collect()))
+
+    def close(self) -> None:
+        self._loop.run(self._store.aclose())
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            return self._loop.run(method(*args, **options))
+
+        return call if inspect.iscoroutinefunction(method) else method
+
+
+class Place:
+    """One server of the matrix: makes stores on it, and a raw client that sees what they did."""
+
+    def __init__(self, url: str, raw: Any) -> None:
+        self.url = url
+        self.raw = raw
+
+    def sync(self, settings: StoreSettings) -> SessionStore:
+        return SessionStore.from_url(self.url, settings)
+
+    def asynchronous(self, settings: StoreSettings) -> AsyncSessionStore:
+        return AsyncSessionStore.from_url(self.url, settings)
+
+    def close(self) -> None:
+        self.raw.close()
+
+
+class DecodingPlace(Place):
+    """Clients that the caller built, and that decode replies; redis-py's defaults for the rest."""
+
+    def sync(self, settings: StoreSettings) -> SessionStore:
+        return SessionStore(redis.Redis.from_url(self.url, decode_responses=True), settings)
+
+    def asynchronous(self, settings: StoreSettings) -> AsyncSessionStore:
+        return AsyncSessionStore(redis.asyncio.Redis.from_url(self.url, decode_responses=True), settings)
+
+
+class FakePlace(Place):
+    def __init__(self) -> None:
+        self.server = fakeredis.FakeServer()
+        super().__init__("", fakeredis.FakeRedis(server=self.server))
+
+    def sync(self, settings: StoreSettings) -> SessionStore:
+        return SessionStore(fakeredis.FakeRedis(server=self.server), settings)
+
+    def asynchronous(self, settings: StoreSettings) -> AsyncSessionStore:
+        return AsyncSessionStore(fakeredis.FakeAsyncRedis(server=self.server), settings)
