@@ -31,7 +31,7 @@ class InvalidSessionID(SessionStoreError, ValueError):
     """Text that can't be a session ID, offered by a caller or found in Redis. `key` names the conversation."""
 
 
-class InvalidSettings(SessionStoreError, ValueError):
+class InvalidSettings(SessionStoreError):
     """A setting, a settings file or a URL that can't be used. The message names the field, and the file if there is one."""
 
 

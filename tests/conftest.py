@@ -90,8 +90,8 @@ def make_store(
         return store
 
     yield make
-    immortal = [key for key in place.raw.scan_iter(f"{namespace}:id:*") if place.raw.pttl(key) == -1]
-    leftover = list(place.raw.scan_iter(f"{namespace}:*"))
+    immortal = [key for key in place.raw.scan_iter(f"{namespace}*:id:*") if place.raw.pttl(key) == -1]
+    leftover = list(place.raw.scan_iter(f"{namespace}*"))
     for key in leftover:
         place.raw.delete(key)
     for store in opened:

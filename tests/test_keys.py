@@ -1,0 +1,98 @@
+"""The key scheme: every conversation key has one name in Redis, and every such name one conversation."""
+
+from __future__ import annotations
+
+import fnmatch
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from redis.crc import key_slot
+
+from redis_sessions import InvalidKey, InvalidSessionID
+from redis_sessions.keys import MAX_KEY_BYTES, Keys, check_session_id, escape, is_session_id
+
+KEYS = Keys("sessions")
+texts = st.text(min_size=1, max_size=60).filter(lambda key: len(key.encode()) <= MAX_KEY_BYTES)
+
+
+def test_people_can_read_it():
+    assert KEYS.session_id("acme/shop#42:reviewer") == b"sessions:id:{acme/shop#42:reviewer}"
+    assert KEYS.lease("spät") == "sessions:lease:{spät}".encode()
+    assert KEYS.counter("resume_failures_total") == b"sessions:counter:resume_failures_total"
+
+
+@pytest.mark.parametrize(
+    ("key", "escaped"),
+    [("100%", "100%25"), ("{a}", "%7Ba%7D"), ("a\tb\x7f", "a%09b%7F"), ("\x85", "%C2%85"), ("*?[é", "*?[é")],
+)
+def test_only_what_must_be_is_escaped(key, escaped):
+    assert escape(key) == escaped
+
+
+@given(texts)
+@example("%7B")
+@example("}")
+@example("{")
+def test_back_and_forth(key):
+    redis_key = KEYS.session_id(key)
+    assert KEYS.conversation(redis_key) == key
+    assert not any(byte < 32 or byte == 127 for byte in redis_key)
+
+
+@given(texts, texts)
+def test_two_conversations_never_share_a_key(one, other):
+    assume(one != other)
+    assert KEYS.session_id(one) != KEYS.session_id(other)
+
+
+@given(texts)
+def test_all_keys_of_a_conversation_share_a_slot(key):
+    assert key_slot(KEYS.session_id(key)) == key_slot(KEYS.lease(key)) == key_slot(escape(key).encode())
+
+
+@given(texts)
+def test_the_scan_pattern_finds_it_and_no_other_kind(key):
+    pattern = KEYS.pattern.decode("latin-1")
+    assert fnmatch.fnmatchcase(KEYS.session_id(key).decode("latin-1"), pattern)
+    assert not fnmatch.fnmatchcase(KEYS.lease(key).decode("latin-1"), pattern)
+    assert not fnmatch.fnmatchcase(Keys("sessions2").session_id(key).decode("latin-1"), pattern)
+
+
+@given(st.binary(max_size=40))
+@example(b"sessions:id:{%41}")
+@example(b"sessions:id:{%7b}")
+@example(b"sessions:id:{}")
+@example(b"sessions:id:{a}b}")
+@example(b"sessions:id:{a")
+@example(b"sessions:id:{\xff}")
+def test_a_scanned_key_is_ours_only_if_it_goes_back(raw):
+    for redis_key in (raw, b"sessions:id:{" + raw + b"}"):
+        key = KEYS.conversation(redis_key)
+        assert key is None or KEYS.session_id(key) == redis_key
+
+
+@given(st.text(max_size=300))
+@example("-a")
+@example("a\n")
+@example("a" * 256)
+@example("a" * 257)
+def test_a_session_id_is_a_name_and_never_a_flag(text):
+    try:
+        raw = check_session_id("key", text)
+    except InvalidSessionID as error:
+        assert error.key == "key"
+    else:
+        assert is_session_id(raw)
+        assert raw.decode() == text
+        assert text.isascii()
+        assert text[0].isalnum()
+        assert not set(text) & set(" \t\r\n*?[]{}%'\"\\$`;|&<>()")
+
+
+@given(st.text())
+def test_any_text_is_a_key_or_refused(text):
+    try:
+        escape(text)
+    except InvalidKey:
+        assert not 1 <= len(text.encode("utf-8", "surrogatepass")) <= MAX_KEY_BYTES or not text.isprintable()

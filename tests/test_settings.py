@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from redis_sessions import InvalidSettings, StoreSettings
+
+
+def test_the_defaults():
+    settings = StoreSettings()
+    assert (settings.namespace, settings.session_max_age_ms, settings.lease_ms) == ("sessions", 86_400_000, 30_000)
+
+
+def test_they_are_frozen_and_every_one_tells_its_unit_or_is_none():
+    settings = StoreSettings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.session_max_age_ms = 1
+    assert all(name.endswith("_ms") or name in {"namespace", "scan_count", "batch_size", "max_connections"}
+               for name in StoreSettings.model_fields)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"session_max_age_ms": 0},
+        {"session_max_age_ms": -1},
+        {"session_max_age_ms": 1.5},
+        {"session_max_age_ms": "1"},
+        {"session_max_age_ms": True},
+        {"session_max_age_ms": 2**62},
+        {"lease_ms": 0},
+        {"namespace": ""},
+        {"namespace": "a:b"},
+        {"namespace": "a*"},
+        {"namespace": "a\n"},
+        {"namespace": "a" * 129},
+        {"max_age": 1},
+    ],
+)
+def test_what_can_not_be_is_refused_by_name(wrong):
+    with pytest.raises(InvalidSettings) as caught:
+        StoreSettings(**wrong)
+    assert next(iter(wrong)) in str(caught.value)
+
+
+class TestFromJsonFile:
+    @pytest.fixture
+    def file(self, tmp_path):
+        def write(document):
+            path = tmp_path / "agents.json"
+            path.write_text(document if isinstance(document, str) else json.dumps(document))
+            return path
+
+        return write
+
+    @pytest.mark.parametrize("name", ["session_max_age_ms", "sessionMaxAgeMs"])
+    def test_it_takes_the_max_age_in_either_spelling_and_leaves_the_rest(self, file, name):
+        path = file({name: 3_600_000, "agents": [{"name": "claude"}], "namespace": 7})
+        assert StoreSettings.from_json_file(path).session_max_age_ms == 3_600_000
+        assert StoreSettings.from_json_file(str(path), namespace="x").namespace == "x"
+
+    def test_without_one_the_default_holds(self, file):
+        assert StoreSettings.from_json_file(file({})).session_max_age_ms == 86_400_000
+
+    def test_what_the_caller_says_goes_first(self, file):
+        path = file({"session_max_age_ms": 5})
+        assert StoreSettings.from_json_file(path, session_max_age_ms=7).session_max_age_ms == 7
+
+    @pytest.mark.parametrize("value", [0, -5, 1.5, 3600.0, "3600000", True, None, [1], {"token": "s3cret"}, 10**30])
+    @pytest.mark.parametrize("name", ["session_max_age_ms", "sessionMaxAgeMs"])
+    def test_what_is_no_positive_integer_names_file_and_field_and_shows_no_secret(self, file, name, value):
+        path = file({name: value})
+        with pytest.raises(InvalidSettings) as caught:
+            StoreSettings.from_json_file(path)
+        assert str(path) in str(caught.value)
+        assert name in str(caught.value)
+        assert "s3cret" not in str(caught.value)
+
+    def test_two_spellings_that_disagree(self, file):
+        with pytest.raises(InvalidSettings, match="disagree"):
+            StoreSettings.from_json_file(file({"session_max_age_ms": 5, "sessionMaxAgeMs": 6}))
+        assert StoreSettings.from_json_file(file({"session_max_age_ms": 5, "sessionMaxAgeMs": 5})).session_max_age_ms == 5
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"a": 1} x', "[" * 100_000])
+    def test_a_file_that_holds_no_object(self, file, text):
+        with pytest.raises(InvalidSettings, match=r"agents\.json"):
+            StoreSettings.from_json_file(file(text))
+
+    def test_a_file_that_is_not_there_or_not_text(self, tmp_path):
+        with pytest.raises(InvalidSettings, match="No such file"):
+            StoreSettings.from_json_file(tmp_path / "no.json")
+        (tmp_path / "agents.json").write_bytes(b"\xff")
+        with pytest.raises(InvalidSettings):
+            StoreSettings.from_json_file(tmp_path / "agents.json")
