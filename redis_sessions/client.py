@@ -105,17 +105,14 @@ class _LazyCluster(redis.RedisCluster):
 def connect(target: Target, settings: StoreSettings) -> SyncClient:
     """A sync client for the target, which connects at its first command."""
     options = _options(target, settings) | {"retry": redis.retry.Retry(NoBackoff(), 0)}
-    quiet = MaintNotificationsConfig(enabled=False)
     if target.kind == "cluster":
         nodes = [redis.cluster.ClusterNode(host, port) for host, port in target.hosts]
-        return _LazyCluster(
-            startup_nodes=nodes, connection_pool_class=_Pool, maint_notifications_config=quiet, **_tls(target), **options
-        )
+        return _LazyCluster(startup_nodes=nodes, connection_pool_class=_Pool, **_tls(target), **options)
     options |= {"db": target.database}
     if target.kind == "sentinel":
-        sentinel = redis.sentinel.Sentinel(list(target.hosts), sentinel_kwargs=_sentinel_options(settings) | _tls(target))
+        sentinel = redis.sentinel.Sentinel(list(target.hosts), sentinel_kwargs=_watchers(options) | _tls(target))
         client: SyncClient = sentinel.master_for(
-            target.service, connection_pool_class=_SentinelPool, maint_notifications_config=quiet, **_tls(target), **options
+            target.service, connection_pool_class=_SentinelPool, **_tls(target), **options
         )
         return client
     connection = {
@@ -125,7 +122,6 @@ def connect(target: Target, settings: StoreSettings) -> SyncClient:
     return redis.Redis.from_pool(
         _Pool(
             connection_class=connection,
-            maint_notifications_config=quiet,
             max_connections=settings.max_connections,
             **_place(target),
             **options,
@@ -136,25 +132,20 @@ def connect(target: Target, settings: StoreSettings) -> SyncClient:
 def aconnect(target: Target, settings: StoreSettings) -> AsyncClient:
     """Same as connect, for asyncio."""
     options = _options(target, settings) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
-    quiet = MaintNotificationsConfig(enabled=False)
     if target.kind == "cluster":
         nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in target.hosts]
         return redis.asyncio.RedisCluster(
             startup_nodes=nodes,
             max_connections=settings.max_connections,
-            maint_notifications_config=quiet,
             **_tls(target),
             **options,
         )
     options |= {"db": target.database}
     if target.kind == "sentinel":
-        sentinel = redis.asyncio.sentinel.Sentinel(
-            list(target.hosts), sentinel_kwargs=_sentinel_options(settings) | _tls(target)
-        )
+        sentinel = redis.asyncio.sentinel.Sentinel(list(target.hosts), sentinel_kwargs=_watchers(options) | _tls(target))
         client: AsyncClient = sentinel.master_for(
             target.service,
             connection_pool_class=_AsyncSentinelPool,
-            maint_notifications_config=quiet,
             **_tls(target),
             **options,
         )
@@ -166,7 +157,6 @@ def aconnect(target: Target, settings: StoreSettings) -> AsyncClient:
     return redis.asyncio.Redis.from_pool(
         _AsyncPool(
             connection_class=connection,
-            maint_notifications_config=quiet,
             max_connections=settings.max_connections,
             **_place(target),
             **options,
@@ -193,15 +183,13 @@ def _options(target: Target, settings: StoreSettings) -> dict[str, Any]:
         "health_check_interval": _HEALTH_CHECK_INTERVAL_S,
         "driver_info": None,
         "protocol": 3,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
 
 
-def _sentinel_options(settings: StoreSettings) -> dict[str, Any]:
-    return {
-        "socket_timeout": settings.socket_timeout_ms / 1000,
-        "socket_connect_timeout": settings.connect_timeout_ms / 1000,
-        "driver_info": None,
-    }
+def _watchers(options: dict[str, Any]) -> dict[str, Any]:
+    """How Sentinel's processes are asked: as the primary is, but for user, password and database, which are its alone."""
+    return {name: value for name, value in options.items() if name not in ("username", "password", "db")}
 
 
 def _place(target: Target) -> dict[str, Any]:

@@ -73,10 +73,10 @@ class _Due(NamedTuple):
 def import_entries(
     settings: StoreSettings,
     legacy: LegacyFile,
-    *,
     assume_used_at: AssumeUsedAt = None,
-    dry_run: bool = False,
     progress: Progress | None = None,
+    *,
+    dry_run: bool = False,
 ) -> Op[ImportResult]:
     """Write what is still alive, a batch a round trip; see `legacy.py` for the outcome of each entry.
 

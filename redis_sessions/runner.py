@@ -180,7 +180,7 @@ class _Renewals:
         self._third_s = ops.settings.lease_ms / 3000
         self.pause_s = self._third_s
 
-    def note(self, outcome: bool | Exception, *, over: bool) -> None:
+    def note(self, outcome: object, *, over: bool) -> None:
         if outcome is True or over:
             return
         if outcome is False:

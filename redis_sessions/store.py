@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from redis_sessions import client as clients
@@ -37,10 +36,7 @@ class _Store(Generic[C]):
     _connect: Callable[[urls.Target, StoreSettings], C]
 
     def __init__(self, client: C, settings: StoreSettings | None = None, *, link: Link | None = None) -> None:
-        """A store over a client that the caller built, standalone or cluster, and goes on owning.
-
-        Such a client's own retry policy applies, to INCR as well; `from_url` builds one whose settings are known to be safe.
-        """
+        """A store over a client that the caller built; its own retry policy applies, to INCR as well. See `from_url`."""
         self.client = client
         self.settings = settings or StoreSettings()
         self._ops = Operations(self.settings)
@@ -48,10 +44,7 @@ class _Store(Generic[C]):
 
     @classmethod
     def from_url(cls, url: str, settings: StoreSettings | None = None) -> Self:
-        """A store at `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://`; see `urls.py`.
-
-        Connects at its first operation. Raises InvalidSettings for a URL that can't be used, and never quotes it.
-        """
+        """A store over a client known to be safe, connected at its first use. Raises InvalidSettings; `urls.py` has more."""
         settings = settings or StoreSettings()
         target = urls.parse(url)
         return cls(cls._connect(target, settings), settings, link=clients.link(target, settings))
@@ -77,17 +70,11 @@ class SessionStore(_Store[clients.SyncClient]):
         return self._run(self._ops.peek(key))
 
     def set(self, key: str, session_id: str) -> None:
-        """Save a session ID; its whole TTL starts anew, the same ID included. Minds no lease.
-
-        Raises InvalidSessionID, before anything is sent.
-        """
+        """Save a session ID; its whole TTL starts anew, the same ID included. Minds no lease. Raises InvalidSessionID."""
         self._run(self._ops.set(key, session_id))
 
     def delete(self, key: str, session_id: str | None = None) -> bool:
-        """Delete a conversation's session ID; given `session_id`, only if it is still that one.
-
-        Returns whether this call deleted it. If a reply was lost and the command sent again: False although the first did.
-        """
+        """Delete a conversation's session ID, or only that one; whether this call did (a lost reply may make it False)."""
         return self._run(self._ops.delete(key, session_id))
 
     def acquire(self, key: str, token: str | None = None) -> Lease | Held:
@@ -102,10 +89,7 @@ class SessionStore(_Store[clients.SyncClient]):
         return self._run(self._ops.renew(lease))
 
     def save(self, lease: Lease, session_id: str) -> bool:
-        """Save a session ID and give the lease back; False if another worker has taken the conversation over.
-
-        Raises InvalidSessionID, before anything is sent.
-        """
+        """Save a session ID and give the lease back; False if the conversation was taken over. Raises InvalidSessionID."""
         return self._run(self._ops.save(lease, session_id))
 
     def reject(self, lease: Lease) -> bool:
@@ -138,9 +122,9 @@ class SessionStore(_Store[clients.SyncClient]):
             yield from scan.session_rows(self.settings, rows)
 
     def live_session_ids(self) -> frozenset[str]:
-        """Every session ID that a key names, for whoever deletes transcripts that none names any more.
+        """Every session ID that a key names, for whoever deletes other transcripts; IDs of running turns are not among them.
 
-        IDs of turns that run now, and have saved nothing yet, are not among them. Raises InexactScan unless none was missed.
+        Raises InexactScan unless the scan missed none.
         """
         return self._run(scan.live_session_ids(self.settings))
 
@@ -155,24 +139,16 @@ class SessionStore(_Store[clients.SyncClient]):
         """Import a sessions.json; `legacy.py` says what becomes of each entry. Run twice it changes nothing.
 
         Args:
-            path: the file.
+            path: the file; if it can't be read as one, LegacyFileError is raised and nothing was written.
             assume_used_at: time of last use of entries that give none: "mtime" for the file's, or milliseconds since 1970.
             dry_run: write nothing.
             progress: called with entries done and entries there are.
-
-        Raises LegacyFileError if the file can't be read as one; then nothing was written.
         """
-        return self._run(
-            migrate.import_entries(
-                self.settings, legacy.read(path), assume_used_at=assume_used_at, dry_run=dry_run, progress=progress
-            )
-        )
+        entries = legacy.read(path)
+        return self._run(migrate.import_entries(self.settings, entries, assume_used_at, progress, dry_run=dry_run))
 
     def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
-        """Write every live session to a sessions.json in the record shape: atomically, mode 0600.
-
-        Importing it again gives the same store, times to within some milliseconds. Raises LegacyFileError.
-        """
+        """Write every live session to a sessions.json: whole or not at all, mode 0600. Raises LegacyFileError."""
         with legacy.Writer(path) as writer:
             return self._run(migrate.export_entries(self.settings, writer.add, progress))
 
@@ -208,7 +184,7 @@ class SessionStore(_Store[clients.SyncClient]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _run(self, op: Op[T]) -> T:
@@ -288,15 +264,8 @@ class AsyncSessionStore(_Store[clients.AsyncClient]):
         progress: Progress | None = None,
     ) -> ImportResult:
         """Same as SessionStore.import_legacy; the file is read in a thread."""
-        return await self._run(
-            migrate.import_entries(
-                self.settings,
-                await asyncio.to_thread(legacy.read, path),
-                assume_used_at=assume_used_at,
-                dry_run=dry_run,
-                progress=progress,
-            )
-        )
+        entries = await asyncio.to_thread(legacy.read, path)
+        return await self._run(migrate.import_entries(self.settings, entries, assume_used_at, progress, dry_run=dry_run))
 
     async def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Same as SessionStore.export."""
@@ -324,9 +293,7 @@ class AsyncSessionStore(_Store[clients.AsyncClient]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def _run(self, op: Op[T]) -> T:

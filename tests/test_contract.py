@@ -80,7 +80,7 @@ def test_what_is_no_session_id_is_refused_and_the_error_names_the_key(store, ses
     for operation in (
         lambda: store.set("the-key", session_id),
         lambda: store.save(lease, session_id),
-        lambda: session_id is None and store.set("the-key", None) or store.delete("the-key", session_id or ""),
+        lambda: store.delete("the-key", "" if session_id is None else session_id),
     ):
         with pytest.raises(InvalidSessionID) as caught:
             operation()
@@ -206,7 +206,11 @@ class TestLease:
         assert isinstance(store.acquire("a"), Lease)
 
     def test_a_value_that_is_no_session_id_is_nothing_to_resume(self, store, raw, namespace):
-        for plant in (lambda key: raw.set(key, "no id"), lambda key: raw.set(key, "x" * 9000), lambda key: raw.lpush(key, 1)):
+        for plant in (
+            lambda key: raw.set(key, "no id"),
+            lambda key: raw.set(key, "x" * 9000),
+            lambda key: raw.lpush(key, 1),
+        ):
             raw.delete(f"{namespace}:id:{{a}}")
             plant(f"{namespace}:id:{{a}}")
             raw.pexpire(f"{namespace}:id:{{a}}", 60_000)

@@ -185,8 +185,11 @@ class TestWriter:
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["id", "last_used_at", "x"]), inner, max_size=3), max_leaves=5,
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "last_used_at", "x"]), inner, max_size=3)
+    ),
+    max_leaves=5,
 )
 
 

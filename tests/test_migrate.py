@@ -58,7 +58,9 @@ def test_each_entry_gets_its_verdict_and_what_lives_its_remaining_life(store, ra
     assert figures(result) == (2, 3, 1, 2)
     assert {reject.key: reject.source for reject in result.rejects}["dash"] == '"dash": "--flag"'
     assert {row.key: row.session_id for row in store.sessions()} == {
-        "recent": "ID-1", "ahead": "ID-2", "live": "ID-live",
+        "recent": "ID-1",
+        "ahead": "ID-2",
+        "live": "ID-live",
     }
     keys = Keys(namespace)
     assert DAY_MS - HOUR_MS - 20_000 < raw.pttl(keys.session_id("recent")) <= DAY_MS - HOUR_MS
@@ -106,7 +108,18 @@ def test_batches_and_what_progress_hears(make_store, now_ms, file):
 
 def test_a_mixed_file_of_ten_thousand_with_three_hundred_broken_ones(store, now_ms, file):
     rng = random.Random(7)
-    broken = [7, None, [], {}, "--flag", "two words", record("ID", -1), record("ID", 1.5), record("ID", now_ms // 1000), {"id": 3}]
+    broken = [
+        7,
+        None,
+        [],
+        {},
+        "--flag",
+        "two words",
+        record("ID", -1),
+        record("ID", 1.5),
+        record("ID", now_ms // 1000),
+        {"id": 3},
+    ]
     entries = {f"broken{n}": rng.choice(broken) for n in range(300)}
     entries |= {f"recent{n}": record(f"ID-{n}", now_ms - rng.randrange(DAY_MS - 600_000)) for n in range(6000)}
     entries |= {f"old{n}": record(f"ID-{n}", now_ms - DAY_MS - rng.randrange(1, 10**9)) for n in range(2000)}

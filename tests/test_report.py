@@ -143,8 +143,11 @@ rows = st.lists(
     st.tuples(
         st.one_of(st.text(min_size=1, max_size=20).map(lambda key: Keys("ns").session_id(key)), st.binary(max_size=20)),
         st.integers(min_value=-2, max_value=3 * DAY_MS),
-        st.one_of(st.none(), st.binary(max_size=20), st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,20}", fullmatch=True)
-                  .map(str.encode)),
+        st.one_of(
+            st.none(),
+            st.binary(max_size=20),
+            st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,20}", fullmatch=True).map(str.encode),
+        ),
     ),
     max_size=50,
 )

@@ -17,8 +17,10 @@ def test_they_are_frozen_and_every_one_tells_its_unit_or_is_none():
     settings = StoreSettings()
     with pytest.raises(ValidationError, match="frozen"):
         settings.session_max_age_ms = 1
-    assert all(name.endswith("_ms") or name in {"namespace", "scan_count", "batch_size", "max_connections"}
-               for name in StoreSettings.model_fields)
+    assert all(
+        name.endswith("_ms") or name in {"namespace", "scan_count", "batch_size", "max_connections"}
+        for name in StoreSettings.model_fields
+    )
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,16 @@ def test_what_can_not_be_is_refused(url):
 
 @pytest.mark.parametrize(
     "url",
-    ["redis://:s3cret/more@h:6379/0", "redis://u:s3cret@more@h/x", "redis://:s3cret#more@h", "http://u:s3cret@h", "redis://u:s3cret@h:p/0",
-     "redis://:s3cret?more@h", "redis://u:s3cret@[::1", "s3cret"],
+    [
+        "redis://:s3cret/more@h:6379/0",
+        "redis://u:s3cret@more@h/x",
+        "redis://:s3cret#more@h",
+        "http://u:s3cret@h",
+        "redis://u:s3cret@h:p/0",
+        "redis://:s3cret?more@h",
+        "redis://u:s3cret@[::1",
+        "s3cret",
+    ],
 )
 def test_no_password_is_ever_shown(url):
     with pytest.raises(InvalidSettings) as caught:

@@ -1,0 +1,98 @@
+"""The rules of the house: arrows one way, few files know redis, only the command line reads the environment or prints."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import redis_sessions
+
+ROOT = Path(redis_sessions.__file__).parent
+# A file imports only from those before it.
+ORDER = (
+    "errors", "settings", "keys", "commands", "scripts", "ops", "report", "scan", "json_pairs", "legacy", "migrate",
+    "agents", "resume", "refusals", "wire", "urls", "client", "runner", "store", "testing", "server", "__init__",
+)  # fmt: skip
+KNOW_REDIS = {"refusals", "wire", "client", "testing"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def module_of(path):
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imports(path):
+    """Every name that a file imports, with its package."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_file_has_its_place_in_the_order():
+    assert {module_of(path) for path in FILES} - {"cli"} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+class TestEveryFile:
+    def test_it_imports_only_from_those_before_it(self, path):
+        module = module_of(path)
+        for name in imports(path):
+            package, _, rest = name.partition(".")
+            if package == "redis_sessions" and module != "cli":
+                other = rest.split(".")[0]
+                assert other in ORDER[: ORDER.index(module)], f"{module} imports {other}"
+
+    def test_only_few_know_redis(self, path):
+        if module_of(path) not in KNOW_REDIS:
+            assert not [name for name in imports(path) if name.split(".")[0] in ("redis", "fakeredis", "hiredis")]
+
+    def test_only_the_command_line_reads_the_environment_or_prints(self, path):
+        if module_of(path) != "cli":
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Name):
+                    assert node.id not in ("print", "input")
+                if isinstance(node, ast.Attribute):
+                    assert node.attr not in ("environ", "getenv", "stdout") or module_of(path) == "server"
+
+    def test_it_has_fewer_than_three_hundred_lines(self, path):
+        assert len(path.read_text().splitlines()) <= 300
+
+    def test_it_says_what_it_is_for(self, path):
+        assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_both_flavours_have_the_same_methods_with_the_same_parameters():
+    def methods(kind):
+        return {name: value for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("_")}
+
+    sync, other = methods(redis_sessions.SessionStore), methods(redis_sessions.AsyncSessionStore)
+    assert set(sync) - {"close"} == set(other) - {"aclose"}
+    for name in set(sync) - {"close"}:
+        assert list(inspect.signature(sync[name]).parameters) == list(inspect.signature(other[name]).parameters)
+        assert inspect.getdoc(other[name]).startswith("Same as")
+
+
+def test_every_public_name_is_documented():
+    for name in redis_sessions.__all__:
+        value = getattr(redis_sessions, name)
+        assert inspect.getdoc(value), name
+        for method, function in vars(value).items():
+            if inspect.isfunction(function) and not method.startswith("_") and value.__module__.startswith("redis_sessions"):
+                assert inspect.getdoc(function), f"{name}.{method}"
+
+
+def test_the_core_depends_on_no_more_than_it_says():
+    allowed = {"redis", "pydantic", "redis_sessions"}
+    import sys
+
+    for path in FILES:
+        if module_of(path) in ("cli", "testing", "server"):
+            continue
+        foreign = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - allowed
+        assert not foreign, path

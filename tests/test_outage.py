@@ -1,0 +1,237 @@
+"""Redis away: an operation says so within its deadline, and no agent is stopped or turn lost for it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import pytest
+import redis
+
+from redis_sessions import (
+    AsyncSessionStore,
+    Judgement,
+    Lease,
+    SessionStore,
+    SessionStoreError,
+    StoreSettings,
+    StoreUnavailable,
+    Turn,
+    Verdict,
+)
+from redis_sessions.server import EmbeddedServer
+from tests.stores import Blocking
+
+KEY = "acme/shop#42"
+
+
+@pytest.fixture
+def server():
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["sync", "async"])
+def store(request, server, loop):
+    settings = StoreSettings(deadline_ms=1_500, socket_timeout_ms=300)
+    kind = SessionStore if request.param == "sync" else AsyncSessionStore
+    store = kind.from_url(server.url, settings)
+    store = store if request.param == "sync" else Blocking(store, loop)
+    yield store
+    store.close()
+
+
+def test_every_operation_says_so_within_its_deadline(store, server, tmp_path):
+    store.set(KEY, "R")
+    lease = store.acquire(KEY)
+    server.kill()
+    (tmp_path / "in.json").write_text('{"a": "ID-1"}')
+    for operation in (
+        lambda: store.get(KEY),
+        lambda: store.set(KEY, "E"),
+        lambda: store.delete(KEY),
+        lambda: store.delete(KEY, "R"),
+        lambda: store.acquire(KEY),
+        lambda: store.renew(lease),
+        lambda: store.save(lease, "E"),
+        lambda: store.reject(lease),
+        lambda: store.release(lease),
+        store.report,
+        lambda: list(store.sessions()),
+        store.live_session_ids,
+        store.increment_resume_failures,
+        store.resume_failures_total,
+        lambda: store.import_legacy(tmp_path / "in.json"),
+        lambda: store.export(tmp_path / "out.json"),
+    ):
+        began_s = time.monotonic()
+        with pytest.raises(StoreUnavailable) as caught:
+            operation()
+        assert time.monotonic() - began_s < 10  # far above the deadline: this is no timing test, only «not for ever»
+        assert caught.value.remedy
+        assert server.url.split("/")[2] in str(caught.value)
+    assert not (tmp_path / "out.json").exists()
+
+
+class TestResume:
+    def test_it_runs_fresh_and_says_so(self, store, server, caplog):
+        server.kill()
+        result = store.resume(KEY, lambda session_id: Turn("E", session_id))
+        assert (result.value, result.how, result.saved) == (None, "fresh", False)
+        assert "store unavailable" in result.reason
+        assert "store unavailable" in caplog.text
+
+    def test_or_raises_for_who_prefers_that(self, store, server):
+        server.kill()
+        with pytest.raises(StoreUnavailable):
+            store.resume(KEY, lambda _: pytest.fail("must not run"), on_outage="raise")
+
+    def test_a_turn_that_ran_is_not_lost_to_a_server_that_died_meanwhile(self, store, server):
+        store.set(KEY, "R")
+
+        def run(session_id):
+            server.kill()
+            return Turn("E", f"resumed {session_id}")
+
+        result = store.resume(KEY, run, on_outage="raise")
+        assert (result.value, result.how, result.saved) == ("resumed R", "resumed", False)
+        assert "not saved" in result.reason
+
+    def test_the_agents_error_is_raised_although_the_lease_can_not_be_released(self, store, server):
+        def run(session_id):
+            server.kill()
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            store.resume(KEY, run)
+
+    def test_back_by_the_end_of_the_turn_it_saves_where_nothing_else_is(self, store, server):
+        server.kill()
+
+        def run(session_id):
+            server.start()
+            return Turn("E", None)
+
+        result = store.resume(KEY, run)
+        assert (result.how, result.saved) == ("fresh", True)
+        assert store.get(KEY) == "E"
+        assert isinstance(store.acquire(KEY), Lease)
+
+    @pytest.mark.parametrize("leased", [False, True])
+    def test_back_by_the_end_of_the_turn_it_overwrites_nothing(self, store, server, leased):
+        server.kill()
+
+        def run(session_id):
+            server.start()
+            if leased:
+                store.acquire(KEY)
+            else:
+                store.set(KEY, "S")
+            return Turn("E", "value")
+
+        result = store.resume(KEY, run)
+        assert (result.value, result.saved) == ("value", False)
+        assert "not saved" in result.reason
+        assert store.get(KEY) == (None if leased else "S")
+
+    @pytest.mark.parametrize("turn_began", [False, True])
+    def test_refused_while_it_is_away(self, store, server, turn_began):
+        store.set(KEY, "R")
+        asked = []
+
+        def run(session_id):
+            asked.append(session_id)
+            if session_id:
+                server.kill()
+                raise ZeroDivisionError
+            return Turn("E", None)
+
+        def judge(error):
+            return Judgement(Verdict.gone, turn_began=turn_began)
+
+        if turn_began:
+            with pytest.raises(ZeroDivisionError):
+                store.resume(KEY, run, judge=judge)
+            assert asked == ["R"]
+        else:
+            result = store.resume(KEY, run, judge=judge)
+            assert (result.how, result.saved) == ("restarted", False)
+            assert asked == ["R", None]
+
+    def test_refused_while_it_is_away_and_the_caller_prefers_to_know(self, store, server):
+        store.set(KEY, "R")
+
+        def run(session_id):
+            server.kill()
+            raise ZeroDivisionError
+
+        with pytest.raises(StoreUnavailable) as caught:
+            store.resume(KEY, run, judge=lambda _: Judgement(Verdict.gone), on_outage="raise")
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_restart_is_ridden_out_where_it_may_be_sent_again(server):
+    """A server that is back within the tries of one operation is noticed by nobody."""
+    with SessionStore.from_url(server.url) as store:
+        store.set(KEY, "R")
+        server.kill()
+        server.start()
+        store.set(KEY, "S")
+        assert store.get(KEY) == "S"
+
+
+@pytest.mark.parametrize("kind", ["redis+cluster", "redis+sentinel"])
+@pytest.mark.parametrize("flavour", ["sync", "async"])
+def test_a_worker_can_start_while_cluster_or_sentinel_is_away(kind, flavour, server, loop):
+    host = server.url.split("/")[2]
+    server.kill()
+    url = f"{kind}://{host}" + ("/main" if kind == "redis+sentinel" else "")
+    settings = StoreSettings(deadline_ms=700, socket_timeout_ms=200)
+    if flavour == "sync":
+        store = SessionStore.from_url(url, settings)
+    else:
+        store = Blocking(AsyncSessionStore.from_url(url, settings), loop)
+    try:
+        with pytest.raises(StoreUnavailable):
+            store.get(KEY)
+        assert store.resume(KEY, lambda _: Turn("E", "ran")).value == "ran"
+    finally:
+        store.close()
+
+
+class TestRefusals:
+    def test_memory_full_refuses_writes_and_goes_on_reading(self, loop):
+        full = {"maxmemory": "3mb", "maxmemory-policy": "noeviction"}
+        with EmbeddedServer(extra=full) as server, SessionStore.from_url(server.url) as store:
+            store.set(KEY, "R")
+            lease = store.acquire(KEY)
+            for size in (100_000, 1_000, 10):  # ever smaller, until nothing fits any more
+                with pytest.raises(redis.exceptions.OutOfMemoryError):  # noqa: PT012
+                    for n in itertools.count():
+                        store.client.set(f"ballast{size}:{n}", "x" * size)
+            assert store.get(KEY) == "R"
+            for operation in (lambda: store.set(KEY, "E"), lambda: store.save(lease, "E")):
+                with pytest.raises(StoreUnavailable, match="OOM"):
+                    operation()
+
+    def test_a_wrong_password_fails_at_once_and_is_not_shown(self):
+        with EmbeddedServer(extra={"requirepass": "right-s3cret"}) as server:
+            for url in (server.url, server.url.replace("redis://", "redis://:wrong-s3cret@")):
+                with SessionStore.from_url(url) as store:
+                    with pytest.raises(StoreUnavailable) as caught:
+                        store.get(KEY)
+                    assert "s3cret" not in str(caught.value)
+                    assert "password" in str(caught.value)
+            with SessionStore.from_url(server.url.replace("redis://", "redis://:right-s3cret@")) as store:
+                store.set(KEY, "R")
+                assert store.get(KEY) == "R"
+
+    def test_what_an_acl_does_not_grant_is_said(self, valkey):
+        valkey.raw.acl_setuser("narrow", enabled=True, passwords=["+p"], keys=["*"], commands=["+get", "+hello"])
+        try:
+            with SessionStore.from_url(valkey.url.replace("redis://", "redis://narrow:p@")) as store:
+                assert store.get(KEY) is None
+                with pytest.raises(SessionStoreError, match="NOPERM"):
+                    store.set(KEY, "R")
+        finally:
+            valkey.raw.acl_deluser("narrow")
