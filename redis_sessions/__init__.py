@@ -1,6 +1,8 @@
 """A Redis-native cache of agent session IDs, shared by many worker processes. `keys.py` has the key scheme."""
 
-from redis_sessions.agents import Judgement, Verdict
+import logging
+
+from redis_sessions.verdicts import Judgement, Verdict
 from redis_sessions.errors import (
     AccessDenied,
     CorruptValue,
@@ -15,12 +17,15 @@ from redis_sessions.errors import (
     StoreUnavailable,
 )
 from redis_sessions.migrate import ExportResult, ImportResult
-from redis_sessions.ops import Held, Lease
+from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
 from redis_sessions.resume import ResumeResult, Turn
 from redis_sessions.scan import SessionRow
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import AsyncSessionStore, SessionStore
+
+# What to do with the logs is the program's to say, not a library's.
+logging.getLogger("redis_sessions").addHandler(logging.NullHandler())
 
 __all__ = [
     "AccessDenied",
@@ -37,6 +42,7 @@ __all__ = [
     "Lease",
     "LeaseHeld",
     "LegacyFileError",
+    "Peek",
     "Report",
     "ResumeResult",
     "SessionBusy",

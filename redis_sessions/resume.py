@@ -27,7 +27,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
-from redis_sessions.agents import Judgement, Verdict
+from redis_sessions.verdicts import Judgement, Verdict
 from redis_sessions.commands import Op
 from redis_sessions.errors import (
     CorruptValue,
@@ -234,13 +234,13 @@ class _Turn:
         if not mine:
             self.claimed = False
             raise LeaseHeld(self.key) from error
-        self._say(f"session {asked} was refused ({judgement.verdict})")
+        self._say(f"session {asked} was refused ({judgement.verdict})", logging.INFO)
 
     def _keep(self, turn: Turn[Any], how: Literal["resumed", "fresh", "restarted"]) -> Flow[ResumeResult[Any]]:
         session_id = turn.session_id or (self.previous if how == "resumed" else None)
         saved = False
         if session_id is None:
-            self._say("the turn gave no session ID")
+            self._say("the turn gave no session ID", logging.INFO)
         else:
             try:
                 saved = yield from self._save(session_id)
@@ -290,6 +290,6 @@ class _Turn:
         except SessionStoreError as error:
             log.warning("%s was not counted: %s", name, error)
 
-    def _say(self, reason: str) -> None:
+    def _say(self, reason: str, level: int = logging.WARNING) -> None:
         self.reasons.append(reason)
-        log.warning("conversation %r: %s", self.key, reason)
+        log.log(level, "conversation %r: %s", self.key, reason)

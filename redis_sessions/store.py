@@ -9,7 +9,7 @@ from typing import Generic, Self, TypeVar
 
 from redis_sessions import client as clients
 from redis_sessions import legacy, migrate, runner, scan, urls
-from redis_sessions.agents import judge_by_phrase
+from redis_sessions.verdicts import judge_by_phrase
 from redis_sessions.commands import Op
 from redis_sessions.keys import COUNTERS, RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult

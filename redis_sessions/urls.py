@@ -79,7 +79,9 @@ def parse(url: str) -> Target:
     allowed = _TLS_OPTIONS if tls else ("db",) if kind == "unix" else ()
     for option in options:
         if option not in allowed:
-            raise _refused(f"has the option {option[:40]!r}, which is not allowed there")
+            # Behind an '@', what looks like an option may be the rest of a password.
+            name = "an option" if "@" in parts.query else f"the option {option[:40]!r}"
+            raise _refused(f"has {name}, which is not allowed there; in a password write '?' as %3F")
     user, password, location = _credentials(parts.netloc)
     path = unquote(parts.path)
     if kind == "unix":

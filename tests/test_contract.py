@@ -33,6 +33,19 @@ def test_the_bare_id_and_the_whole_max_age_stand_in_redis(make_store, raw, names
     assert 4_990_000 < raw.pttl(f"{namespace}:id:{{a}}") <= 5_000_000
 
 
+def test_peek_tells_the_id_and_how_long_it_has_left(store, raw, namespace):
+    assert store.peek("a") is None
+    store.set("a", "ID-1")
+    session_id, expires_in_ms = store.peek("a")
+    assert session_id == "ID-1"
+    assert DAY_MS - 60_000 < expires_in_ms <= DAY_MS
+    raw.pexpire(f"{namespace}:id:{{a}}", 60_000)
+    assert store.peek("a").expires_in_ms <= 60_000  # peeking extends nothing either
+    raw.set(f"{namespace}:id:{{a}}", "two words", px=60_000)
+    with pytest.raises(InvalidSessionID):
+        store.peek("a")
+
+
 def test_every_set_starts_the_ttl_anew_and_get_never_does(store, raw, namespace):
     redis_key = f"{namespace}:id:{{a}}"
     store.set("a", "ID-1")

@@ -14,7 +14,7 @@ ROOT = Path(redis_sessions.__file__).parent
 # A file imports only from those before it.
 ORDER = (
     "errors", "settings", "keys", "commands", "scripts", "ops", "report", "scan", "json_pairs", "legacy", "migrate",
-    "agents", "resume", "refusals", "wire", "urls", "client", "runner", "store", "testing", "server", "__init__",
+    "verdicts", "resume", "refusals", "wire", "urls", "client", "runner", "store", "testing", "server", "__init__",
 )  # fmt: skip
 KNOW_REDIS = {"refusals", "wire", "client", "testing"}
 FILES = sorted(ROOT.rglob("*.py"))

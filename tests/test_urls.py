@@ -65,6 +65,7 @@ def test_what_can_not_be_is_refused(url):
         "http://u:s3cret@h",
         "redis://u:s3cret@h:p/0",
         "redis://:s3cret?more@h",
+        "redis://:pa?s3cret=x@h:1/0",
         "redis://u:s3cret@[::1",
         "s3cret",
     ],

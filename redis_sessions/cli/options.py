@@ -1,0 +1,117 @@
+"""The options that every command on a store has, defined once, and the store they lead to."""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final
+
+import typer
+
+from redis_sessions.errors import InvalidSettings
+
+if TYPE_CHECKING:
+    from redis_sessions.settings import StoreSettings
+    from redis_sessions.store import SessionStore
+
+DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
+URL_VARIABLES: Final = ("REDIS_SESSIONS_URL", "REDIS_URL")
+_UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where the store is and how it behaves, as the command line said.
+
+    Attributes:
+        url: of the store; see `urls.py`.
+        namespace: first part of every key; None is the default one.
+        max_age: a number with its unit; None leaves it to `config`.
+        config: a JSON file with `session_max_age_ms`, or None.
+        as_json: whether to print JSON.
+    """
+
+    url: Annotated[
+        str,
+        typer.Option(
+            "--url",
+            help="Where Redis is: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. Others can read a "
+            "command line: give a password in the environment.",
+            envvar=list(URL_VARIABLES),
+            show_envvar=True,
+            metavar="URL",
+        ),
+    ] = DEFAULT_URL
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "--namespace",
+            help="First part of every key, sessions unless told. Workers that don't share host, home and agent keep "
+            "separate ones.",
+            metavar="NAME",
+        ),
+    ] = None
+    max_age: Annotated[
+        str | None,
+        typer.Option(
+            "--max-age",
+            help="How long an ID may stay unused: 500ms, 30s, 90m, 24h, 7d. Unless told, what --config says, else 24h.",
+            metavar="TIME",
+        ),
+    ] = None
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="JSON file with session_max_age_ms (or sessionMaxAgeMs) at its top level.",
+            metavar="FILE",
+        ),
+    ] = None
+    as_json: Json = False
+
+    def settings(self) -> "StoreSettings":
+        """The store's settings. Raises InvalidSettings."""
+        from redis_sessions.settings import StoreSettings
+
+        given: dict[str, Any] = {}
+        if self.namespace is not None:
+            given["namespace"] = self.namespace
+        if self.max_age is not None:
+            given["session_max_age_ms"] = duration_ms(self.max_age)
+        return StoreSettings(**given) if self.config is None else StoreSettings.from_json_file(self.config, **given)
+
+    def store(self) -> "SessionStore":
+        """The store, to be used in a `with`; it connects at its first operation. Raises InvalidSettings."""
+        from redis_sessions.store import SessionStore
+
+        return SessionStore.from_url(self.url, self.settings())
+
+
+def on_a_store(command: Callable[Concatenate[Options, ...], int]) -> Callable[..., int]:
+    """Give a command the common options, after its own; it takes them as its first argument, an Options."""
+    names = [field.name for field in fields(Options)]
+    own = list(inspect.signature(command).parameters.values())[1:]
+    common = inspect.signature(Options).parameters.values()
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> int:
+        options = Options(**{name: given.pop(name) for name in names})
+        return command(options, **given)
+
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *common)]
+    vars(with_options)["__signature__"] = inspect.Signature(parameters)
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_options
+
+
+def duration_ms(text: str) -> int:
+    """A number with its unit, in milliseconds. A bare number could be any, and is refused: InvalidSettings."""
+    if match := _DURATION.fullmatch(text):
+        return int(match[1]) * _UNITS_MS[match[2]]
+    trouble = "has no unit" if text.isascii() and text.isdigit() else "is no number with a unit"
+    raise InvalidSettings(f"--max-age {trouble}", remedy="write 500ms, 30s, 90m, 24h or 7d")

@@ -1,0 +1,105 @@
+"""`serve`: the embedded server in the foreground."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Final, NoReturn
+
+import typer
+
+from redis_sessions.cli import exits, show
+from redis_sessions.errors import InvalidSettings
+
+DEFAULT_PORT: Final = 6379
+LOG_LINES: Final = 3
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Stopped(BaseException):
+    """Somebody asked to stop. No Exception, so that nothing on the way takes it for a failure."""
+
+
+def serve(
+    *,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir",
+            metavar="DIR",
+            help="Where data is kept; made if missing, refused if other users may enter. Unless told, redis-sessions in "
+            "$XDG_DATA_HOME or ~/.local/share.",
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            metavar="N",
+            min=0,
+            max=65_535,
+            help=f"TCP port on 127.0.0.1, {DEFAULT_PORT} unless told; 0 takes a free one.",
+        ),
+    ] = None,
+    socket: Annotated[
+        Path | None, typer.Option("--socket", metavar="PATH", help="Listen on this unix socket instead of TCP.")
+    ] = None,
+) -> int:
+    """Run a Redis-compatible server (Valkey) in the foreground.
+
+    Until Ctrl-C or SIGTERM. The first line on stdout is its URL. It listens on 127.0.0.1 or a socket only, and keeps its
+    data (an append-only file) in DIR: what was acknowledged is there again after a restart. It needs
+    pip install 'redis-sessions[embedded]'.
+
+    Examples:
+      redis-sessions serve
+      redis-sessions serve --dir ./data --port 0
+      redis-sessions serve --socket /run/user/1000/sessions.sock
+    """
+    from redis_sessions.server import EmbeddedServer
+
+    if port is not None and socket is not None:
+        raise InvalidSettings("--port and --socket exclude each other", remedy="give one of them")
+    directory = (directory or default_directory()).absolute()
+    server = EmbeddedServer(directory=directory, port=DEFAULT_PORT if port is None else port, socket=socket)
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
+    try:
+        with server:
+            show.put(server.url)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            show.complain(f"data is kept in {directory}; stop with Ctrl-C or SIGTERM")
+            status = server.wait()
+            how = f"by signal {-status}" if status < 0 else f"with status {status}"
+            show.complain(f"the server ended by itself, {how}; {directory / 'server.log'} ends: {_log_tail(directory)}")
+    except _Stopped:
+        return exits.DONE
+    return exits.PARTLY
+
+
+def default_directory() -> Path:
+    """Where data is kept unless told: `redis-sessions` in the user's data directory, as XDG has it."""
+    base = Path(os.environ.get("XDG_DATA_HOME", ""))
+    # The specification has relative paths ignored.
+    return (base if base.is_absolute() else Path.home() / ".local/share") / "redis-sessions"
+
+
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    # A second Ctrl-C must not cut short the orderly end that the first one began.
+    for number in _SIGNALS:
+        signal.signal(number, _stopping)
+    raise _Stopped
+
+
+def _stopping(_number: int, _frame: FrameType | None) -> None:
+    pass
+
+
+def _log_tail(directory: Path) -> str:
+    try:
+        lines = (directory / "server.log").read_text("utf-8", errors="replace").splitlines()
+    except OSError as error:
+        return str(error.strerror)
+    return " / ".join([line for line in lines if line.strip()][-LOG_LINES:])

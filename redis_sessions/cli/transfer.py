@@ -1,0 +1,125 @@
+"""The commands that move sessions between Redis and a sessions.json."""
+
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from redis_sessions.cli import exits, show
+from redis_sessions.cli.options import Options, on_a_store
+from redis_sessions.errors import InvalidSettings
+
+if TYPE_CHECKING:
+    from redis_sessions.migrate import AssumeUsedAt
+
+# As milliseconds this is March 1973, as seconds the year 5138: nobody means a smaller one as milliseconds.
+EARLIEST_MS: Final = 10**11
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_INSTANTS: Final = "write mtime, 2026-11-22T09:30:00+01:00, or milliseconds since 1970 such as 1795336200000"
+
+Source = Annotated[Path, typer.Argument(metavar="FILE", help="A sessions.json.")]
+Destination = Annotated[Path, typer.Argument(metavar="FILE", help="Where to write; replaced if it exists.")]
+UsedAt = Annotated[
+    str | None,
+    typer.Option(
+        "--assume-used-at",
+        metavar="mtime|INSTANT",
+        help="When entries that give no time were last used: mtime for when FILE was written, ISO 8601, or milliseconds "
+        "since 1970. Unless told, they count as expired.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing to Redis; tell what would become of each.")]
+Rejects = Annotated[
+    Path | None,
+    typer.Option("--rejects", metavar="FILE", help="Where to write rejected entries, to be mended and imported."),
+]
+
+
+@on_a_store
+def import_(
+    at: Options, file: Source, *, assume_used_at: UsedAt = None, dry_run: DryRun = False, rejects: Rejects = None
+) -> int:
+    """Import a sessions.json, with a verdict for every entry.
+
+    The file is an object from conversation keys to session IDs, or to records of "id" and "last_used_at" (milliseconds since
+    1970). An entry that has been used within the max age is imported for the rest of it; one used before that is
+    expired; where Redis has a live session ID already, that one is kept; an entry that is not right is rejected. Times are
+    read against the server's clock. To import a file again changes nothing.
+
+    The file of rejects is only written if there are any, on a dry run as well.
+
+    Examples:
+      redis-sessions import --dry-run sessions.json
+      redis-sessions import sessions.json --assume-used-at mtime --rejects rejects.json
+      redis-sessions import sessions.json --json | jq .imported
+    """
+    from redis_sessions import legacy
+
+    assumed = None if assume_used_at is None else used_at(assume_used_at)
+    if rejects is not None and rejects.absolute().resolve() == file.absolute().resolve():
+        raise InvalidSettings("--rejects names the file that is imported", remedy="name another")
+    with at.store() as store, show.progress("importing") as progress:
+        result = store.import_legacy(file, assume_used_at=assumed, dry_run=dry_run, progress=progress)
+    if at.as_json:
+        show.put_json(result.model_dump(mode="json", exclude={"rejects": {"__all__": {"source"}}}))
+    else:
+        from redis_sessions.cli.tables import show_import
+
+        show_import(result, dry_run=dry_run)
+    if rejects is not None and result.rejects:
+        legacy.write_rejects(rejects, (reject.source for reject in result.rejects))
+        show.complain(f"rejected entries are in {rejects}")
+    elif rejects is not None:
+        show.complain(f"nothing was rejected, {rejects} was not written")
+    return exits.PARTLY if result.rejected else exits.DONE
+
+
+@on_a_store
+def export(at: Options, file: Destination) -> int:
+    """Write the live sessions to a sessions.json.
+
+    All of them or nothing, readable by you alone (mode 0600), to be imported again. A session that never expires, or has
+    more time left than the max age, is written as used just now. Keys that hold no session ID are left out; stderr says
+    how many.
+
+    Examples:
+      redis-sessions export sessions.json
+      redis-sessions export --namespace sessions.claude@build-7 build-7.json
+    """
+    with at.store() as store, show.progress("exporting") as progress:
+        result = store.export(file, progress)
+    if at.as_json:
+        show.put_json(result.model_dump(mode="json"))
+    else:
+        show.put(f"exported {show.count(result.exported, 'session')} to {show.safe(str(file))}")
+    if result.not_timed:
+        show.complain(f"{show.count(result.not_timed, 'session')} of unknown age, written as used just now")
+    if result.skipped:
+        show.complain(f"{show.count(result.skipped, 'key')} left out, without a session ID: see redis-sessions report")
+    if result.approximate:
+        show.complain(show.APPROXIMATE)
+    return exits.DONE
+
+
+def used_at(text: str) -> "AssumeUsedAt":
+    """The time of last use that `--assume-used-at` gives: "mtime", or milliseconds since 1970. Raises InvalidSettings."""
+    if text == "mtime":
+        return "mtime"
+    if _INTEGER.fullmatch(text):
+        instant_ms = int(text)
+        if instant_ms < EARLIEST_MS:
+            raise InvalidSettings("--assume-used-at looks like seconds, not milliseconds", remedy=_INSTANTS)
+        return instant_ms
+    try:
+        instant = datetime.fromisoformat(text)
+        instant_ms = round(instant.timestamp() * 1000)
+    except (ValueError, OverflowError, OSError):
+        instant_ms = 0
+    if instant_ms < EARLIEST_MS:
+        raise InvalidSettings("--assume-used-at is no time since 1973", remedy=_INSTANTS)
+    if instant.tzinfo is None:
+        local = instant.astimezone().isoformat(timespec="seconds")
+        show.complain(f"--assume-used-at has no time zone and is taken as local, {local}")
+    return instant_ms

@@ -1,0 +1,170 @@
+"""What goes wrong: one line on stderr, nothing on stdout, the right exit code, and never a password."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from redis_sessions import errors
+from redis_sessions.cli import exits, show
+from tests import test_cli_support
+from tests.test_cli_support import Cli, run
+
+url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
+
+PASSWORD = "s3cret/x"
+MALFORMED = [
+    *(
+        "redis://:{}@127.0.0.1:1/0",
+        "redis://user:{}@127.0.0.1:1/0",
+        "redis://{}@127.0.0.1:1/0",
+        "redis://:{}",
+        "{}",
+        ":{}@h",
+    ),
+    *("http://:{}@h", "rediss://:{}@h:1/0", "redis://:{}@[::1", "redis://:{}@h:99999", "redis://:{}@h:1/0#x", "//:{}@h:1"),
+    *("redis://h:1/{}", "redis://h:1/0?password={}", "redis://h:1/0#{}", "redis://:{}@h:1/0?x", "redis://h:{}/0"),
+    *("redis+sentinel://:{}@h:1", "redis+cluster://:{}@h:1,h:2", "unix://:{}@/path", "unix://:{}", " redis://:{}@h"),
+]
+ARGUMENTS: list[list[str]] = [
+    *(["get"], ["get", ""], ["get", "k" * 513], ["get", "k", "more"], ["get", "\udcff"], ["get", "--frob", "k"]),
+    *(["set", "k"], ["set", "k", ""], ["set", "k", "two words"], ["set", "k", "x" * 257], ["delete", "k", "two words"]),
+    *(["get", "--max-age", age, "k"] for age in ("90", "", "h", "1.5h", "-1h", "0s", "1w", "٣h", "9999999d", "1 h")),
+    *(["get", "--namespace", namespace, "k"] for namespace in ("", "a b", "a*", "x" * 129)),
+    *(["get", "--config", "/nowhere/agents.json", "k"], ["import"], ["import", "/nowhere.json"], ["export", "/nowhere/x"]),
+    *(
+        ["import", "--assume-used-at", when, "/dev/null"]
+        for when in ("1732250000", "-5", "0", "yesterday", "1900-01-01", "")
+    ),
+    *(
+        ["failures", "--increment", "5"],
+        ["list", "k"],
+        ["report", "--json=1"],
+        ["serve", "--port", "-1"],
+        ["frob"],
+        ["--frob"],
+    ),
+    *(
+        ["serve", "--port", "0", "--socket", "/nowhere/x"],
+        ["serve", "--dir", "/", "--port", "0"],
+        ["demo", "--workers", "0"],
+    ),
+]
+
+
+@pytest.mark.parametrize("args", ARGUMENTS, ids=lambda args: " ".join(args)[:40].encode("ascii", "replace").decode())
+def test_bad_input(args: list[str]) -> None:
+    # Refused before anything is sent: there is no such server.
+    run(*args, env={"REDIS_URL": "unix:///nowhere/sock"}, code=exits.USAGE)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"a": 1', '{"session_max_age_ms": 0}', '{"sessionMaxAgeMs": "24h"}', "\udcff"]
+)
+def test_a_broken_config_file(tmp_path: Path, content: str) -> None:
+    config = tmp_path / "agents.json"
+    config.write_bytes(os.fsencode(content))
+    assert str(config) in run("get", "--config", config, "k", code=exits.USAGE).stderr
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": "b",}', '"x"', "\udcff"])
+def test_a_broken_legacy_file(cli: Cli, tmp_path: Path, content: str) -> None:
+    file = tmp_path / "sessions\x1b[2J.json"
+    file.write_bytes(os.fsencode(content))
+    assert r"sessions\x1b[2J.json" in cli("import", file, code=exits.USAGE).stderr
+
+
+def test_rejects_that_can_not_be_written(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_text('{"k": "-"}')
+    result = cli.runner("import", "--json", "--rejects", tmp_path / "nowhere/x", tmp_path / "in.json")
+    assert result.exit_code == exits.USAGE
+    assert json.loads(result.stdout)["rejected"] == 1
+    assert "can't be written" in result.stderr
+
+
+@pytest.mark.parametrize("template", MALFORMED)
+def test_no_password_of_a_malformed_url_is_shown(template: str) -> None:
+    malformed = template.format(PASSWORD)
+    assert_no_password(run("get", "--url", malformed, "k", code=exits.USAGE))
+    assert_no_password(run("get", "k", env={"REDIS_SESSIONS_URL": malformed}, code=exits.USAGE))
+
+
+@pytest.mark.parametrize("template", [template for template in MALFORMED if "://" in template])
+def test_no_password_of_a_url_in_a_wrong_place_is_shown(template: str) -> None:
+    malformed = template.format(PASSWORD)
+    for args in (
+        ["get", "k", malformed],
+        ["get", f"--urll={malformed}", "k"],
+        ["get", "--max-age", malformed, "k"],
+        ["get", "--namespace", malformed, "k"],
+        ["import", "--assume-used-at", malformed, "/dev/null"],
+        ["--url", malformed, "get", "k"],
+    ):
+        assert_no_password(run(*args, code=exits.USAGE))
+
+
+def assert_no_password(result: Any) -> None:
+    assert "s3cret" not in result.output
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(
+            ["get", "k"],
+            ["get", "--json", "k"],
+            ["set", "k", "id"],
+            ["delete", "k"],
+            ["list"],
+            ["list", "--json"],
+            ["report"],
+        ),
+        *(["failures"], ["failures", "--increment"], ["export", "out.json"], ["import", "in.json"]),
+    ],
+)
+def test_redis_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.json").write_text('{"k": "id"}')
+    away = f"unix://:s3cret%2Fx@{tmp_path}/away.sock"
+    assert_no_password(run(*args, "--url", away, code=exits.UNREACHABLE))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.json"]
+
+
+def test_redis_refuses_the_user(cli: Cli) -> None:
+    cli.raw.execute_command("ACL", "SETUSER", "reader", "on", ">s3cret/x", "~*", "-@all", "+get", "+hello")
+    place = cli.url.replace("//", "//reader:s3cret%2Fx@")
+    run("get", "k", "--url", place, code=exits.PARTLY)
+    assert "does not grant" in run("set", "k", "id", "--url", place, code=exits.UNREACHABLE).stderr
+    wrong = run("get", "k", "--url", place.replace("x@", "y@"), code=exits.UNREACHABLE)
+    assert "password" in wrong.stderr
+    assert_no_password(wrong)
+
+
+def test_every_error_has_its_exit_code() -> None:
+    made = {
+        kind: errors.SessionBusy("k", session_id="id-1") if kind is errors.SessionBusy else kind("k")
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.SessionStoreError)
+    }
+    codes = {kind.__name__: exits.code_of(error) for kind, error in made.items()}
+    usage = {"InvalidKey", "InvalidSessionID", "InvalidSettings", "LegacyFileError", "ServerError"}
+    away = {"SessionStoreError", "StoreUnavailable", "AccessDenied"}
+    assert {name for name, code in codes.items() if code == exits.USAGE} == usage
+    assert {name for name, code in codes.items() if code == exits.UNREACHABLE} == away
+    for error in made.values():
+        assert exits.guarded(Mock(side_effect=error)) == exits.code_of(error)
+
+
+def test_what_can_not_be_explained_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        exits.guarded(lambda: 1 // 0)
+
+
+def test_a_complaint_is_one_line_without_a_login(capsys: pytest.CaptureFixture[str]) -> None:
+    show.complain("redis://me:s3cret/x@h, redis:/me:s3cret/x@h\nand \x1b[2J more")
+    assert capsys.readouterr().err == "redis-sessions: redis://…@h, redis://…@h\\nand \\x1b[2J more\n"

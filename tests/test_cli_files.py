@@ -1,0 +1,126 @@
+"""`import` and `export`, run in this process against a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from redis_sessions.cli import exits
+from redis_sessions.cli.transfer import used_at
+from tests import test_cli_support
+from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli
+
+url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    now_ms = time.time_ns() // 1_000_000
+    entries = {
+        "new": {"id": "id-new", "last_used_at": now_ms - 3_600_000},
+        "live": {"id": "id-file", "last_used_at": now_ms - 1_000},
+        "old": {"id": "id-old", "last_used_at": now_ms - 2 * DAY_MS},
+        "untimed": "id-untimed",
+        "seconds": {"id": "id-s", "last_used_at": now_ms // 1000},
+        "[red]flag\x1b[2J": {"id": "--resume", "last_used_at": now_ms},
+    }
+    file = tmp_path / "sessions.json"
+    file.write_text(json.dumps(entries))
+    return file
+
+
+def test_import(cli: Cli, mixed: Path) -> None:
+    cli.plant("live", "id-redis")
+    dry = cli.json("import", "--dry-run", mixed, code=exits.PARTLY)
+    assert cli.value("new") is None
+    result = cli.json("import", mixed, code=exits.PARTLY)
+    assert dry == result
+    reasons = [reject.pop("reason") for reject in result["rejects"]]
+    assert result == {
+        "total": 6,
+        "imported": 1,
+        "expired": 2,
+        "kept": 1,
+        "rejected": 2,
+        "rejects": [{"key": "seconds"}, {"key": "[red]flag\x1b[2J"}],
+    }
+    assert "looks like seconds" in reasons[0]
+    assert "can't be the session ID" in reasons[1]
+    assert (cli.value("new"), cli.value("live"), cli.value("old")) == (b"id-new", b"id-redis", None)
+    assert 0 <= DAY_MS - 3_600_000 - cli.pttl_ms("new") < 5_000
+
+
+def test_import_says_what_became_of_the_entries(cli: Cli, mixed: Path) -> None:
+    shown = cli("import", "--dry-run", "--assume-used-at", "mtime", mixed, code=exits.PARTLY).stdout
+    for line in ("imported  3  would be, this was a dry run", "expired   1", "kept      0", "rejected  2", "total     6"):
+        assert re.search(rf"^  {line}", shown, re.MULTILINE)
+    assert re.search(r"^  \[red\]flag\\x1b\[2J +'--resume' can't be", shown, re.MULTILINE)
+
+
+def test_only_the_first_rejects_are_shown(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_text(json.dumps({f"k{n:02}": "-" for n in range(30)}))
+    shown = cli("import", tmp_path / "in.json", code=exits.PARTLY).stdout
+    assert "Rejected: the first 20 of 30" in shown
+    assert "k19" in shown
+    assert "k20" not in shown
+    assert len(cli.json("import", tmp_path / "in.json", code=exits.PARTLY)["rejects"]) == 30
+
+
+def test_rejects_can_be_mended_and_imported(cli: Cli, mixed: Path, tmp_path: Path) -> None:
+    rejects = tmp_path / "rejects.json"
+    assert f"in {rejects}\n" in cli("import", "--rejects", rejects, mixed, code=exits.PARTLY).stderr
+    again = cli.json("import", rejects, code=exits.PARTLY)
+    assert (again["total"], again["rejected"]) == (2, 2)
+    now_ms = time.time_ns() // 1_000_000
+    mended = {key: {"id": "id-mended", "last_used_at": now_ms} for key in json.loads(rejects.read_text())}
+    rejects.write_text(json.dumps(mended))
+    assert cli.json("import", rejects)["imported"] == 2
+    none = tmp_path / "none.json"
+    assert f"{none} was not written" in cli("import", "--rejects", none, rejects).stderr
+    assert not none.exists()
+
+
+def test_rejects_never_replace_what_is_imported(cli: Cli, mixed: Path) -> None:
+    before = mixed.read_bytes()
+    (mixed.parent / "link.json").symlink_to(mixed)
+    for name in ("sessions.json", "../" + mixed.parent.name + "/sessions.json", "link.json"):
+        cli("import", "--rejects", mixed.parent / name, mixed, code=exits.USAGE)
+    assert mixed.read_bytes() == before
+
+
+def test_export_and_import_give_the_same_sessions(cli: Cli, url: str, tmp_path: Path) -> None:
+    ages_ms = {key: DAY_MS - number * 3_600_000 for number, key in enumerate(EVIL_KEYS)}
+    for key, px in ages_ms.items():
+        cli.plant(key, "id-1", px=px)
+    cli.plant("forever", "id-2", px=None)
+    cli.plant("bad", "--resume me")
+    file = tmp_path / "out.json"
+    result = cli("export", file)
+    assert result.stdout == f"exported 7 sessions to {file}\n"
+    assert "1 session of unknown age" in result.stderr
+    assert "1 key left out" in result.stderr
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert cli.json("export", file) == {"exported": 7, "not_timed": 1, "skipped": 1, "approximate": False}
+    other = Cli(url, f"{cli.namespace}-other")
+    assert other.json("import", file)["imported"] == 7
+    assert all(abs(ages_ms[key] - other.pttl_ms(key)) < 5_000 for key in ages_ms)
+    other.raw.close()
+
+
+def test_times_of_last_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert used_at("mtime") == "mtime"
+    assert used_at("1795336200000") == 1_795_336_200_000
+    assert used_at("2026-11-22T08:30:00Z") == used_at("2026-11-22T09:30:00+01:00") == 1_795_336_200_000
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TZ", "UTC-1")
+    time.tzset()
+    try:
+        assert used_at("2026-11-22T09:30") == 1_795_336_200_000
+        assert "taken as local, 2026-11-22T09:30:00+01:00" in capsys.readouterr().err
+    finally:
+        monkeypatch.undo()
+        time.tzset()

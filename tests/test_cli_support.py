@@ -1,0 +1,102 @@
+"""What the tests of the command line share. No tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from typer.testing import CliRunner
+
+from redis_sessions.cli import exits
+from redis_sessions.cli.app import app
+from redis_sessions.keys import Keys
+from redis_sessions.server import EmbeddedServer
+
+DAY_MS = 86_400_000
+VARIABLES = ("REDIS_SESSIONS_URL", "REDIS_URL", "FORCE_COLOR", "NO_COLOR", "XDG_DATA_HOME", "PYTHONUNBUFFERED")
+EVIL_KEYS = [
+    "\x1b[2J\x1b]0;owned\x07",
+    "[red]loud[/red]",
+    "a\u202efdp.exe",
+    "two\nlines\ttab",
+    "日本語/レビュー#7",
+    "back\\slash",
+]
+PROGRAM = [sys.executable, "-m", "redis_sessions.cli"]
+
+
+class Cli:
+    """Runs commands on one namespace of one server, and looks behind them."""
+
+    def __init__(self, url: str, namespace: str) -> None:
+        self.url, self.namespace = url, namespace
+        self.options = ["--url", url, "--namespace", namespace]
+        self.raw = redis.Redis.from_url(url)
+        self.keys = Keys(namespace)
+
+    def __call__(self, command: str, *args: str | Path, code: int = 0) -> Any:
+        return run(command, *self.options, *args, code=code)
+
+    def runner(self, command: str, *args: str | Path) -> Any:
+        """Run a command and judge nothing."""
+        return CliRunner().invoke(app, [command, *self.options, *map(str, args)])
+
+    def json(self, command: str, *args: str | Path, code: int = 0) -> Any:
+        return json.loads(self(command, "--json", *args, code=code).stdout)
+
+    def plant(self, key: str, value: str = "id-1", **options: Any) -> None:
+        self.raw.set(self.keys.session_id(key), value, **{"px": DAY_MS} | options)
+
+    def value(self, key: str) -> Any:
+        return self.raw.get(self.keys.session_id(key))
+
+    def pttl_ms(self, key: str) -> Any:
+        return self.raw.pttl(self.keys.session_id(key))
+
+
+def run(*args: str | Path, code: int = 0, **options: Any) -> Any:
+    """Run a command to its end; whatever it raises but its exit code is a failure, as is a line on stderr too many."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args], **options)
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit | None)
+    if code >= exits.USAGE:
+        assert result.stdout == ""
+        assert re.fullmatch(r"redis-sessions: [^\n]+\n", result.stderr)
+    return result
+
+
+def spawn(*args: str | Path, **options: Any) -> subprocess.Popen[bytes]:
+    """Start the program as a process of its own, in a session of its own; its streams are pipes unless told."""
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    environment |= options.pop("env", {})
+    return subprocess.Popen([*PROGRAM, *map(str, args)], env=environment, start_new_session=True, **{**streams, **options})
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with EmbeddedServer() as server:
+        yield server.url
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def cli(url: str, namespace: str) -> Iterator[Cli]:
+    cli = Cli(url, namespace)
+    yield cli
+    if leftover := list(cli.raw.scan_iter(f"{namespace}*")):
+        cli.raw.delete(*leftover)
+    cli.raw.close()

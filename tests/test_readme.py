@@ -1,0 +1,61 @@
+"""The README keeps its word: its code prints what it says, its commands exist and show what they show."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from redis_sessions.server import EmbeddedServer
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", README, re.DOTALL)
+SESSIONS = re.findall(r"```console\n\$ (.*?)\n(.*?)```", README, re.DOTALL)
+DEFAULT_URL = "redis://127.0.0.1:6379/0"
+
+
+@pytest.fixture(scope="module")
+def url():
+    with EmbeddedServer() as server:
+        yield server.url
+
+
+def run(*arguments, url):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"REDIS_URL": url, "PATH": ""},
+        check=False,
+    )
+
+
+def test_its_code_prints_what_it_says_and_its_commands_show_what_they_show(url):
+    assert len(EXAMPLES) == 3
+    for code, printed in EXAMPLES:
+        done = run("-W", "error", "-c", code.replace(DEFAULT_URL, url), url=url)
+        assert (done.stderr, done.stdout) == ("", printed)
+    assert len(SESSIONS) == 2
+    for command, shown in SESSIONS:
+        program, *arguments = command.split()
+        assert program == "redis-sessions"
+        done = run("-m", "redis_sessions.cli", *arguments, url=url)
+        assert done.returncode == 0, done.stderr
+        # Only how long exactly an ID has left differs from one time to the next.
+        assert re.sub(r"_ms\": \d+", '_ms": …', done.stdout) == re.sub(r"_ms\": \d+", '_ms": …', shown)
+
+
+def test_every_command_is_documented_and_exists():
+    shown = run("-m", "redis_sessions.cli", "--help", url=DEFAULT_URL).stdout
+    commands = set(re.findall(r"^  ([a-z]+)  ", shown.split("Commands:")[1], re.MULTILINE))
+    documented = set(re.findall(r"^\| `redis-sessions ([a-z]+)", README, re.MULTILINE))
+    assert commands == documented
+
+
+def test_the_first_screen_is_a_screen():
+    first_screen = README.split("## Try it")[0]
+    assert first_screen.count("\n") <= 55
