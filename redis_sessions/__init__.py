@@ -2,10 +2,10 @@
 
 import logging
 
-from redis_sessions.verdicts import Judgement, Verdict
 from redis_sessions.errors import (
     AccessDenied,
     CorruptValue,
+    FileNotWritten,
     InexactScan,
     InvalidKey,
     InvalidSessionID,
@@ -23,6 +23,7 @@ from redis_sessions.resume import ResumeResult, Turn
 from redis_sessions.scan import SessionRow
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import AsyncSessionStore, SessionStore
+from redis_sessions.verdicts import Judgement, Verdict
 
 # What to do with the logs is the program's to say, not a library's.
 logging.getLogger("redis_sessions").addHandler(logging.NullHandler())
@@ -32,6 +33,7 @@ __all__ = [
     "AsyncSessionStore",
     "CorruptValue",
     "ExportResult",
+    "FileNotWritten",
     "Held",
     "ImportResult",
     "InexactScan",

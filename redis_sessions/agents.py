@@ -1,62 +1,170 @@
-"""What an agent's answer means. Recognising each runtime comes on top of these words."""
+"""What each agent runtime looks like: its IDs, its resume arguments, its records, its ways to say no.
+
+Told from what the runtimes themselves printed, in the versions named; `recognise.py` says how a run is judged by it. A
+runtime of your own is an `Agent(...)` like these, given to `resume` as `judge=agent.judge`, or registered under its name.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from typing import Final
+
+from redis_sessions.errors import InvalidSettings
+from redis_sessions.output import Record
+from redis_sessions.placement import after_subcommand, before_prompt, first
+from redis_sessions.recognise import UUID, Agent, Refusal
+from redis_sessions.verdicts import Verdict
+
+_ID: Final = r"['\"“]?(?P<id>[A-Za-z0-9][A-Za-z0-9._:-]*)['\"”]?"
+
+# Claude Code 1.0.24 to 2.1.330. Says nothing of a second writer: the transcript forks.
+CLAUDE: Final = Agent(
+    name="claude",
+    commands=("claude",),
+    session_id=UUID,
+    resume=("--resume={id}",),
+    place=first(unless=("-r", "--resume", "-c", "--continue", "--session-id", "--from-pr")),
+    session_at=(({"type": "result"}, "session_id"),),
+    began=({"type": "system", "subtype": "init"}, {"type": "result", "num_turns": ...}),
+    closed=({"type": "result"},),
+    failed=({"type": "result", "is_error": True}, {"type": "result", "subtype": "error_during_execution"}),
+    wrong=("errors", "result"),
+    refusals=(
+        Refusal(Verdict.gone, rf"(?:Error: )?No conversation found with session ID: {_ID}\s*$"),
+        Refusal(Verdict.invalid_id, r"(?:Error: )?--resume requires a valid session ID\b"),
+        Refusal(Verdict.unusable, r"Prompt is too long\b", after_begin=True),
+        Refusal(Verdict.unusable, r"API Error: 400 .*\bprompt is too long: \d+ tokens", after_begin=True),
+        Refusal(Verdict.unusable, r"API Error: 400 .*`?tool_use`? ids were found without `?tool_result`?", after_begin=True),
+    ),
+    drop_environment=("CLAUDECODE",),
+)
+
+# Codex 0.44 to 0.169. Older ones answer an unknown or malformed ID with a new thread, exit code 0.
+_CODEX_VALUES: Final = """
+-c --config -m --model -p --profile -s --sandbox -C --cd -o --output-last-message -a --ask-for-approval --enable --disable
+--local-provider --add-dir --output-schema --color --thread-source --cyber-access-program"""
+_CODEX_FLAGS: Final = """
+--json --experimental-json --oss --full-auto --skip-git-repo-check --include-plan-tool --search --yolo --strict-config
+--dangerously-bypass-approvals-and-sandbox --dangerously-bypass-hook-trust --approve-for-me --worktree --trust
+--ignore-user-config --ignore-rules --no-alt-screen"""
+_CODEX_ERROR: Final = r"(?:Error: )?(?:thread/resume: )?(?:thread/resume failed: )?"
+CODEX: Final = Agent(
+    name="codex",
+    commands=("codex",),
+    session_id=UUID,
+    resume=("resume", "{id}"),
+    place=before_prompt(
+        "exec",
+        "e",
+        values=_CODEX_VALUES.split(),
+        flags=_CODEX_FLAGS.split(),
+        unless=("resume", "fork", "review", "help"),
+    ),
+    session_at=(({"type": "thread.started"}, "thread_id"),),
+    session_line=rf"session id: (?P<id>{UUID})$",
+    began=({"type": "turn.started"},),
+    began_line=r"session id: ",
+    closed=({"type": "turn.completed"}, {"type": "turn.failed"}, {"type": "error"}),
+    failed=({"type": "turn.failed"}, {"type": "error"}),
+    wrong=("error.message", "message"),
+    refusals=(
+        Refusal(Verdict.gone, rf"{_CODEX_ERROR}no rollout found for (?:thread|conversation) id {_ID}(?: \(code\b|\s*$)"),
+        Refusal(Verdict.busy, rf"{_CODEX_ERROR}thread {_ID} already has an active writer\b"),
+        Refusal(
+            Verdict.unusable,
+            rf"{_CODEX_ERROR}failed to read thread: .*\brollout at .* (?:is empty|does not start with session metadata)\b",
+        ),
+        Refusal(Verdict.unusable, r"(?:ERROR: )?Codex ran out of room in the model's context window\b", after_begin=True),
+        Refusal(
+            Verdict.unusable,
+            r"(?:ERROR: )?unexpected status 400 Bad Request: .*\"code\": ?\"context_length_exceeded\"",
+            after_begin=True,
+        ),
+        Refusal(
+            Verdict.unusable,
+            r"(?:ERROR: )?unexpected status 400 Bad Request: .*\bNo tool output found for function call\b",
+            after_begin=True,
+        ),
+    ),
+)
+
+# Gemini CLI 0.15 to 0.61. Its JSON errors stand on stderr.
+GEMINI: Final = Agent(
+    name="gemini",
+    commands=("gemini",),
+    session_id=UUID,
+    resume=("--resume={id}",),
+    place=first(unless=("-r", "--resume", "--session-id", "--list-sessions", "--delete-session")),
+    session_at=(({}, "session_id"),),
+    began=({"type": "init"}, {"type": "message"}, {"type": "tool_use"}, {"response": ...}),
+    closed=({"type": "result"}, {"response": ...}, {"error": ...}),
+    failed=({"error": ...}, {"type": "result", "status": "error"}),
+    wrong=("error.message",),
+    refusals=(
+        Refusal(Verdict.gone, rf"(?:Error resuming session: )?Invalid session identifier {_ID}\."),
+        Refusal(Verdict.gone, r"(?:Error resuming session: )?No previous sessions found for this project\.\s*$"),
+    ),
+)
+
+# opencode 1.0 to 1.18. Two at once on one session run away.
+OPENCODE: Final = Agent(
+    name="opencode",
+    commands=("opencode",),
+    session_id=r"ses_[A-Za-z0-9]{1,64}",
+    resume=("--session={id}",),
+    place=after_subcommand("run", values=("--log-level",), unless=("-s", "--session", "-c", "--continue")),
+    session_at=(({}, "sessionID"),),
+    began=({"type": "step_start"}, {"type": "text"}, {"type": "tool_use"}),
+    closed=({"type": "step_finish"}, {"type": "error"}),
+    failed=({"type": "error"},),
+    wrong=("error.data.message", "error.message", "error.name"),
+    refusals=(Refusal(Verdict.gone, r"(?:Error: )?Session not found\s*$"),),
+)
+
+# Copilot CLI 0.0.354 to 1.0.102.
+COPILOT: Final = Agent(
+    name="copilot",
+    commands=("copilot",),
+    session_id=UUID,
+    resume=("--resume={id}",),
+    place=first(unless=("-r", "--resume", "-c", "--continue", "--session-id", "--connect")),
+    refusals=(Refusal(Verdict.gone, rf"Error: No session, task, or name matched {_ID}\.\s*$"),),
+)
+
+_KNOWN: dict[str, Agent] = {agent.name: agent for agent in (CLAUDE, CODEX, GEMINI, OPENCODE, COPILOT)}
 
 
-class Verdict(StrEnum):
-    """What became of an attempt to resume.
-
-    gone: the agent says that the session no longer exists. invalid_id: it can't be the name of one. busy: another writer
-    has it. unusable: it exists and can't be continued (context full, transcript corrupt). other: any other failure, and
-    every one that can't be decided.
-    """
-
-    ok = "ok"
-    gone = "gone"
-    invalid_id = "invalid_id"
-    busy = "busy"
-    unusable = "unusable"
-    other = "other"
-
-    @property
-    def refused(self) -> bool:
-        """Whether the agent positively refused the session, so that trying it again is of no use."""
-        return self in (Verdict.gone, Verdict.invalid_id, Verdict.unusable)
+def get_agent(name: str) -> Agent:
+    """The runtime of that name. Raises UnknownAgent, which lists the names."""
+    try:
+        return _KNOWN[name]
+    except KeyError:
+        raise UnknownAgent(f"no agent runtime {name[:40]!r} is known", remedy=f"name one of {', '.join(_KNOWN)}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """A verdict and what else could be read.
-
-    Attributes:
-        verdict: what became of the attempt.
-        session_id: the session's ID, only from a turn that succeeded.
-        turn_began: the agent had begun to work on the turn before it failed; then it is never run again.
-    """
-
-    verdict: Verdict
-    session_id: str | None = None
-    turn_began: bool = False
+def register(agent: Agent) -> None:
+    """Make a runtime of your own known under its name, in this process."""
+    _KNOWN[agent.name] = agent
 
 
-GONE_PHRASE = "No conversation found"
+def known_agents() -> tuple[Agent, ...]:
+    """All runtimes that are known."""
+    return tuple(_KNOWN.values())
 
 
-def judge_by_phrase(error: Exception) -> Judgement:
-    """The judge that `resume` uses unless told: knows Claude Code's «No conversation found», and nothing else.
-
-    Of an error with a `stderr`, as of a `subprocess.CalledProcessError`, only that is read: its own text quotes the
-    command, prompt included. Output is never read: that is where an assistant may quote the phrase.
-    """
-    text = _text(error.stderr) if hasattr(error, "stderr") else str(error)
-    return Judgement(Verdict.gone if GONE_PHRASE in text else Verdict.other)
+class UnknownAgent(InvalidSettings):
+    """No runtime goes by that name."""
 
 
-def _text(output: Any) -> str:
-    if isinstance(output, bytes):
-        return output.decode("utf-8", "replace")
-    return output if isinstance(output, str) else ""
+__all__ = [
+    "CLAUDE",
+    "CODEX",
+    "COPILOT",
+    "GEMINI",
+    "OPENCODE",
+    "Agent",
+    "Record",
+    "UnknownAgent",
+    "get_agent",
+    "known_agents",
+    "register",
+]

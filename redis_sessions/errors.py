@@ -50,6 +50,10 @@ class LegacyFileError(SessionStoreError):
         super().__init__(message, remedy=remedy)
 
 
+class FileNotWritten(SessionStoreError):
+    """A file could not be written; what was there before still is."""
+
+
 class StoreUnavailable(SessionStoreError):
     """Redis can't be reached, or answers that it can't serve now (loading, failing over, out of memory)."""
 

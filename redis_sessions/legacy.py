@@ -21,17 +21,16 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from json import JSONDecodeError
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from redis_sessions.errors import InvalidKey, InvalidSessionID, LegacyFileError
+from redis_sessions.files import Replacement
 from redis_sessions.json_pairs import NoObject, pairs, shape
 from redis_sessions.keys import check_session_id, escape
 
@@ -132,22 +131,17 @@ def expires_at_ms(entry: Entry, *, now_ms: int, max_age_ms: int, assumed_ms: int
 
 
 class Writer:
-    """Writes a legacy file in the record shape, all of it or nothing: mode 0600, put in place when the block ends well."""
+    """Writes a legacy file in the record shape, all of it or nothing: mode 0600, put in place when the block ends well.
+
+    Raises FileNotWritten.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
+        self._replacement = Replacement(path)
         self._written = 0
 
     def __enter__(self) -> Self:
-        try:
-            handle, draft = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-        except OSError as error:
-            raise LegacyFileError(
-                f"{self._path} can't be written ({error.strerror})", remedy="name a writable place"
-            ) from None
-        self._draft = Path(draft)
-        self._file = os.fdopen(handle, "w", encoding="utf-8")
-        self._file.write("{")
+        self._replacement.__enter__().file.write("{")
         return self
 
     def add(self, key: str, session_id: str, used_at_ms: int) -> None:
@@ -157,22 +151,14 @@ class Writer:
 
     def add_source(self, pair: str) -> None:
         """Write one entry as it stood in another file."""
-        self._file.write(",\n  " if self._written else "\n  ")
-        self._file.write(pair)
+        self._replacement.file.write(",\n  " if self._written else "\n  ")
+        self._replacement.file.write(pair)
         self._written += 1
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._file.write("\n}\n")
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._draft.replace(self._path)
-        except OSError as failure:
-            raise LegacyFileError(f"{self._path} can't be written ({failure.strerror})", remedy="make room there") from None
-        finally:
-            self._file.close()
-            self._draft.unlink(missing_ok=True)
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self._replacement.file.write("\n}\n")
+        self._replacement.__exit__(kind, *rest)
 
 
 def write_rejects(path: str | Path, rejects: Iterable[str]) -> None:

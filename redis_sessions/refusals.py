@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import ssl
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -112,6 +113,8 @@ def _socket_words(error: Exception) -> str:
             return "TLS failed"
         if isinstance(cause, TimeoutError | redis_errors.TimeoutError):
             return "no answer in time"
+        if isinstance(cause, socket.gaierror):
+            return "no such host name"
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno)
     return type(error).__name__

@@ -27,7 +27,6 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
-from redis_sessions.verdicts import Judgement, Verdict
 from redis_sessions.commands import Op
 from redis_sessions.errors import (
     CorruptValue,
@@ -39,6 +38,7 @@ from redis_sessions.errors import (
 )
 from redis_sessions.keys import FRESH_STARTS, RESUME_FAILURES, RESUMES
 from redis_sessions.ops import Held, Lease, Operations, new_token
+from redis_sessions.verdicts import Judgement, Verdict
 
 log = logging.getLogger("redis_sessions")
 

@@ -9,7 +9,6 @@ from typing import Generic, Self, TypeVar
 
 from redis_sessions import client as clients
 from redis_sessions import legacy, migrate, runner, scan, urls
-from redis_sessions.verdicts import judge_by_phrase
 from redis_sessions.commands import Op
 from redis_sessions.keys import COUNTERS, RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
@@ -18,6 +17,7 @@ from redis_sessions.report import Report
 from redis_sessions.resume import Judge, OnOutage, Request, ResumeResult, Turn, resume
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
+from redis_sessions.verdicts import judge_by_phrase
 from redis_sessions.wire import Link, arun, run
 
 T = TypeVar("T")
@@ -148,7 +148,7 @@ class SessionStore(_Store[clients.SyncClient]):
         return self._run(migrate.import_entries(self.settings, entries, assume_used_at, progress, dry_run=dry_run))
 
     def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
-        """Write every live session to a sessions.json: whole or not at all, mode 0600. Raises LegacyFileError."""
+        """Write every live session to a sessions.json: whole or not at all, mode 0600. Raises FileNotWritten."""
         with legacy.Writer(path) as writer:
             return self._run(migrate.export_entries(self.settings, writer.add, progress))
 

@@ -1,4 +1,4 @@
-"""A worker for tests: `python -m tests.hammer URL NAMESPACE KEY TURNS DIRECTORY WORKER` resumes one conversation again and again.
+"""A worker for tests: `python -m tests.hammer URL NAMESPACE KEY TURNS DIRECTORY WORKER` resumes one conversation.
 
 Each run takes a lock file that must be free, and appends what it was asked and what it gave to `DIRECTORY/runs`.
 """

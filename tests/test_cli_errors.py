@@ -152,7 +152,7 @@ def test_every_error_has_its_exit_code() -> None:
         if isinstance(kind, type) and issubclass(kind, errors.SessionStoreError)
     }
     codes = {kind.__name__: exits.code_of(error) for kind, error in made.items()}
-    usage = {"InvalidKey", "InvalidSessionID", "InvalidSettings", "LegacyFileError", "ServerError"}
+    usage = {"FileNotWritten", "InvalidKey", "InvalidSessionID", "InvalidSettings", "LegacyFileError", "ServerError"}
     away = {"SessionStoreError", "StoreUnavailable", "AccessDenied"}
     assert {name for name, code in codes.items() if code == exits.USAGE} == usage
     assert {name for name, code in codes.items() if code == exits.UNREACHABLE} == away

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redis_sessions import LegacyFileError, legacy
+from redis_sessions import FileNotWritten, LegacyFileError, legacy
 from redis_sessions.legacy import AHEAD_MS, Entry, expires_at_ms
 
 NOW_MS = 1_732_250_000_000
@@ -171,7 +171,7 @@ class TestWriter:
         assert os.listdir(tmp_path) == ["out.json"]
 
     def test_a_place_that_is_not_there(self, tmp_path):
-        with pytest.raises(LegacyFileError, match="can't be written"), legacy.Writer(tmp_path / "no" / "out.json"):
+        with pytest.raises(FileNotWritten, match="can't be written"), legacy.Writer(tmp_path / "no" / "out.json"):
             pytest.fail("must not open")
 
     def test_rejects_are_written_unaltered_and_read_again(self, tmp_path, file):

@@ -200,6 +200,13 @@ def test_a_worker_can_start_while_cluster_or_sentinel_is_away(kind, flavour, ser
 
 
 class TestRefusals:
+    def test_a_host_that_has_no_address_is_said(self):
+        with (
+            SessionStore.from_url("redis://no-such-host.invalid") as store,
+            pytest.raises(StoreUnavailable, match="no such host name"),
+        ):
+            store.get(KEY)
+
     def test_memory_full_refuses_writes_and_goes_on_reading(self, loop):
         full = {"maxmemory": "3mb", "maxmemory-policy": "noeviction"}
         with EmbeddedServer(extra=full) as server, SessionStore.from_url(server.url) as store:

@@ -27,6 +27,7 @@ _CALLERS_INPUT: Final = (
     errors.InvalidKey,
     errors.InvalidSessionID,
     errors.InvalidSettings,
+    errors.FileNotWritten,
     errors.LegacyFileError,
     errors.ServerError,
 )

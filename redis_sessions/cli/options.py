@@ -109,9 +109,9 @@ def on_a_store(command: Callable[Concatenate[Options, ...], int]) -> Callable[..
     return with_options
 
 
-def duration_ms(text: str) -> int:
+def duration_ms(text: str, option: str = "--max-age") -> int:
     """A number with its unit, in milliseconds. A bare number could be any, and is refused: InvalidSettings."""
     if match := _DURATION.fullmatch(text):
         return int(match[1]) * _UNITS_MS[match[2]]
     trouble = "has no unit" if text.isascii() and text.isdigit() else "is no number with a unit"
-    raise InvalidSettings(f"--max-age {trouble}", remedy="write 500ms, 30s, 90m, 24h or 7d")
+    raise InvalidSettings(f"{option} {trouble}", remedy="write 500ms, 30s, 90m, 24h or 7d")

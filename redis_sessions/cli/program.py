@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import typer
@@ -45,26 +45,37 @@ class Command(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Arguments as manual pages write them: `KEY [ID]`, whatever braces this version of typer adds."""
         pieces = super().collect_usage_pieces(ctx)
-        return [piece.strip("{}").replace("[[", "[").replace("]]", "]") for piece in pieces]
+        return [re.sub(r"[{}]", "", piece).replace("[[", "[").replace("]]", "]") for piece in pieces]
 
 
 def add(
-    app: typer.Typer, name: str, command: Callable[..., int], *, partly: str = "", unreachable: str = UNREACHABLE
+    app: typer.Typer,
+    name: str,
+    command: Callable[..., int],
+    *,
+    partly: str = "",
+    unreachable: str = UNREACHABLE,
+    codes: Mapping[int, str] | None = None,
 ) -> None:
-    """Add a command, whose docstring is its help; `partly` and `unreachable` say what these exit codes mean there."""
+    """Add a command, whose docstring is its help.
+
+    `partly` and `unreachable` say what these exit codes mean there; `codes` are further ones, or other meanings.
+    """
     text = (inspect.getdoc(command) or "").replace("\nExamples:\n", f"\n{_AS_IT_STANDS}Examples:\n")
-    app.command(name, cls=Command, help=text, epilog=exit_codes(partly, unreachable))(command)
+    app.command(name, cls=Command, help=text, epilog=exit_codes(partly, unreachable, codes))(command)
 
 
-def exit_codes(partly: str, unreachable: str = UNREACHABLE) -> str:
+def exit_codes(partly: str, unreachable: str = UNREACHABLE, codes: Mapping[int, str] | None = None) -> str:
     """The exit codes for the end of a command's help; those without a meaning are left out."""
     meanings = {
         exits.DONE: "done",
         exits.PARTLY: partly,
         exits.USAGE: "what was given can't be used",
         exits.UNREACHABLE: unreachable,
+        **(codes or {}),
     }
-    lines = [f"  {code}  {meaning}" for code, meaning in meanings.items() if meaning]
+    width = max(len(str(code)) for code in meanings)
+    lines = [f"  {code:<{width}}  {meaning}" for code, meaning in meanings.items() if meaning]
     return "\n".join((f"{_AS_IT_STANDS}Exit codes:", *lines))
 
 

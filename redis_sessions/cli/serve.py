@@ -63,8 +63,7 @@ def serve(
         raise InvalidSettings("--port and --socket exclude each other", remedy="give one of them")
     directory = (directory or default_directory()).absolute()
     server = EmbeddedServer(directory=directory, port=DEFAULT_PORT if port is None else port, socket=socket)
-    for number in _SIGNALS:
-        signal.signal(number, _stop)
+    before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:
         with server:
             show.put(server.url)
@@ -76,6 +75,9 @@ def serve(
             show.complain(f"the server ended by itself, {how}; {directory / 'server.log'} ends: {_log_tail(directory)}")
     except _Stopped:
         return exits.DONE
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return exits.PARTLY
 
 

@@ -1,0 +1,220 @@
+"""One run of an agent's process: output watched and passed on, input fed, signals and time limit for its whole group."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO, Final
+
+from redis_sessions.cli.gate import Gate
+from redis_sessions.cli.spool import Spool
+from redis_sessions.recognise import Watch
+
+TERMINATED_AFTER_S: Final = 10.0
+_PIECE_BYTES: Final = 65_536
+# How long what an agent left running may go on writing into the pipe it shared.
+_LEFTOVERS_S: Final = 1.0
+_TO_STOP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_PASSED_ON: Final = (*_TO_STOP, signal.SIGUSR1, signal.SIGUSR2)
+
+# Ends the agent's group $1 if this process ends without a word, be it by SIGKILL: else the agent would outlive its lease.
+_LIFELINE: Final = """exec >/dev/null 2>&1; read -r _ && exit
+kill -TERM -- "-$1"; kill -CONT -- "-$1"; sleep 5; kill -KILL -- "-$1\""""
+
+
+class Stopped(BaseException):
+    """A signal asked this program to stop, and no agent runs that it could be passed on to.
+
+    Attributes:
+        exit_code: 128 + the signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number
+        super().__init__(number)
+
+
+class Signals:
+    """While installed, signals go to the agent's whole process group; where none runs, those that stop raise Stopped."""
+
+    def __init__(self) -> None:
+        self._group: int | None = None
+        self._stopped_by: int | None = None
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Take the signals over for a block."""
+        before = {number: signal.signal(number, self._receive) for number in _PASSED_ON}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def to(self, group: int) -> Iterator[None]:
+        """Pass them on to a process group for a block."""
+        self._group = group
+        try:
+            yield
+        finally:
+            self._group = None
+
+    def check(self) -> None:
+        """Raise Stopped if a signal to stop has come, be it to an agent that has ended since."""
+        if self._stopped_by is not None:
+            raise Stopped(self._stopped_by)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        if number in _TO_STOP:
+            self._stopped_by = number
+        if self._group is None:
+            self.check()
+        else:
+            send(self._group, number)
+
+
+def send(group: int, number: int) -> None:
+    """Send a signal to a process group, if anybody is left in it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child:
+    """What to run, and what with.
+
+    Attributes:
+        command: program and arguments.
+        environment: of the process.
+        spool: what it gets as standard input; None lets it have this process's own.
+        watch: is shown its output.
+        gate: where its output goes; opened once a turn begins.
+        signals: pass on what this process receives.
+        deadline_s: on the monotonic clock, when it is to be ended; None for never.
+    """
+
+    command: list[str]
+    environment: dict[str, str]
+    spool: Spool | None
+    watch: Watch
+    gate: Gate
+    signals: Signals
+    deadline_s: float | None
+
+    def run(self) -> tuple[int, bool]:
+        """Run it to its end: its exit code, negative for a signal, and whether time ran out. Raises OSError at the start."""
+        process = subprocess.Popen(
+            self.command,
+            stdin=None if self.spool is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment,
+            process_group=0,
+            bufsize=0,
+        )
+        with _lifeline(process.pid), self.signals.to(process.pid), _foreground(process.pid, shared=self.spool is None):
+            if self.spool is not None and process.stdin is not None:
+                self.spool.feed(process.stdin)
+            exited, exit_told = os.pipe()
+            pumps = [
+                threading.Thread(target=self._pump, args=(stream, number, watch, exited), daemon=True)
+                for stream, number, watch in (
+                    (process.stdout, 1, self.watch.stdout),
+                    (process.stderr, 2, self.watch.stderr),
+                )
+            ]
+            for pump in pumps:
+                pump.start()
+            timed_out = False
+            try:
+                timed_out = self._wait(process)
+            finally:
+                if process.poll() is None:
+                    send(process.pid, signal.SIGKILL)
+                    process.wait()
+                os.close(exit_told)
+                for pump in pumps:
+                    pump.join()
+                os.close(exited)
+        return process.returncode, timed_out
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> bool:
+        try:
+            process.wait(None if self.deadline_s is None else max(0.0, self.deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            send(process.pid, signal.SIGTERM)
+            send(process.pid, signal.SIGCONT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(TERMINATED_AFTER_S)
+            # What of the group is left, too.
+            send(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        return False
+
+    def _pump(self, stream: IO[bytes], number: int, watch: Callable[[bytes], None], exited: int) -> None:
+        with stream, selectors.DefaultSelector() as ready, contextlib.suppress(BrokenPipeError):
+            ready.register(stream, selectors.EVENT_READ)
+            ready.register(exited, selectors.EVENT_READ)
+            owed_bytes, until_s = 0, None
+            while until_s is None or owed_bytes > 0 or time.monotonic() < until_s:
+                events = [key.fileobj for key, _ in ready.select(None if until_s is None else _LEFTOVERS_S)]
+                if exited in events:
+                    ready.unregister(exited)
+                    # What stood in the pipe when the agent ended is its own, however slowly it is read from here.
+                    owed_bytes, until_s = _waiting_bytes(stream), time.monotonic() + _LEFTOVERS_S
+                if stream in events:
+                    piece = os.read(stream.fileno(), _PIECE_BYTES)
+                    if not piece:
+                        return
+                    owed_bytes -= len(piece)
+                    watch(piece)
+                    self.gate.put(number, piece)
+                    if self.watch.turn_began:
+                        self.gate.let_through()
+
+
+def _waiting_bytes(stream: IO[bytes]) -> int:
+    [waiting] = struct.unpack("i", fcntl.ioctl(stream, termios.FIONREAD, bytes(4)))
+    return int(waiting)
+
+
+@contextlib.contextmanager
+def _lifeline(group: int) -> Iterator[None]:
+    line = subprocess.Popen(["/bin/sh", "-c", _LIFELINE, "sh", str(group)], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        assert line.stdin is not None
+        with line.stdin, contextlib.suppress(BrokenPipeError):
+            line.stdin.write(b"\n")
+        line.wait()
+
+
+@contextlib.contextmanager
+def _foreground(group: int, *, shared: bool) -> Iterator[None]:
+    """Give the terminal to an agent that reads from it, and take it back."""
+    terminal = sys.stdin.fileno() if shared and sys.stdin is not None and sys.stdin.isatty() else None
+    if terminal is None or os.tcgetpgrp(terminal) != os.getpgrp():
+        yield
+        return
+    os.tcsetpgrp(terminal, group)
+    # Taking it back is done from the background, which would stop this process.
+    ignored = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        os.tcsetpgrp(terminal, os.getpgrp())
+        signal.signal(signal.SIGTTOU, ignored)

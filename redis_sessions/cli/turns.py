@@ -1,0 +1,126 @@
+"""An agent's command as `resume` runs it: once, or after a refusal once more with the same input."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from redis_sessions.cli import show
+from redis_sessions.cli.child import Child, Signals
+from redis_sessions.cli.gate import Gate
+from redis_sessions.cli.spool import Spool
+from redis_sessions.placement import with_resume
+from redis_sessions.recognise import Agent, Watch
+from redis_sessions.resume import Turn
+from redis_sessions.verdicts import Judgement, Verdict
+
+# As timeout(1) and shells have them.
+TIMED_OUT: Final = 124
+NOT_RUNNABLE: Final = 126
+NOT_THERE: Final = 127
+SIGNALLED: Final = 128
+
+# Set by an agent for what it runs; some refuse to start under it.
+_NOT_INHERITED: Final = "CLAUDECODE"
+
+
+class AgentFailed(Exception):
+    """A run that did not succeed, or could not be started.
+
+    Attributes:
+        exit_code: to exit with.
+        judgement: what was made of it.
+    """
+
+    def __init__(self, exit_code: int, judgement: Judgement, why: str) -> None:
+        self.exit_code = exit_code
+        self.judgement = judgement
+        super().__init__(why)
+
+
+def judge(error: Exception) -> Judgement:
+    """The judge of these runs."""
+    return error.judgement if isinstance(error, AgentFailed) else Judgement(Verdict.other)
+
+
+@dataclass(kw_only=True)
+class Turns:
+    """The `run` of a resume: a call starts the agent and waits for its end.
+
+    Attributes:
+        runtime: what the agent is.
+        command: as given, `{resume}` in it or not.
+        timeout_s: how long one run may take; None for ever.
+        verbose: whether a refused attempt's output is shown on stderr.
+        signals: pass on what this process receives.
+        exit_code: of the last run.
+    """
+
+    runtime: Agent
+    command: list[str]
+    timeout_s: float | None
+    verbose: bool
+    signals: Signals = field(default_factory=Signals)
+    exit_code: int = 0
+    _spool: Spool | None = None
+    _refused: Gate | None = None
+
+    def __call__(self, session_id: str | None) -> Turn[int]:
+        """Run the agent on a session, or fresh. Raises AgentFailed."""
+        self.signals.check()
+        self._discard()
+        if session_id is not None and not self.runtime.can_be(session_id):
+            why = f"{session_id} can't be a session of {self.runtime.name}, which was not started with it"
+            raise AgentFailed(1, Judgement(Verdict.invalid_id), why)
+        gate = Gate(hold=session_id is not None)
+        watch = Watch(self.runtime, session_id)
+        code, timed_out = self._run(self.place(session_id), watch, gate, resuming=session_id is not None)
+        judgement = watch.judge(code)
+        self.exit_code = TIMED_OUT if timed_out else SIGNALLED - code if code < 0 else code
+        if timed_out:
+            judgement = Judgement(Verdict.other, None, judgement.turn_began)
+        if judgement.verdict.refused and not judgement.turn_began and not gate.passed:
+            self._refused = gate
+        else:
+            gate.let_through()
+            # Once output was let through, a run is never repeated.
+            judgement = replace(judgement, turn_began=True)
+        if judgement.verdict is Verdict.ok:
+            return Turn(judgement.session_id, self.exit_code)
+        ended = "ran out of time" if timed_out else f"ended with {self.exit_code}"
+        raise AgentFailed(self.exit_code, judgement, f"the agent {ended} ({judgement.verdict})")
+
+    def place(self, session_id: str | None) -> list[str]:
+        """The command with the resume argument in its place, or without one. Raises PlaceUnknown in either case."""
+        arguments = [] if session_id is None else [word.replace("{id}", session_id) for word in self.runtime.resume]
+        return with_resume(self.command, self.runtime.commands, self.runtime.place, arguments)
+
+    def _run(self, command: list[str], watch: Watch, gate: Gate, *, resuming: bool) -> tuple[int, bool]:
+        if resuming and self._spool is None and sys.stdin is not None and not sys.stdin.isatty():
+            self._spool = Spool(sys.stdin.fileno())
+        child = Child(
+            command=command,
+            environment={name: value for name, value in os.environ.items() if name != _NOT_INHERITED},
+            spool=self._spool,
+            watch=watch,
+            gate=gate,
+            signals=self.signals,
+            deadline_s=None if self.timeout_s is None else time.monotonic() + self.timeout_s,
+        )
+        try:
+            return child.run()
+        except OSError as error:
+            self.exit_code = NOT_THERE if isinstance(error, FileNotFoundError) else NOT_RUNNABLE
+            show.complain(f"{command[0]} can't be run ({error.strerror})")
+            raise AgentFailed(self.exit_code, Judgement(Verdict.other), "the agent was not started") from None
+
+    def _discard(self) -> None:
+        if self._refused is not None:
+            output = self._refused.discard()
+            self._refused = None
+            if self.verbose:
+                for line in output.decode("utf-8", "replace").splitlines():
+                    show.complain(f"refused attempt: {line}")

@@ -1,0 +1,115 @@
+"""An agent's output as it comes: JSON records and lines of text, out of bytes that arrive in any pieces.
+
+A record is a JSON object: on a line of its own, inside a list, or printed over several lines that begin with `{` or `[` and
+end with `}` or `]` at the margin. Whatever is longer than MAX_BYTES is passed over, so memory is bounded however much an
+agent prints.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Final, TypeAlias
+
+Record: TypeAlias = dict[str, Any]
+
+MAX_BYTES: Final = 16 * 1024 * 1024
+MAX_LINE_CHARS: Final = 16_384
+
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+
+
+class Reader:
+    """Takes a stream in pieces, gives records (dict) and lines of text (str), the latter without ANSI codes."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._skipping = False
+        self._document: list[bytes] = []
+        self._document_bytes = 0
+
+    def feed(self, piece: bytes) -> Iterator[Record | str]:
+        """What a further piece completes."""
+        *lines, rest = piece.split(b"\n")
+        for line in lines:
+            self._rest += line
+            whole, self._rest = bytes(self._rest), bytearray()
+            if self._skipping:
+                self._skipping = False
+            else:
+                yield from self._line(whole)
+        if not self._skipping:
+            self._rest += rest
+            if len(self._rest) > MAX_BYTES:
+                self._rest.clear()
+                self._skipping = True
+
+    def close(self) -> Iterator[Record | str]:
+        """What is left when the stream has ended."""
+        if self._rest and not self._skipping:
+            yield from self._line(bytes(self._rest))
+        lines, self._document = self._document, []
+        for line in lines:
+            yield _text(line)
+
+    def _line(self, line: bytes) -> Iterator[Record | str]:
+        if self._document:
+            yield from self._continued(line)
+            return
+        start = line.lstrip()[:1]
+        if start in (b"{", b"["):
+            try:
+                yield from _records(json.loads(line))
+            except (ValueError, RecursionError):
+                if line[:1] != start:
+                    yield _text(line)
+                else:
+                    self._document, self._document_bytes = [line], len(line)
+        else:
+            yield _text(line)
+
+    def _continued(self, line: bytes) -> Iterator[Record | str]:
+        self._document.append(line)
+        self._document_bytes += len(line) + 1
+        closing = b"}" if self._document[0][:1] == b"{" else b"]"
+        if line.rstrip() == closing:
+            try:
+                yield from _records(json.loads(b"\n".join(self._document)))
+            except (ValueError, RecursionError):
+                pass
+            else:
+                self._document = []
+                return
+        # What can't be a document any more was text all along.
+        if self._document_bytes > MAX_BYTES or line[:1] not in (b" ", b"\t", b"", closing, b"}", b"]"):
+            lines, self._document = self._document, []
+            yield from (_text(each) for each in lines[:1])
+            for each in lines[1:]:
+                yield from self._line(each)
+
+
+def _records(value: Any) -> Iterator[Record]:
+    if isinstance(value, dict):
+        yield value
+    elif isinstance(value, list):
+        yield from (each for each in value if isinstance(each, dict))
+
+
+def _text(line: bytes) -> str:
+    text = line.decode("utf-8", "replace")[:MAX_LINE_CHARS]
+    return _ANSI.sub("", text).rstrip("\r\n ")
+
+
+def pick(record: Record, path: str) -> Iterator[str]:
+    """The texts at a dotted path, `error.message`; lists on the way are gone through, what is no text is left out."""
+    found: list[Any] = [record]
+    for name in path.split("."):
+        inside = [value[name] for value in found if isinstance(value, dict) and name in value]
+        found = [each for value in inside for each in (value if isinstance(value, list) else [value])]
+    yield from (value for value in found if isinstance(value, str))
+
+
+def matches(record: Record, wanted: Record) -> bool:
+    """Whether a record has all the wanted names and values; `...` stands for any value but null, false, zero and empty."""
+    return all(bool(record.get(name)) if value is ... else record.get(name) == value for name, value in wanted.items())

@@ -1,0 +1,146 @@
+"""Where the resume arguments go in a command line. What can't be found is refused, never guessed.
+
+`{resume}` in the command always says it: a word of its own, replaced by the arguments, or left out for a fresh start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import PurePath
+from typing import Final, TypeAlias
+
+from redis_sessions.errors import InvalidSettings
+
+# Given the words after the executable, how many of them come before the resume arguments; None if that can't be told.
+Place: TypeAlias = Callable[[list[str]], int | None]
+
+MARK: Final = "{resume}"
+
+# Programs that start another: what follows them may be their own options, so the agent must be found behind them by name.
+_LAUNCHERS: Final = frozenset(
+    """
+    bash bun bunx chroot dash deno doas docker env fish flock ionice kubectl mise nerdctl nice node nohup npm npx
+    nsenter perl pipx pnpm podman poetry python python3 ruby runuser screen script setsid sh ssh stdbuf su sudo
+    systemd-run taskset time timeout tmux tsx unbuffer uv uvx watch xargs yarn zsh
+    """.split()  # noqa: SIM905 - a list of quoted words would be four times as long
+)
+
+
+class PlaceUnknown(InvalidSettings):
+    """The place of the resume arguments can't be told from the command."""
+
+
+def name_of(word: str) -> str:
+    """The bare name of a program: `/usr/bin/claude`, `claude.exe` and `codex@latest` are `claude`, `claude` and `codex`."""
+    name = PurePath(word).name
+    for end in (".exe", ".cmd", ".js"):
+        name = name.removesuffix(end)
+    head, at, _ = name.partition("@")
+    return head if at and head else name
+
+
+def with_resume(command: list[str], names: Collection[str], place: Place | None, arguments: list[str]) -> list[str]:
+    """A command with the resume arguments in their place; with none, the command for a fresh start.
+
+    Args:
+        command: program and words, `{resume}` among them or not.
+        names: what the agent's executable is called.
+        place: where its resume arguments go; None if only `{resume}` can say.
+        arguments: the resume arguments; empty for a fresh start, which is refused where a resume would be, so that the
+            first turn of a conversation tells what its second would.
+
+    Raises PlaceUnknown.
+    """
+    if MARK in command:
+        at = command.index(MARK)
+        return [*command[:at], *arguments, *(word for word in command[at + 1 :] if word != MARK)]
+    start = _executable(command, names)
+    words = command[start + 1 :]
+    before = place(words) if place else None
+    if before is None:
+        raise PlaceUnknown(
+            f"it can't be told where {name_of(command[start])} takes its resume argument in this command",
+            remedy=f"write {MARK} where it goes, and leave resuming to this program",
+        )
+    at = start + 1 + before
+    return [*command[:at], *arguments, *command[at:]]
+
+
+def guess(command: list[str], names: Collection[str]) -> str | None:
+    """The one of these executables that a command runs, or None: it itself, or the only one behind a launcher."""
+    if name_of(command[0]) in names:
+        return name_of(command[0])
+    behind = {name_of(word) for word in command[1:] if name_of(word) in names}
+    return behind.pop() if _launches(command) and len(behind) == 1 else None
+
+
+def _executable(command: list[str], names: Collection[str]) -> int:
+    if name_of(command[0]) in names or not _launches(command):
+        return 0
+    behind = [at for at, word in enumerate(command) if name_of(word) in names]
+    if len(behind) != 1:
+        raise PlaceUnknown(
+            f"it can't be told which word behind {name_of(command[0])} is the agent",
+            remedy=f"write {MARK} where its resume argument goes",
+        )
+    return behind[0]
+
+
+def _launches(command: list[str]) -> bool:
+    name = name_of(command[0])
+    return name in _LAUNCHERS or name.startswith("python")
+
+
+def first(*, unless: Collection[str]) -> Place:
+    """Right after the executable, as for options that may stand anywhere; not if one of `unless` is there already."""
+    return lambda words: None if _has(words, unless) else 0
+
+
+def after_subcommand(name: str, *, values: Collection[str] = (), unless: Collection[str]) -> Place:
+    """Right after a subcommand, which must be the first word that is neither an option nor the value of one of `values`."""
+
+    def place(words: list[str]) -> int | None:
+        at = _first_word(words, values)
+        return at + 1 if at is not None and words[at] == name and not _has(words, unless) else None
+
+    return place
+
+
+def before_prompt(*subcommands: str, values: Collection[str], flags: Collection[str], unless: Collection[str]) -> Place:
+    """After a subcommand and its options, before the prompt; an option that is not known may take a value, so it is refused.
+
+    Args:
+        subcommands: names of the subcommand.
+        values: options that take one value.
+        flags: options that take none.
+        unless: words that must not stand where the prompt does.
+    """
+
+    def place(words: list[str]) -> int | None:
+        at = _first_word(words, values)
+        if at is None or words[at] not in subcommands:
+            return None
+        at += 1
+        while at < len(words) and words[at].startswith("-") and words[at] not in ("-", "--"):
+            name, has_value, _ = words[at].partition("=")
+            if name in values:
+                at += 1 if has_value else 2
+            elif name in flags or (len(name) > 2 and name[1] != "-" and name[:2] in values):
+                at += 1
+            else:
+                return None
+        return None if at > len(words) or (at < len(words) and words[at] in unless) else at
+
+    return place
+
+
+def _first_word(words: list[str], values: Collection[str]) -> int | None:
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        at += 2 if words[at] in values else 1
+    return at if at < len(words) else None
+
+
+def _has(words: list[str], options: Collection[str]) -> bool:
+    before = words[: words.index("--")] if "--" in words else words
+    return any(word.partition("=")[0] in options for word in before)

