@@ -2,20 +2,23 @@
 
 An Agent is a description of one runtime, and nothing but data: `agents.py` has them. A Watch follows one run.
 
-1. A run failed if its exit code is neither 0 nor unknown, or its last closing record says so.
-2. A run that succeeded is ok; its session ID is the one its closing record (or, in text mode, its header) names.
+1. A run failed if its exit code is neither 0 nor unknown, or its last closing record says so (or, for a runtime that fails
+   with 0 and no record, a line of stderr).
+2. A run that succeeded is ok; its session ID is the one its closing record (or, in text mode, a line of stderr) names. One
+   that began a turn in its records and did not close it was cut short, whatever its exit code.
 3. Of one that failed, the closing record's own words decide, if they match a refusal from their first character on.
-4. Else, and only if no turn had begun, the lines of stderr do, likewise, if all that match say the same.
+4. Else, and only if nothing had been said yet, the lines of stderr do, likewise, if all that match say the same.
 5. What names another session than the one asked for is about that other one. What is left undecided is `other`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final
 
+from redis_sessions.evidence import Evidence, of_process
 from redis_sessions.output import Reader, Record, matches, pick
 from redis_sessions.placement import Place
 from redis_sessions.verdicts import Judgement, Verdict
@@ -31,7 +34,7 @@ class Refusal:
         verdict: what it means.
         pattern: a regular expression, matched from the first character of a line or message; a group `id` is the session
             it names, in whatever quotes.
-        after_begin: whether it also counts once a turn had begun; then only in a closing record, or as stderr's last line.
+        after_begin: whether it also counts once a turn had begun; then only in a closing record.
     """
 
     verdict: Verdict
@@ -58,12 +61,14 @@ class Agent:
         session_at: (record, path): where records name the session.
         session_line: regular expression of a stderr line that names it, group `id`.
         began: records by which a turn has begun, as `output.matches` takes them; likewise the next two.
+        spoken: records after which stderr may quote what was said; none: those by which a turn has begun.
         began_line: regular expression of a stderr line after which stderr is a transcript.
         closed: records that end a run, well or not; the last of them counts.
         failed: those of them that say that it failed.
+        failed_line: regular expression of a stderr line that says that the run failed, whatever its exit code.
         wrong: paths in a failed record to its own words.
         refusals: its ways to say no.
-        drop_environment: variables that its process must not inherit.
+        evidence: reads the exceptions by which a Python client of it fails.
     """
 
     name: str
@@ -74,12 +79,14 @@ class Agent:
     session_at: tuple[tuple[Record, str], ...] = ()
     session_line: str | None = None
     began: tuple[Record, ...] = ()
+    spoken: tuple[Record, ...] = ()
     began_line: str | None = None
     closed: tuple[Record, ...] = ()
     failed: tuple[Record, ...] = ()
+    failed_line: str | None = None
     wrong: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
-    drop_environment: tuple[str, ...] = field(default=())
+    evidence: Callable[[Exception], Evidence] = of_process
 
     def judge(
         self,
@@ -93,16 +100,15 @@ class Agent:
         """Judge a finished run; also the `judge` of `resume`, given what `run` raised.
 
         Args:
-            error: an exception with `returncode`, `stdout` and `stderr`, as `subprocess.CalledProcessError` has.
+            error: an exception with `returncode`, `stdout` and `stderr`, as `subprocess.CalledProcessError` has, or whatever
+                else `evidence` reads; then the rest is not looked at.
             exit_code: of the process; None if it is not known.
             stdout: all of it, as text or bytes.
             stderr: likewise.
             requested: the session that was to be resumed, if known; a refusal that names another is then not heard.
         """
         if error is not None:
-            exit_code = getattr(error, "returncode", exit_code)
-            stdout = getattr(error, "stdout", None) or stdout
-            stderr = getattr(error, "stderr", None) or stderr
+            exit_code, stdout, stderr = self.evidence(error)
         watch = Watch(self, requested)
         watch.stdout(_bytes(stdout))
         watch.stderr(_bytes(stderr))
@@ -128,10 +134,11 @@ class Watch:
         self._session_id: str | None = None
         self._line_session_id: str | None = None
         self._records = False
+        self._spoken = False
+        self._unclosed = False
         self._failed: bool | None = None
         self._words: list[str] = []
         self._heard: set[Verdict] = set()
-        self._last_line = ""
 
     def stdout(self, piece: bytes) -> None:
         """A further piece of standard output."""
@@ -146,8 +153,8 @@ class Watch:
         self._take(self._readers[0].close(), lines=False)
         self._take(self._readers[1].close(), lines=True)
         if exit_code not in (0, None) or self._failed:
-            return Judgement(self._refusal(exit_code), None, self.turn_began)
-        if exit_code is None and self._failed is None:
+            return Judgement(self._refusal(), None, self.turn_began)
+        if self._unclosed or (exit_code is None and self._failed is None):
             return Judgement(Verdict.other, None, self.turn_began)
         named = self._session_id if self._failed is False else None if self._records else self._line_session_id
         if named is not None and not self._agent.can_be(named):
@@ -168,28 +175,31 @@ class Watch:
                 self._session_id = next(pick(record, path), self._session_id)
                 self._records = True
         if any(matches(record, wanted) for wanted in agent.began):
-            self.turn_began = True
+            self.turn_began = self._unclosed = True
+        if any(matches(record, wanted) for wanted in agent.spoken or agent.began):
+            self._spoken = True
         if any(matches(record, wanted) for wanted in agent.closed):
+            self._unclosed = False
             self._failed = any(matches(record, wanted) for wanted in agent.failed)
-            self._words = [word for path in agent.wrong for word in pick(record, path)] if self._failed else []
+            words = [word for path in agent.wrong for word in pick(record, path)]
+            # What ends a failed run may leave it to the record before to say why.
+            self._words = (words or self._words) if self._failed else []
 
     def _line(self, line: str) -> None:
         agent = self._agent
-        self._last_line = line
-        if not self.turn_began:
+        if not self._spoken:
             self._heard |= {refusal.verdict for refusal in agent.refusals if refusal.says(line, self._requested)}
         if agent.session_line and (found := re.match(agent.session_line, line)) and not self._line_session_id:
             self._line_session_id = found["id"]
+        if agent.failed_line and not self._spoken and re.match(agent.failed_line, line):
+            self._failed = True
         if agent.began_line and re.match(agent.began_line, line):
-            self.turn_began = True
+            self.turn_began = self._spoken = True
 
-    def _refusal(self, exit_code: int | None) -> Verdict:
+    def _refusal(self) -> Verdict:
         said = self._said(self._words if self._failed else [])
-        if not said and not self.turn_began:
+        if not said and not self._spoken:
             said = self._heard
-        if not said and self.turn_began and self._failed is None and exit_code == 1:
-            # A text-mode run that gave up by itself ends with its own words, whatever the transcript above them says.
-            said = self._said([self._last_line])
         return said.pop() if len(said) == 1 else Verdict.other
 
     def _said(self, words: list[str]) -> set[Verdict]:

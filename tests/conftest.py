@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -50,6 +51,13 @@ class Places:
         if binary := find_redis_server():
             return self._stack.enter_context(standalone(binary)).url
         pytest.skip("no redis-server on the PATH, and REDIS_URL is not set")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_in_a_terminal() -> None:
+    """What nohup, or a shell's `&`, had ignored would stay so in every process that a test starts."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

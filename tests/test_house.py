@@ -14,7 +14,8 @@ ROOT = Path(redis_sessions.__file__).parent
 # A file imports only from those before it.
 ORDER = """
     errors settings keys commands scripts ops report scan files json_pairs legacy migrate
-    verdicts output placement recognise agents resume refusals wire urls client runner store testing server __init__
+    verdicts evidence output placement recognise agents resume adapters
+    refusals wire urls client runner store testing server __init__
 """.split()  # noqa: SIM905
 KNOW_REDIS = {"refusals", "wire", "client", "testing"}
 FILES = sorted(ROOT.rglob("*.py"))

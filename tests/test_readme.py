@@ -49,6 +49,21 @@ def test_its_code_prints_what_it_says_and_its_commands_show_what_they_show(url):
         assert re.sub(r"_ms\": \d+", '_ms": …', done.stdout) == re.sub(r"_ms\": \d+", '_ms": …', shown)
 
 
+def test_its_typed_examples_type_check(tmp_path):
+    typed = re.findall(r"```python typed\n(.*?)```", README, re.DOTALL)
+    assert len(typed) == 2
+    for number, code in enumerate(typed):
+        (tmp_path / f"example{number}.py").write_text(code)
+    options = ["--strict", "--ignore-missing-imports", "--no-warn-return-any", "--cache-dir", str(tmp_path / "cache")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, *map(str, tmp_path.glob("*.py"))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
 def test_every_command_is_documented_and_exists():
     shown = run("-m", "redis_sessions.cli", "--help", url=DEFAULT_URL).stdout
     commands = set(re.findall(r"^  ([a-z]+)  ", shown.split("Commands:")[1], re.MULTILINE))

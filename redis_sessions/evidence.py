@@ -1,0 +1,64 @@
+"""What an exception tells of a run: exit code, records and stderr, as a recogniser reads them.
+
+Exceptions of claude-agent-sdk and of the OpenAI client are known by their attributes, without importing either package.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+
+class Evidence(NamedTuple):
+    """What is known of a run that raised: its exit code (None if unknown), and its output."""
+
+    exit_code: int | None
+    stdout: str | bytes
+    stderr: str | bytes
+
+
+class RunFailed(Exception):
+    """A run that an adapter saw fail; the evidence is what it saw."""
+
+    def __init__(self, why: str, evidence: Evidence) -> None:
+        self.evidence = evidence
+        super().__init__(why)
+
+
+def of_process(error: Exception) -> Evidence:
+    """Of an error like `subprocess.CalledProcessError`: `returncode`, `stdout`, `stderr`."""
+    if isinstance(error, RunFailed):
+        return error.evidence
+    return Evidence(
+        getattr(error, "returncode", None), getattr(error, "stdout", None) or "", getattr(error, "stderr", None) or ""
+    )
+
+
+def of_claude_sdk(error: Exception) -> Evidence:
+    """Of claude-agent-sdk: a `ResultError` has the CLI's result, a `ProcessError` its exit code and at best its stderr.
+
+    Before 0.2.187 the text may have gone to the stderr callback alone; `adapters.claude_turn` listens to it.
+    """
+    if isinstance(error, RunFailed):
+        return error.evidence
+    stderr = getattr(error, "stderr", None) or ""
+    errors, result = getattr(error, "errors", None), getattr(error, "result", None)
+    if errors is None and result is None:
+        return Evidence(1, "", stderr if isinstance(stderr, str) else "")
+    data = getattr(error, "data", None)
+    turns = data.get("num_turns") if isinstance(data, dict) else None
+    return Evidence(
+        1, claude_record(errors=errors, result=result, num_turns=turns), stderr if isinstance(stderr, str) else ""
+    )
+
+
+def claude_record(*, errors: Any, result: Any, num_turns: Any) -> str:
+    """The result record that Claude Code prints for a run that failed."""
+    record = {"type": "result", "is_error": True, "errors": errors, "result": result, "num_turns": num_turns}
+    return json.dumps(record, default=str)
+
+
+def of_openai(error: Exception) -> Evidence:
+    """Of the OpenAI client: the `code` of an `APIStatusError`, such as `previous_response_not_found`."""
+    code = getattr(error, "code", None)
+    return Evidence(None, json.dumps({"type": "error", "code": code}) if isinstance(code, str) else "", "")
