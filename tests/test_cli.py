@@ -197,7 +197,7 @@ def test_max_ages(cli: Cli, text: str, ms: int) -> None:
 
 def test_demo_is_handed_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     run_demo = Mock(return_value=exits.PARTLY)
-    monkeypatch.setitem(sys.modules, "redis_sessions.cli.demo", SimpleNamespace(run_demo=run_demo))
+    monkeypatch.setitem(sys.modules, "redis_sessions.cli.demo.main", SimpleNamespace(run_demo=run_demo))
     monkeypatch.setenv("REDIS_URL", "redis://in-use/0")
     run("demo", code=1)
     run("demo", "--url", "redis://h/1", "--workers", "2", "--turns", "9", "--json", code=1)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from redis_sessions import SessionStore, StoreSettings
-from redis_sessions.cli import demo_worker
-from redis_sessions.cli.demo_plan import conversations
+from redis_sessions.cli.demo import worker as demo_worker
+from redis_sessions.cli.demo.plan import conversations
 from redis_sessions.ops import Lease
 from redis_sessions.server import DEFAULTS, EmbeddedServer
 from tests.test_demo import DEADLINE_S, WORKER, environment, processes_of
@@ -49,7 +49,7 @@ def config():
 
 def test_workers_are_given_arguments_that_they_take():
     python, *arguments = command("worker")
-    assert [python, *arguments[:2]] == ["python", "-m", "redis_sessions.cli.demo_worker"]
+    assert [python, *arguments[:2]] == ["python", "-m", "redis_sessions.cli.demo.worker"]
     options = demo_worker.parser().parse_args(arguments[2:])
     # The store must not keep an ID for longer than the agent keeps its session.
     assert options.max_age_ms <= options.agent_keeps_ms

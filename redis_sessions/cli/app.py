@@ -205,7 +205,7 @@ def demo(
       redis-sessions demo
       redis-sessions demo --workers 8 --turns 200
     """
-    from redis_sessions.cli.demo import run_demo
+    from redis_sessions.cli.demo.main import run_demo
 
     return run_demo(url=url, workers=workers, turns=turns, as_json=as_json)
 

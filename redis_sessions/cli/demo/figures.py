@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from redis_sessions.cli.demo_plan import Dispatch
-from redis_sessions.cli.demo_turns import Event
+from redis_sessions.cli.demo.plan import Dispatch
+from redis_sessions.cli.demo.turns import Event
 from redis_sessions.migrate import ImportResult
 from redis_sessions.report import Report
 

@@ -1,7 +1,7 @@
 """One worker process: dispatches turns of shared conversations through `SessionStore.resume()`, a stand-in agent runs them.
 
-    python -m redis_sessions.cli.demo_worker --agent-dir DIR [--conversations 40] [--pause-ms 1000] [--heartbeat FILE]
-    python -m redis_sessions.cli.demo_worker --agent-dir DIR --plan-from-stdin
+    python -m redis_sessions.cli.demo.worker --agent-dir DIR [--conversations 40] [--pause-ms 1000] [--heartbeat FILE]
+    python -m redis_sessions.cli.demo.worker --agent-dir DIR --plan-from-stdin
 
 The first form works until SIGTERM and prints a line a dispatch: that is what the containers of `compose.yaml` run. The
 second takes its dispatches, `[[at_ms, key], …]`, as one line of JSON from stdin, prints JSON lines, and ends with its
@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from redis_sessions import SessionStore, SessionStoreError, StoreSettings
-from redis_sessions.cli.demo_plan import Dispatch, conversations
-from redis_sessions.cli.demo_turns import Event, StandIn, Worker, ms_since
+from redis_sessions.cli.demo.plan import Dispatch, conversations
+from redis_sessions.cli.demo.turns import Event, StandIn, Worker, ms_since
 
 WAIT_MS: Final = 30_000
 
@@ -124,7 +124,7 @@ def _positive(text: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """What a worker takes on its command line."""
-    takes = argparse.ArgumentParser(prog="python -m redis_sessions.cli.demo_worker", description="One worker of the demo.")
+    takes = argparse.ArgumentParser(prog="python -m redis_sessions.cli.demo.worker", description="One worker of the demo.")
 
     def add(name: str, help_text: str, **options: Any) -> None:
         takes.add_argument(name, help=help_text, **options)

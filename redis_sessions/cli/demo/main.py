@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from redis_sessions import urls, wire
-from redis_sessions.cli.demo_figures import Course, DemoFigures, Imported, ImportedEntry, RunFigures, run_figures
-from redis_sessions.cli.demo_fleet import DemoError, Fleet, Interrupted, Signals
-from redis_sessions.cli.demo_plan import AGENT_KEEPS_MS, AGENT_WORKS_MS, SEED, Dispatch, plan
-from redis_sessions.cli.demo_view import WITH, WITHOUT, Watch, show_comparison, show_imported, show_reports, watch
+from redis_sessions.cli.demo.figures import Course, DemoFigures, Imported, ImportedEntry, RunFigures, run_figures
+from redis_sessions.cli.demo.fleet import DemoError, Fleet, Interrupted, Signals
+from redis_sessions.cli.demo.plan import AGENT_KEEPS_MS, AGENT_WORKS_MS, SEED, Dispatch, plan
+from redis_sessions.cli.demo.view import WITH, WITHOUT, Watch, show_comparison, show_imported, show_reports, watch
 from redis_sessions.cli.exits import DONE, PARTLY, USAGE, code_of
 from redis_sessions.cli.show import complain, put_json
 from redis_sessions.commands import Command, Op
@@ -32,7 +32,7 @@ from redis_sessions.store import SessionStore
 
 # As good as never, and still a TTL: set writes none without.
 NEVER_MS: Final = 365 * DAY_MS
-LEGACY_FILE: Final = Path(__file__).with_name("demo_sessions.json")
+LEGACY_FILE: Final = Path(__file__).with_name("sessions.json")
 
 
 def run_demo(*, url: str | None, workers: int, turns: int, as_json: bool) -> int:

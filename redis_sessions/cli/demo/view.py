@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from redis_sessions.cli.demo_figures import Course, DemoFigures, Imported, RunFigures, Tally
+from redis_sessions.cli.demo.figures import Course, DemoFigures, Imported, RunFigures, Tally
 from redis_sessions.cli.show import UNKNOWN, cell, complain, display, duration, is_terminal
 from redis_sessions.report import Report
 

@@ -20,8 +20,8 @@ from subprocess import PIPE, Popen
 from types import FrameType, TracebackType
 from typing import IO, Any, Final, NamedTuple, Self
 
-from redis_sessions.cli.demo_plan import Dispatch
-from redis_sessions.cli.demo_turns import Event
+from redis_sessions.cli.demo.plan import Dispatch
+from redis_sessions.cli.demo.turns import Event
 
 TICK_S: Final = 0.08
 SILENCE_S: Final = 60.0
@@ -92,7 +92,7 @@ class Fleet:
 
     def __init__(self, arguments: Sequence[str], url: str, shares: list[list[Dispatch]], log: Path) -> None:
         """Args: arguments and url are the workers'; shares has the plan of each; log takes what they write to stderr."""
-        self._command = [sys.executable, "-m", "redis_sessions.cli.demo_worker", "--plan-from-stdin", *arguments]
+        self._command = [sys.executable, "-m", "redis_sessions.cli.demo.worker", "--plan-from-stdin", *arguments]
         # Not an argument, since any user of the machine can read those.
         self._environment = os.environ | {"REDIS_SESSIONS_URL": url}
         self._shares = shares

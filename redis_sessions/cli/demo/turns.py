@@ -14,7 +14,7 @@ from subprocess import DEVNULL, PIPE, CalledProcessError, Popen, SubprocessError
 from typing import Final, Literal
 
 from redis_sessions import LeaseHeld, ResumeResult, SessionStore, SessionStoreError, Turn
-from redis_sessions.cli import stand_in
+from redis_sessions.cli.demo import stand_in
 
 AGENT_TIMEOUT_S: Final = 30.0
 

@@ -1,0 +1,1 @@
+"""`demo`: worker processes share sessions through a server of their own, with native expiry and without."""
