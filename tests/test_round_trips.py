@@ -1,0 +1,109 @@
+"""What each operation costs: how many times the client goes to the server, counted."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from redis_sessions import SessionStore, StoreSettings, Turn
+
+
+class CountingClient:
+    """Counts what it is asked to send; a pipeline counts once."""
+
+    def __init__(self, client):
+        self.trips = 0
+        self._client = client
+
+    def execute_command(self, *args, **options):
+        self.trips += 1
+        return self._client.execute_command(*args, **options)
+
+    def pipeline(self, *, transaction):
+        pipeline = self._client.pipeline(transaction=transaction)
+        execute = pipeline.execute
+
+        def counted(**options):
+            self.trips += 1
+            return execute(**options)
+
+        pipeline.execute = counted
+        return pipeline
+
+
+@pytest.fixture
+def client(valkey):
+    client = CountingClient(redis.Redis.from_url(valkey.url))
+    yield client
+    client._client.close()
+
+
+@pytest.fixture
+def trips(client, namespace, valkey):
+    """How many round trips something on a store takes; scripts are loaded already."""
+    store = SessionStore(client, StoreSettings(namespace=namespace))
+    warm = store.acquire("warm")
+    store.renew(warm)
+    store.reject(warm)
+    store.save(warm, "ID-1")
+    store.delete("warm", "ID-1")
+    list(store.sessions())
+
+    def count(something):
+        client.trips = 0
+        something(store)
+        return client.trips
+
+    yield count
+    for key in valkey.raw.scan_iter(f"{namespace}:*"):
+        valkey.raw.delete(key)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda store: store.get("a"),
+        lambda store: store.peek("a"),
+        lambda store: store.set("a", "ID-1"),
+        lambda store: store.delete("a"),
+        lambda store: store.delete("a", "ID-1"),
+        lambda store: store.acquire("a"),
+        lambda store: store.increment_resume_failures(),
+        lambda store: store.resume_failures_total(),
+    ],
+)
+def test_each_step_is_one(trips, operation):
+    assert trips(operation) == 1
+
+
+def test_each_step_of_a_lease_is_one(trips):
+    def steps(store):
+        lease = store.acquire("a")
+        store.renew(lease)
+        store.reject(lease)
+        store.save(lease, "ID-1")
+        store.release(lease)
+
+    assert trips(steps) == 5
+
+
+def test_a_turn_is_three_claim_save_and_count(trips):
+    assert trips(lambda store: store.resume("a", lambda _: Turn("ID-1", None))) == 3
+    assert trips(lambda store: store.resume("a", lambda _: Turn("ID-1", None))) == 3
+
+
+def test_a_turn_after_a_refusal_is_five(trips):
+    def run(session_id):
+        if session_id:
+            raise RuntimeError("No conversation found with session ID: ID-1")
+        return Turn("ID-2", None)
+
+    trips(lambda store: store.set("a", "ID-1"))
+    assert trips(lambda store: store.resume("a", run)) == 5  # claim, reject, count, save, count
+
+
+def test_an_import_is_two_a_batch(trips, tmp_path):
+    path = tmp_path / "sessions.json"
+    path.write_text("{" + ",".join(f'"key{n}": "ID-{n}"' for n in range(1200)) + "}")
+    assert trips(lambda store: store.import_legacy(path)) == 3  # all expired: the time of each batch, and nothing to write
+    assert trips(lambda store: store.import_legacy(path, assume_used_at="mtime")) == 6
