@@ -2,8 +2,9 @@
 
 An Agent is a description of one runtime, and nothing but data: `agents.py` has them. A Watch follows one run.
 
-1. A run failed if its exit code is neither 0 nor unknown, or its last closing record says so (or, for a runtime that fails
-   with 0 and no record, a line of stderr).
+1. A run failed if its exit code is neither 0 nor unknown, or the last closing record on stdout says so (or, for a runtime
+   that fails with 0 and no record, a line of stderr). Where stdout has begun with text, what looks like a record in it is
+   text, too.
 2. A run that succeeded is ok; its session ID is the one its closing record (or, in text mode, a line of stderr) names. One
    that began a turn in its records and did not close it was cut short, whatever its exit code.
 3. Of one that failed, the closing record's own words decide, if they match a refusal from their first character on.
@@ -119,6 +120,14 @@ class Agent:
         return re.fullmatch(self.session_id, session_id) is not None
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What a closing record said: whether the run failed, and in which words."""
+
+    failed: bool
+    words: tuple[str, ...] = ()
+
+
 class Watch:
     """Follows one run by its output, in pieces as they come; memory is bounded.
 
@@ -130,45 +139,57 @@ class Watch:
         self.turn_began = False
         self._agent = agent
         self._requested = requested
-        self._readers = (Reader(), Reader())
+        self._stdout, self._stderr = Reader(), Reader()
+        self._text = False
         self._session_id: str | None = None
         self._line_session_id: str | None = None
         self._records = False
         self._spoken = False
         self._unclosed = False
-        self._failed: bool | None = None
-        self._words: list[str] = []
+        self._end: _End | None = None
+        self._stderr_end: _End | None = None
+        self._failed_by_line = False
         self._heard: set[Verdict] = set()
 
     def stdout(self, piece: bytes) -> None:
         """A further piece of standard output."""
-        self._take(self._readers[0].feed(piece), lines=False)
+        self._take_stdout(self._stdout.feed(piece))
 
     def stderr(self, piece: bytes) -> None:
         """A further piece of standard error."""
-        self._take(self._readers[1].feed(piece), lines=True)
+        self._take_stderr(self._stderr.feed(piece))
 
     def judge(self, exit_code: int | None) -> Judgement:
         """What became of the run, now that it has ended."""
-        self._take(self._readers[0].close(), lines=False)
-        self._take(self._readers[1].close(), lines=True)
-        if exit_code not in (0, None) or self._failed:
+        self._take_stdout(self._stdout.close())
+        self._take_stderr(self._stderr.close())
+        # With exit code 0, an error on stderr may be anybody's log.
+        end = self._end or (None if exit_code == 0 else self._stderr_end)
+        if exit_code not in (0, None) or self._failed_by_line or (end and end.failed):
             return Judgement(self._refusal(), None, self.turn_began)
-        if self._unclosed or (exit_code is None and self._failed is None):
+        if self._unclosed or (exit_code is None and end is None):
             return Judgement(Verdict.other, None, self.turn_began)
-        named = self._session_id if self._failed is False else None if self._records else self._line_session_id
+        named = self._session_id if end else None if self._records else self._line_session_id
         if named is not None and not self._agent.can_be(named):
             named = None
         return Judgement(Verdict.ok, named, self.turn_began)
 
-    def _take(self, items: Iterable[Record | str], *, lines: bool) -> None:
+    def _take_stdout(self, items: Iterable[Record | str]) -> None:
+        for item in items:
+            if isinstance(item, str):
+                self._text = self._text or (bool(item) and not self._records)
+            elif not self._text:
+                self._end = self._record(item, self._end)
+
+    def _take_stderr(self, items: Iterable[Record | str]) -> None:
         for item in items:
             if isinstance(item, dict):
-                self._record(item)
-            elif lines and item:
+                self._stderr_end = self._record(item, self._stderr_end)
+            elif item:
                 self._line(item)
 
-    def _record(self, record: Record) -> None:
+    def _record(self, record: Record, end: _End | None) -> _End | None:
+        """Take a record; returns how the run has ended by it, else by those before it."""
         agent = self._agent
         for where, path in agent.session_at:
             if matches(record, where):
@@ -178,12 +199,14 @@ class Watch:
             self.turn_began = self._unclosed = True
         if any(matches(record, wanted) for wanted in agent.spoken or agent.began):
             self._spoken = True
-        if any(matches(record, wanted) for wanted in agent.closed):
-            self._unclosed = False
-            self._failed = any(matches(record, wanted) for wanted in agent.failed)
-            words = [word for path in agent.wrong for word in pick(record, path)]
-            # What ends a failed run may leave it to the record before to say why.
-            self._words = (words or self._words) if self._failed else []
+        if not any(matches(record, wanted) for wanted in agent.closed):
+            return end
+        self._unclosed = False
+        if not any(matches(record, wanted) for wanted in agent.failed):
+            return _End(failed=False)
+        words = [word for path in agent.wrong for word in pick(record, path)]
+        # What ends a failed run may leave it to the record before to say why.
+        return _End(failed=True, words=tuple(words) or (end.words if end else ()))
 
     def _line(self, line: str) -> None:
         agent = self._agent
@@ -192,12 +215,12 @@ class Watch:
         if agent.session_line and (found := re.match(agent.session_line, line)) and not self._line_session_id:
             self._line_session_id = found["id"]
         if agent.failed_line and not self._spoken and re.match(agent.failed_line, line):
-            self._failed = True
+            self._failed_by_line = True
         if agent.began_line and re.match(agent.began_line, line):
             self.turn_began = self._spoken = True
 
     def _refusal(self) -> Verdict:
-        said = self._said(self._words if self._failed else [])
+        said = self._said([word for end in (self._end, self._stderr_end) if end and end.failed for word in end.words])
         if not said and not self._spoken:
             said = self._heard
         return said.pop() if len(said) == 1 else Verdict.other

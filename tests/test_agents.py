@@ -149,6 +149,20 @@ class TestConfusable:
         assert claude.judge(exit_code=None, stderr=PHRASES[0]).verdict is Verdict.other
         assert claude.judge(exit_code=None).verdict is Verdict.other
 
+    @pytest.mark.parametrize("exit_code", [0, 1])
+    def test_a_record_that_an_assistant_quotes_in_text_mode(self, exit_code):
+        gone = json.dumps({"type": "result", "is_error": True, "errors": [PHRASES[0]], "session_id": R})
+        for text in (f"It printed:\n{gone}\n", f"Hello.\n\n{gone}"):
+            judgement = get_agent("claude").judge(exit_code=exit_code, stdout=text)
+            assert judgement.verdict is (Verdict.other if exit_code else Verdict.ok)
+            assert judgement.session_id is None
+
+    def test_an_error_in_somebodys_log_on_stderr_of_a_run_that_succeeded(self):
+        done = json.dumps({"session_id": E, "response": "Done."}, indent=2)
+        log = '{"level": "error", "error": {"message": "cache miss"}}\n'
+        judgement = get_agent("gemini").judge(exit_code=0, stdout=done, stderr=log)
+        assert (judgement.verdict, judgement.session_id) == (Verdict.ok, E)
+
     def test_a_turn_that_was_cut_short_with_exit_0(self):
         started = f'{{"type":"thread.started","thread_id":"{E}"}}\n{{"type":"turn.started"}}\n'
         judgement = get_agent("codex").judge(exit_code=0, stdout=started)
