@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import redis
@@ -28,6 +30,9 @@ from redis_sessions.wire import Link
 SyncClient: TypeAlias = redis.Redis | redis.RedisCluster
 AsyncClient: TypeAlias = redis.asyncio.Redis | redis.asyncio.RedisCluster
 
+log = logging.getLogger("redis_sessions")
+
+_told: set[str] = set()
 _HEALTH_CHECK_INTERVAL_S = 15
 # Standalone: three tries within about a second when refused; a server that failed over comes back within seconds.
 _STANDALONE_ATTEMPTS = 3
@@ -172,6 +177,24 @@ def link(target: Target, settings: StoreSettings) -> Link:
         attempts=_STANDALONE_ATTEMPTS if target.kind in ("standalone", "unix") else _FAILOVER_ATTEMPTS,
         deadline_s=max(0.0, settings.deadline_ms / 1000 - slack_s),
     )
+
+
+def callers_link(client: Any) -> Link:
+    """How the wire is to treat a client that the caller built: its own retries apply. What is risky in it is logged once."""
+    for risk in _risks(client):
+        if risk not in _told:
+            _told.add(risk)
+            log.warning("the redis-py client that was passed in %s; SessionStore.from_url builds one that is safe", risk)
+    return Link()
+
+
+def _risks(client: Any) -> Iterator[str]:
+    retry = client.get_retry() if hasattr(client, "get_retry") else getattr(client, "retry", None)
+    if retry is not None and retry.get_retries() > 0:
+        yield "retries by itself, INCR too: a counter may count a lost reply twice"
+    pool: Any = getattr(client, "connection_pool", None)
+    if hasattr(pool, "maint_notifications_enabled") and pool.maint_notifications_enabled():
+        yield "has maintenance notifications on: after an interrupted call one conversation may get another's session ID"
 
 
 def _options(target: Target, settings: StoreSettings) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class _Store(Generic[C]):
         self.client = client
         self.settings = settings or StoreSettings()
         self._ops = Operations(self.settings)
-        self._link = link or Link()
+        self._link = link or clients.callers_link(client)
 
     @classmethod
     def from_url(cls, url: str, settings: StoreSettings | None = None) -> Self:
