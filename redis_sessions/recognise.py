@@ -196,12 +196,12 @@ class Watch:
                 self._session_id = next(pick(record, path), self._session_id)
                 self._records = True
         if any(matches(record, wanted) for wanted in agent.began):
-            self.turn_began = self._unclosed = True
+            self.turn_began = self._unclosed = self._records = True
         if any(matches(record, wanted) for wanted in agent.spoken or agent.began):
             self._spoken = True
         if not any(matches(record, wanted) for wanted in agent.closed):
             return end
-        self._unclosed = False
+        self._unclosed, self._records = False, True
         if not any(matches(record, wanted) for wanted in agent.failed):
             return _End(failed=False)
         words = [word for path in agent.wrong for word in pick(record, path)]

@@ -157,6 +157,11 @@ class TestConfusable:
             assert judgement.verdict is (Verdict.other if exit_code else Verdict.ok)
             assert judgement.session_id is None
 
+    def test_a_line_of_text_between_records(self):
+        init, result = claude_result().splitlines()
+        judgement = get_agent("claude").judge(exit_code=0, stdout=f"{init}\na warning of somebody's\n{result}\n")
+        assert (judgement.verdict, judgement.session_id) == (Verdict.ok, E)
+
     def test_an_error_in_somebodys_log_on_stderr_of_a_run_that_succeeded(self):
         done = json.dumps({"session_id": E, "response": "Done."}, indent=2)
         log = '{"level": "error", "error": {"message": "cache miss"}}\n'

@@ -28,9 +28,24 @@ _LEFTOVERS_S: Final = 1.0
 _TO_STOP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _PASSED_ON: Final = (*_TO_STOP, signal.SIGUSR1, signal.SIGUSR2)
 
-# Ends the agent's group $1 if this process ends without a word, be it by SIGKILL: else the agent would outlive its lease.
-_LIFELINE: Final = """exec >/dev/null 2>&1; read -r _ && exit
-kill -TERM -- "-$1"; kill -CONT -- "-$1"; sleep 5; kill -KILL -- "-$1\""""
+# Told a process group, ends it if this process ends without another word, be it by SIGKILL: else it would outlive its lease.
+# In it stands what every shell has: `kill -TERM -- -1` is none of dash's.
+_SHELL: Final = "/bin/sh"
+_LIFELINE: Final = """exec >/dev/null 2>&1; read -r group && test "$group" || exit
+read -r _ && exit
+kill -TERM "-$group"; kill -CONT "-$group"; sleep 5; kill -KILL "-$group\""""
+
+
+class NotStarted(Exception):
+    """A program that can't be run.
+
+    Attributes:
+        missing: whether it isn't there at all.
+    """
+
+    def __init__(self, program: str, error: OSError) -> None:
+        self.missing = isinstance(error, FileNotFoundError)
+        super().__init__(f"{program} can't be run ({error.strerror or type(error).__name__})")
 
 
 class Stopped(BaseException):
@@ -46,28 +61,41 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """While installed, signals go to the agent's whole process group; where none runs, those that stop raise Stopped."""
+    """While installed, signals go to the agent's whole process group, and before the first one runs, raise Stopped.
+
+    After it they are noted, and keep a second one from being started: what a turn gave is saved whatever comes.
+    """
 
     def __init__(self) -> None:
         self._group: int | None = None
         self._stopped_by: int | None = None
+        self._waiting: list[int] | None = None
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Take the signals over for a block."""
-        before = {number: signal.signal(number, self._receive) for number in _PASSED_ON}
+        """Take the signals over for a block, but for those that are ignored, as SIGHUP is under nohup."""
+        before = {number: signal.getsignal(number) for number in _PASSED_ON}
+        taken = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+        for number in taken:
+            signal.signal(number, self._receive)
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in taken.items():
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def to(self, group: int) -> Iterator[None]:
-        """Pass them on to a process group for a block."""
-        self._group = group
+    def starting(self) -> Iterator[Callable[[int], None]]:
+        """Keep them for a group that is about to be, which the block then names by calling what it gets."""
+        waiting = self._waiting = self._waiting or []
+
+        def to(group: int) -> None:
+            self._group = group
+            while waiting:
+                send(group, waiting.pop(0))
+
         try:
-            yield
+            yield to
         finally:
             self._group = None
 
@@ -79,10 +107,12 @@ class Signals:
     def _receive(self, number: int, _frame: object) -> None:
         if number in _TO_STOP:
             self._stopped_by = number
-        if self._group is None:
-            self.check()
-        else:
+        if self._group is not None:
             send(self._group, number)
+        elif self._waiting is not None:
+            self._waiting.append(number)
+        else:
+            self.check()
 
 
 def send(group: int, number: int) -> None:
@@ -114,17 +144,29 @@ class Child:
     deadline_s: float | None
 
     def run(self) -> tuple[int, bool]:
-        """Run it to its end: its exit code, negative for a signal, and whether time ran out. Raises OSError at the start."""
-        process = subprocess.Popen(
-            self.command,
-            stdin=None if self.spool is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self.environment,
-            process_group=0,
-            bufsize=0,
-        )
-        with _lifeline(process.pid), self.signals.to(process.pid), _foreground(process.pid, shared=self.spool is None):
+        """Run it to its end: its exit code, negative for a signal, and whether time ran out. Raises NotStarted."""
+        with self.signals.starting() as passed_to, _lifeline() as tied:
+            process = self._start()
+            tied(process.pid)
+            passed_to(process.pid)
+            return self._follow(process)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                self.command,
+                stdin=None if self.spool is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=self.environment,
+                process_group=0,
+                bufsize=0,
+            )
+        except OSError as error:
+            raise NotStarted(self.command[0], error) from None
+
+    def _follow(self, process: subprocess.Popen[bytes]) -> tuple[int, bool]:
+        with _foreground(process.pid, shared=self.spool is None):
             if self.spool is not None and process.stdin is not None:
                 self.spool.feed(process.stdin)
             exited, exit_told = os.pipe()
@@ -165,7 +207,7 @@ class Child:
         return False
 
     def _pump(self, stream: IO[bytes], number: int, watch: Callable[[bytes], None], exited: int) -> None:
-        with stream, selectors.DefaultSelector() as ready, contextlib.suppress(BrokenPipeError):
+        with stream, selectors.DefaultSelector() as ready, contextlib.suppress(OSError):
             ready.register(stream, selectors.EVENT_READ)
             ready.register(exited, selectors.EVENT_READ)
             owed_bytes, until_s = 0, None
@@ -192,14 +234,24 @@ def _waiting_bytes(stream: IO[bytes]) -> int:
 
 
 @contextlib.contextmanager
-def _lifeline(group: int) -> Iterator[None]:
-    line = subprocess.Popen(["/bin/sh", "-c", _LIFELINE, "sh", str(group)], stdin=subprocess.PIPE, start_new_session=True)
+def _lifeline() -> Iterator[Callable[[int], None]]:
+    """Gives what ties a process group to this process for the rest of the block."""
     try:
-        yield
+        line = subprocess.Popen([_SHELL, "-c", _LIFELINE], stdin=subprocess.PIPE, start_new_session=True, bufsize=0)
+    except OSError as error:
+        raise NotStarted(_SHELL, error) from None
+    assert line.stdin is not None
+    sink = line.stdin
+
+    def write(text: str) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            sink.write(text.encode())
+
+    try:
+        yield lambda group: write(f"{group}\n")
     finally:
-        assert line.stdin is not None
-        with line.stdin, contextlib.suppress(BrokenPipeError):
-            line.stdin.write(b"\n")
+        write("\n")
+        sink.close()
         line.wait()
 
 
@@ -207,14 +259,30 @@ def _lifeline(group: int) -> Iterator[None]:
 def _foreground(group: int, *, shared: bool) -> Iterator[None]:
     """Give the terminal to an agent that reads from it, and take it back."""
     terminal = sys.stdin.fileno() if shared and sys.stdin is not None and sys.stdin.isatty() else None
-    if terminal is None or os.tcgetpgrp(terminal) != os.getpgrp():
+    if terminal is None or not _is_ours(terminal):
         yield
         return
-    os.tcsetpgrp(terminal, group)
-    # Taking it back is done from the background, which would stop this process.
-    ignored = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    # What is in the background is stopped if it sets the terminal's group.
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     try:
+        _give(terminal, group)
+        # It may have been stopped for reading before it was its own.
+        send(group, signal.SIGCONT)
         yield
     finally:
-        os.tcsetpgrp(terminal, os.getpgrp())
-        signal.signal(signal.SIGTTOU, ignored)
+        _give(terminal, os.getpgrp())
+        signal.signal(signal.SIGTTOU, before)
+
+
+def _is_ours(terminal: int) -> bool:
+    """Whether this is the controlling terminal, and this process in its foreground."""
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def _give(terminal: int, group: int) -> None:
+    # The agent may have ended, or the terminal been closed.
+    with contextlib.suppress(OSError):
+        os.tcsetpgrp(terminal, group)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
 import threading
 from typing import Final
 
@@ -15,17 +17,20 @@ class Gate:
 
     Attributes:
         passed: whether anything was let out; then the run must not be repeated.
+        lost: why some of it could not be written; None if all was, or nobody reads it any more.
     """
 
     def __init__(self, *, hold: bool) -> None:
         self.passed = False
+        self.lost: OSError | None = None
+        self._lost: set[int] = set()
         self._lock = threading.Lock()
         self._open = not hold
         self._held: list[tuple[int, bytes]] = []
         self._held_bytes = 0
 
     def put(self, descriptor: int, piece: bytes) -> None:
-        """Take a piece for stdout (1) or stderr (2). Raises OSError once nobody reads that one any more."""
+        """Take a piece for stdout (1) or stderr (2). Raises OSError once that one can't be written any more."""
         with self._lock:
             if not self._open:
                 self._held.append((descriptor, piece))
@@ -53,7 +58,28 @@ class Gate:
                 self._write(descriptor, piece)
 
     def _write(self, descriptor: int, piece: bytes) -> None:
+        # After a gap the rest would only look as if it were whole.
+        if descriptor in self._lost:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         self.passed = True
         rest = memoryview(piece)
         while rest:
-            rest = rest[os.write(descriptor, rest) :]
+            try:
+                rest = rest[os.write(descriptor, rest) :]
+            except BlockingIOError:
+                # It is shared with a program that made it so.
+                select.select([], [descriptor], [])
+            except OSError as error:
+                self._lost.add(descriptor)
+                self.lost = self.lost if isinstance(error, BrokenPipeError) else error
+                raise
+
+
+def hold_standard_streams() -> None:
+    """Let the null device stand in for those that are closed: else the next connection to Redis would take their place."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest that is free is this one, since those below are open by now.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

@@ -1,6 +1,7 @@
 """`run`: put before an agent's command, it resumes the conversation's session or starts fresh, under a lease."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -8,11 +9,12 @@ from typing import Annotated, Any, Final
 import typer
 
 from redis_sessions.agents import get_agent, known_agents
-from redis_sessions.cli import show
+from redis_sessions.cli import exits, show
 from redis_sessions.cli.child import Stopped
+from redis_sessions.cli.gate import hold_standard_streams
 from redis_sessions.cli.options import Options, duration_ms, on_a_store
 from redis_sessions.cli.turns import NOT_RUNNABLE, NOT_THERE, TIMED_OUT, AgentFailed, Turns, judge
-from redis_sessions.errors import InvalidSettings, LeaseHeld, SessionBusy, StoreUnavailable
+from redis_sessions.errors import FileNotWritten, InvalidSettings, LeaseHeld, SessionBusy, StoreUnavailable
 from redis_sessions.files import replace_file
 from redis_sessions.placement import guess, name_of
 from redis_sessions.recognise import Agent, Refusal
@@ -24,7 +26,7 @@ AWAY: Final = 69
 LEASED: Final = 75
 
 CODES: Final = {
-    0: "the agent's own code, whatever it is; or, if it could not run:",
+    0: "the agent's own code, whatever it is (1 for 0 if its output was lost); or, if it could not run:",
     AWAY: "Redis is away, and --on-outage raise was given",
     LEASED: "another worker has the conversation",
     TIMED_OUT: "it ran out of time",
@@ -89,6 +91,11 @@ def run(
         timeout_s=None if timeout is None else duration_ms(timeout, "--timeout") / 1000,
         verbose=verbose,
     )
+    hold_standard_streams()
+    if result is not None and not os.access(result.parent, os.W_OK):
+        raise FileNotWritten(
+            f"{result} can't be written", remedy="name a place for --result that is there and can be written"
+        )
     turns.place(None)  # a command that could not be resumed is refused before anything is run
     wait_ms = 0 if wait is None else duration_ms(wait, "--wait")
     with turns.signals.installed(), at.store() as store:
@@ -97,17 +104,22 @@ def run(
                 key, turns, judge=judge, wait_ms=wait_ms, on_outage="raise" if on_outage == "raise" else "run"
             )
         except (AgentFailed, SessionBusy, LeaseHeld, StoreUnavailable, Stopped) as error:
-            code = _exit_code(error, turns)
-            outcome = _outcome(None, code, str(error))
+            code = _delivered(_exit_code(error, turns), turns)
+            outcome = _outcome(None, turns.previous, code, str(error))
+            turns.discard()
             if verbose or isinstance(error, LeaseHeld | StoreUnavailable):
                 show.complain(str(error))
         else:
-            code = done.value
-            outcome = _outcome(done, code, done.reason)
+            code = _delivered(done.value, turns)
+            outcome = _outcome(done, done.previous, code, done.reason)
             if verbose:
                 show.complain(_story(done))
     if result is not None:
-        replace_file(result, f"{json.dumps(outcome)}\n")
+        try:
+            replace_file(result, f"{json.dumps(outcome)}\n")
+        except FileNotWritten as error:
+            # The turn was run: its exit code is what the caller goes by.
+            show.complain(str(error))
     return code
 
 
@@ -119,11 +131,19 @@ def _exit_code(error: BaseException, turns: Turns) -> int:
     return turns.exit_code if isinstance(error, SessionBusy) else AWAY
 
 
-def _outcome(done: ResumeResult[int] | None, code: int, reason: str | None) -> dict[str, Any]:
+def _delivered(code: int, turns: Turns) -> int:
+    """The exit code, which is not 0 where some of the output was lost on its way."""
+    if turns.lost is None:
+        return code
+    show.complain(f"the output can't be written ({turns.lost.strerror})")
+    return code or exits.PARTLY
+
+
+def _outcome(done: ResumeResult[int] | None, previous: str | None, code: int, reason: str | None) -> dict[str, Any]:
     return {
         "how": done and done.how,
         "session_id": done and done.session_id,
-        "previous": done and done.previous,
+        "previous": previous,
         "session_changed": bool(done and done.session_changed),
         "saved": bool(done and done.saved),
         "reason": reason,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from redis_sessions.cli import show
-from redis_sessions.cli.child import Child, Signals
+from redis_sessions.cli.child import Child, NotStarted, Signals
 from redis_sessions.cli.gate import Gate
 from redis_sessions.cli.spool import Spool
 from redis_sessions.placement import with_resume
@@ -57,6 +57,8 @@ class Turns:
         verbose: whether a refused attempt's output is shown on stderr.
         signals: pass on what this process receives.
         exit_code: of the last run.
+        previous: the session that was to be resumed, or None.
+        lost: why some of the output could not be written; None if all was, or nobody reads it any more.
     """
 
     runtime: Agent
@@ -65,13 +67,17 @@ class Turns:
     verbose: bool
     signals: Signals = field(default_factory=Signals)
     exit_code: int = 0
+    previous: str | None = None
+    lost: OSError | None = None
     _spool: Spool | None = None
+    _unspooled: OSError | None = None
     _refused: Gate | None = None
 
     def __call__(self, session_id: str | None) -> Turn[int]:
         """Run the agent on a session, or fresh. Raises AgentFailed."""
         self.signals.check()
-        self._discard()
+        self.discard()
+        self.previous = session_id or self.previous
         if session_id is not None and not self.runtime.can_be(session_id):
             why = f"{session_id} can't be a session of {self.runtime.name}, which was not started with it"
             raise AgentFailed(1, Judgement(Verdict.invalid_id), why)
@@ -82,16 +88,18 @@ class Turns:
         self.exit_code = TIMED_OUT if timed_out else SIGNALLED - code if code < 0 else code
         if timed_out:
             judgement = Judgement(Verdict.other, None, judgement.turn_began)
-        if judgement.verdict.refused and not judgement.turn_began and not gate.passed:
+        if judgement.verdict.refused and not judgement.turn_began and not gate.passed and not self._input_lost():
             self._refused = gate
         else:
             gate.let_through()
-            # Once output was let through, a run is never repeated.
+            # Once output was let through, or input can't be given again, a run is never repeated.
             judgement = replace(judgement, turn_began=True)
+        self.lost = gate.lost
         if judgement.verdict is Verdict.ok:
             return Turn(judgement.session_id, self.exit_code)
         ended = "ran out of time" if timed_out else f"ended with {self.exit_code}"
-        raise AgentFailed(self.exit_code, judgement, f"the agent {ended} ({judgement.verdict})")
+        again = "; it is not run again" if judgement.verdict.refused and self._refused is None else ""
+        raise AgentFailed(self.exit_code, judgement, f"the agent {ended} ({judgement.verdict}){again}")
 
     def place(self, session_id: str | None) -> list[str]:
         """The command with the resume argument in its place, or without one. Raises PlaceUnknown in either case."""
@@ -100,7 +108,11 @@ class Turns:
 
     def _run(self, command: list[str], watch: Watch, gate: Gate, *, resuming: bool) -> tuple[int, bool]:
         if resuming and self._spool is None and sys.stdin is not None and not sys.stdin.isatty():
-            self._spool = Spool(sys.stdin.fileno())
+            try:
+                self._spool = Spool(sys.stdin.fileno())
+            except OSError as error:
+                # The agent still runs, on the input itself.
+                self._unspooled = error
         child = Child(
             command=command,
             environment={name: value for name, value in os.environ.items() if name != _NOT_INHERITED},
@@ -112,12 +124,19 @@ class Turns:
         )
         try:
             return child.run()
-        except OSError as error:
-            self.exit_code = NOT_THERE if isinstance(error, FileNotFoundError) else NOT_RUNNABLE
-            show.complain(f"{command[0]} can't be run ({error.strerror})")
+        except NotStarted as error:
+            self.exit_code = NOT_THERE if error.missing else NOT_RUNNABLE
+            show.complain(str(error))
             raise AgentFailed(self.exit_code, Judgement(Verdict.other), "the agent was not started") from None
 
-    def _discard(self) -> None:
+    def _input_lost(self) -> bool:
+        error = self._unspooled or (self._spool and self._spool.failed)
+        if error:
+            show.complain(f"standard input could not be kept for a second run ({error.strerror})")
+        return bool(error)
+
+    def discard(self) -> None:
+        """Forget what a refused attempt printed; `verbose` shows it on stderr."""
         if self._refused is not None:
             output = self._refused.discard()
             self._refused = None

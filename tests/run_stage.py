@@ -1,0 +1,238 @@
+"""What the tests of `run` share: a stage on which stand-ins for agents play what a script says. No tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.test_cli_support import DAY_MS, Cli, spawn
+
+HERE = Path(__file__).parent
+DEADLINE_S = 30.0
+KEY = "acme/shop#42:reviewer"
+R = "11111111-2222-4333-8444-555555555555"
+E = "aaaaaaaa-2222-4333-8444-555555555555"
+AGENTS = ("claude", "codex", "gemini", "opencode", "copilot")
+COMMANDS = {
+    "claude": ["claude", "-p", "--output-format", "json", "go on"],
+    "codex": ["codex", "exec", "--json", "-m", "o", "go on"],
+    "gemini": ["gemini", "-p", "go on"],
+    "opencode": ["opencode", "run", "--format", "json", "go on"],
+    "copilot": ["copilot", "-p", "go on"],
+}
+CLAUDE = COMMANDS["claude"]
+INIT = '{"type":"system","subtype":"init","session_id":"' + E + '"}\n'
+TURN = '{"type":"result","subtype":"success","is_error":false,"num_turns":1,"session_id":"' + E + '","result":"hi"}\n'
+GONE = f"No conversation found with session ID: {R}\n"
+REFUSED = [["err", GONE], ["exit", 1]]
+SAID = [["out", TURN]]
+
+
+@dataclass
+class Done:
+    """A run that has ended."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+    @property
+    def said(self) -> list[str]:
+        """What the wrapper itself said on stderr."""
+        return [line for line in self.err.decode("utf-8", "replace").splitlines() if line.startswith("redis-sessions: ")]
+
+
+def resumed(agent: str, session_id: str = R) -> list[str]:
+    """The command of an agent with the resume argument where it goes."""
+    command = COMMANDS[agent]
+    match agent:
+        case "codex":
+            return [*command[:-1], "resume", session_id, command[-1]]
+        case "opencode":
+            return ["opencode", "run", f"--session={session_id}", *command[2:]]
+    return [agent, f"--resume={session_id}", *command[1:]]
+
+
+class Stage:
+    """A directory with stand-ins, their script and what they told; closing it ends all of them that are left."""
+
+    def __init__(self, directory: Path, cli: Cli) -> None:
+        self.directory, self.cli = directory, cli
+        self.binaries = directory / "bin"
+        self.binaries.mkdir(parents=True)
+        source = f"#!{sys.executable} -IS\n{(HERE / 'stand_in_agent.py').read_text()}"
+        first = self.binaries / AGENTS[0]
+        first.write_text(source)
+        first.chmod(0o700)
+        for name in AGENTS[1:]:
+            os.link(first, self.binaries / name)
+        os.mkfifo(directory / "told")
+        self._told = os.open(directory / "told", os.O_RDONLY | os.O_NONBLOCK)
+        self._heard: list[dict[str, Any]] = []
+        self._rest = b""
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._doors: dict[str, int] = {}
+        self.result_file = directory / "result.json"
+
+    def close(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        while not self._read(0.0):
+            for told in self.log:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(told["pid"], signal.SIGKILL)
+            if self._read(0.05):
+                break
+        for descriptor in (self._told, *self._doors.values()):
+            os.close(descriptor)
+        shutil.rmtree(self.directory)
+
+    # -- what they do
+
+    def script(self, fresh: list[Any] | None = None, resumed: list[Any] | None = None) -> None:
+        both = {"fresh": SAID if fresh is None else fresh, "resumed": SAID if resumed is None else resumed}
+        (self.directory / "script.json").write_text(json.dumps(both))
+        for steps in both.values():
+            for name, *given in steps:
+                for step in given[-1] if name in ("child", "on") else [[name, *given]]:
+                    if step[0] == "await":
+                        self._door(step[1])
+
+    def go(self, name: str) -> None:
+        """Let go on who awaits that."""
+        os.write(self._doors[name], b"x")
+
+    def _door(self, name: str) -> None:
+        if name not in self._doors:
+            os.mkfifo(self.directory / name)
+            self._doors[name] = os.open(self.directory / name, os.O_RDWR)
+
+    # -- running
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "STAGE": str(self.directory),
+            "PATH": f"{self.binaries}:{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+
+    def arguments(self, *options: str, command: list[str] | None = None, key: str = KEY) -> list[str]:
+        return ["run", key, *self.cli.options, *options, "--", *(CLAUDE if command is None else command)]
+
+    def start(self, *options: str, command: list[str] | None = None, key: str = KEY, **how: Any) -> subprocess.Popen[bytes]:
+        environment = self.environment | how.pop("env", {})
+        process = spawn(*self.arguments(*options, command=command, key=key), env=environment, **how)
+        self._started.append(process)
+        return process
+
+    def run(
+        self, *options: str, command: list[str] | None = None, given: bytes | None = None, key: str = KEY, **how: Any
+    ) -> Done:
+        if given is not None:
+            how["stdin"] = subprocess.PIPE
+        return self.finish(self.start(*options, command=command, key=key, **how), given)
+
+    def finish(self, process: subprocess.Popen[bytes], given: bytes | None = None) -> Done:
+        out, err = process.communicate(given, timeout=DEADLINE_S)
+        assert b"Traceback" not in (err or b""), err.decode()
+        return Done(process.returncode, out or b"", err or b"")
+
+    # -- what they told
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        path = self.directory / "log"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def starts(self) -> list[list[str]]:
+        return [told["argv"] for told in self.log if told["event"] == "start"]
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        return [told for told in self.log if told["event"] == event]
+
+    def hear(self, event: str) -> dict[str, Any]:
+        """Wait until one of them tells this; each is heard once."""
+        give_up_at_s = time.monotonic() + DEADLINE_S
+        while True:
+            for number, told in enumerate(self._heard):
+                if told["event"] == event:
+                    return self._heard.pop(number)
+            assert time.monotonic() < give_up_at_s, f"nobody told {event}: {self._heard}"
+            self._read(1.0)
+
+    def all_gone(self, within_s: float = DEADLINE_S) -> bool:
+        """Wait until no process of theirs is left."""
+        give_up_at_s = time.monotonic() + within_s
+        while not (gone := self._read(max(0.0, give_up_at_s - time.monotonic()))) and time.monotonic() < give_up_at_s:
+            pass
+        return gone
+
+    def _read(self, wait_s: float) -> bool:
+        """Take in what was told; whether nobody holds the FIFO open."""
+        poll = select.poll()
+        poll.register(self._told, select.POLLIN)
+        poll.poll(wait_s * 1000)
+        try:
+            piece = os.read(self._told, 65_536)
+        except BlockingIOError:
+            return False
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        self._heard += [json.loads(line) for line in lines]
+        return not piece
+
+    # -- what is in Redis
+
+    def plant(self, session_id: str = R, key: str = KEY) -> None:
+        self.cli.plant(key, session_id, px=DAY_MS // 2)
+
+    def stored(self, key: str = KEY) -> str | None:
+        value = self.cli.value(key)
+        return None if value is None else value.decode()
+
+    def kept(self, session_id: str = R, key: str = KEY) -> bool:
+        """Whether it is there with the TTL it was planted with."""
+        return self.stored(key) == session_id and self.cli.pttl_ms(key) <= DAY_MS // 2
+
+    def saved(self, session_id: str, key: str = KEY) -> bool:
+        """Whether it is there with a whole TTL."""
+        return self.stored(key) == session_id and self.cli.pttl_ms(key) > DAY_MS // 2
+
+    @property
+    def counters(self) -> tuple[int, int, int]:
+        """Resumes, fresh starts, resume failures."""
+        names = ("resumes_total", "fresh_starts_total", "resume_failures_total")
+        values = self.cli.raw.mget([self.cli.keys.counter(name) for name in names])
+        return tuple(int(value or 0) for value in values)  # type: ignore[return-value]
+
+    def leased(self, key: str = KEY) -> bool:
+        return bool(self.cli.raw.exists(self.cli.keys.lease(key)))
+
+    @property
+    def result(self) -> Any:
+        assert self.result_file.stat().st_mode & 0o777 == 0o600
+        return json.loads(self.result_file.read_text())
+
+
+@contextlib.contextmanager
+def staged(directory: Path, cli: Cli) -> Iterator[Stage]:
+    """A stage, closed at the end."""
+    stage = Stage(directory / "stage", cli)
+    try:
+        yield stage
+    finally:
+        stage.close()

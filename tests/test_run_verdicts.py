@@ -1,0 +1,210 @@
+"""`run` with every runtime and every verdict observed of it: what is in Redis then, what was run, and what passed on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redis_sessions.agents import get_agent
+from tests import run_batch, test_cli_support
+from tests.run_stage import AGENTS, COMMANDS, DEADLINE_S, Done, R, Stage, resumed
+from tests.test_cli_support import Cli
+
+url, no_variables = test_cli_support.url, test_cli_support.no_variables
+
+LINES = (Path(__file__).parent / "observations.jsonl").read_text("utf-8").splitlines()
+OBSERVATIONS = [each for each in map(json.loads, LINES) if each["exit_code"] is not None]
+ASKED = dict.fromkeys(AGENTS, R) | {"opencode": "ses_dfe04e541ffeGgqffElOqS2Kku"}
+REFUSED = ("gone", "invalid_id", "unusable")
+
+
+def asked(observation: dict[str, Any]) -> str:
+    """The session that was asked for, or one that could have been."""
+    requested = observation["requested"]
+    agent = observation["agent"]
+    return requested if requested and get_agent(agent).can_be(requested) else ASKED[agent]
+
+
+def chosen() -> list[dict[str, Any]]:
+    """The oldest and the newest observation of every runtime and verdict, before and after a turn had begun."""
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for each in OBSERVATIONS:
+        raw = {part: each[part] for part in ("exit_code", "stdout", "stderr")}
+        # A refusal that names another session than one that can be stored is not of this one.
+        if get_agent(each["agent"]).judge(**raw, requested=asked(each)).verdict == each["verdict"]:
+            found.setdefault((each["agent"], each["verdict"], each["turn_began"]), []).append(each)
+    return [each for many in found.values() for each in (many[0], many[-1])[: len(many)]]
+
+
+def fresh(agent: str) -> dict[str, Any]:
+    """A turn of this runtime that succeeded and named its session."""
+    return next(o for o in OBSERVATIONS if o["agent"] == agent and o["verdict"] == "ok" and o["session_id"])
+
+
+def steps(observation: dict[str, Any]) -> list[Any]:
+    parts = [[name, observation[part].encode().decode("latin-1")] for name, part in (("err", "stderr"), ("out", "stdout"))]
+    return [*parts, ["exit", observation["exit_code"]]]
+
+
+@dataclass
+class Case:
+    """An observation that was played: as the answer to a resume, or to a fresh start."""
+
+    observation: dict[str, Any]
+    resuming: bool
+    stage: Stage
+    done: Done
+
+
+PLAYED = [(each, resuming) for each in chosen() for resuming in ((True, False) if each["verdict"] != "busy" else (True,))]
+
+
+def name(played: tuple[dict[str, Any], bool]) -> str:
+    each, resuming = played
+    began = " after it began" if each["turn_began"] else ""
+    how = "resuming" if resuming else "fresh"
+    return f"{each['agent']} {each['version']} {each['verdict']}{began}, {how}: {each['case']}"
+
+
+@pytest.fixture(scope="module")
+def cases(url: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    stages, orders = [], []
+    for number, (each, resuming) in enumerate(PLAYED):
+        cli = Cli(url, f"test-{uuid.uuid4().hex}")
+        directory = tmp_path_factory.mktemp(f"case{number}")
+        stage = Stage(directory / "stage", cli)
+        stages.append(stage)
+        (stage.directory / "in").write_bytes(b"the prompt\n")
+        if resuming:
+            stage.plant(asked(each))
+            stage.script(fresh=steps(fresh(each["agent"])), resumed=steps(each))
+        else:
+            stage.script(fresh=steps(each), resumed=[["exit", 99]])
+        argv = stage.arguments("--result", str(stage.result_file), command=COMMANDS[each["agent"]])
+        orders.append(json.dumps({"argv": argv, "env": stage.environment, "directory": str(stage.directory)}))
+    done = subprocess.run(
+        [sys.executable, run_batch.__file__],
+        input="\n".join(orders),
+        env=stages[0].environment,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S * 3,
+        check=True,
+    )
+    assert done.stderr == ""
+    codes = [int(line) for line in done.stdout.splitlines()]
+    outputs = [[(stage.directory / part).read_bytes() for part in ("out", "err")] for stage in stages]
+    yield {
+        name(played): Case(*played, stage, Done(code, *output))
+        for played, stage, code, output in zip(PLAYED, stages, codes, outputs, strict=True)
+    }
+    for stage in stages:
+        stage.cli.raw.delete(*stage.cli.raw.keys(f"{stage.cli.namespace}*"), "none")
+        stage.close()
+        stage.cli.raw.close()
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+    return cases[request.param]
+
+
+def of(*verdicts: str, resuming: bool = True, began: bool | None = None) -> Any:
+    names = [
+        name((each, how))
+        for each, how in PLAYED
+        if how is resuming and each["verdict"] in verdicts and began in (None, each["turn_began"])
+    ]
+    assert names
+    return pytest.mark.parametrize("case", names, indirect=True)
+
+
+def passed_through(case: Case, observation: dict[str, Any]) -> None:
+    assert case.done == Done(observation["exit_code"], observation["stdout"].encode(), observation["stderr"].encode())
+
+
+def test_every_verdict_of_every_runtime_is_here() -> None:
+    assert {(each["agent"], each["verdict"]) for each, _ in PLAYED} == {(o["agent"], o["verdict"]) for o in OBSERVATIONS}
+
+
+@of("ok")
+def test_a_session_that_is_there(case: Case) -> None:
+    each, stage = case.observation, case.stage
+    passed_through(case, each)
+    agent, before = each["agent"], asked(each)
+    after = each["session_id"] or before
+    assert stage.starts == [resumed(agent, before)]
+    assert stage.saved(after)
+    assert not stage.leased()
+    assert stage.counters == (1, 0, 0)
+    assert stage.result == {
+        "how": "resumed",
+        "session_id": after,
+        "previous": before,
+        "session_changed": after != before,
+        "saved": True,
+        "reason": None,
+        "exit_code": 0,
+    }
+
+
+@of(*REFUSED, began=False)
+def test_a_session_that_was_refused(case: Case) -> None:
+    each, stage = case.observation, case.stage
+    agent, before = each["agent"], asked(each)
+    passed_through(case, fresh(agent))
+    assert stage.starts == [resumed(agent, before), COMMANDS[agent]]
+    assert stage.saved(fresh(agent)["session_id"])
+    assert not stage.leased()
+    assert stage.counters == (0, 1, 1)
+    assert stage.result == {
+        "how": "restarted",
+        "session_id": fresh(agent)["session_id"],
+        "previous": before,
+        "session_changed": False,
+        "saved": True,
+        "reason": f"session {before} was refused ({each['verdict']})",
+        "exit_code": 0,
+    }
+
+
+@of(*REFUSED, began=True)
+def test_a_session_that_was_refused_after_a_turn_had_begun(case: Case) -> None:
+    each, stage = case.observation, case.stage
+    passed_through(case, each)
+    assert stage.starts == [resumed(each["agent"], asked(each))]
+    assert stage.stored() is None
+    assert not stage.leased()
+    assert stage.counters == (0, 0, 1)
+    assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, False, each["exit_code"])
+    assert each["verdict"] in stage.result["reason"]
+
+
+@of("busy", "other")
+def test_a_failure_that_is_no_refusal(case: Case) -> None:
+    each, stage = case.observation, case.stage
+    passed_through(case, each)
+    assert stage.starts == [resumed(each["agent"], asked(each))]
+    assert stage.kept(asked(each))
+    assert not stage.leased()
+    assert stage.counters == (0, 0, 0)
+    assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, False, each["exit_code"])
+
+
+@of("ok", "other", *REFUSED, resuming=False)
+def test_a_fresh_start(case: Case) -> None:
+    each, stage = case.observation, case.stage
+    passed_through(case, each)
+    assert stage.starts == [COMMANDS[each["agent"]]]
+    assert stage.stored() == each["session_id"]
+    assert stage.counters == (0, int(each["verdict"] == "ok"), 0)
+    assert not stage.leased()
+    assert stage.result["how"] == ("fresh" if each["verdict"] == "ok" else None)
+    assert stage.result["saved"] is (each["session_id"] is not None)
