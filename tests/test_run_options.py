@@ -253,6 +253,15 @@ def test_what_it_says_when_asked(stage: Stage, planted: str | None, steps: list[
     assert done.said == [f"redis-sessions: {told}"]
 
 
+def test_a_fresh_run_that_fails_after_a_refusal_tells_of_both(stage: Stage) -> None:
+    stage.plant()
+    stage.script(resumed=REFUSED, fresh=[["exit", 3]])
+    done = stage.run("--result", str(stage.result_file))
+    assert done.code == 3
+    assert stage.result["previous"] == R
+    assert stage.result["reason"] == f"session {R} was refused; run fresh, the agent ended with 3 (other)"
+
+
 def test_a_result_that_can_not_be_written_after_all(stage: Stage, tmp_path: Path) -> None:
     """The turn was run: its exit code stands."""
     (tmp_path / "taken").mkdir()

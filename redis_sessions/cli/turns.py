@@ -99,7 +99,8 @@ class Turns:
             return Turn(judgement.session_id, self.exit_code)
         ended = "ran out of time" if timed_out else f"ended with {self.exit_code}"
         again = "; it is not run again" if judgement.verdict.refused and self._refused is None else ""
-        raise AgentFailed(self.exit_code, judgement, f"the agent {ended} ({judgement.verdict}){again}")
+        before = f"session {self.previous} was refused; run fresh, " if session_id is None and self.previous else ""
+        raise AgentFailed(self.exit_code, judgement, f"{before}the agent {ended} ({judgement.verdict}){again}")
 
     def place(self, session_id: str | None) -> list[str]:
         """The command with the resume argument in its place, or without one. Raises PlaceUnknown in either case."""
