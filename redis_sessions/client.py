@@ -45,32 +45,38 @@ def _interrupted() -> bool:
     return error is not None and not isinstance(error, redis.RedisError)
 
 
-class _Pool(redis.ConnectionPool):
+class _Guard:
+    """Closes a connection that is given back half-way; goes before a pool class."""
+
     def release(self, connection: Any) -> None:
         if _interrupted():
             connection.disconnect()
-        super().release(connection)
+        super().release(connection)  # type: ignore[misc] # the pool's
 
 
-class _AsyncPool(redis.asyncio.ConnectionPool):
+class _AsyncGuard:
+    """Same as _Guard, for asyncio."""
+
     async def release(self, connection: Any) -> None:
         if _interrupted():
             await connection.disconnect(nowait=True)
-        await super().release(connection)
+        await super().release(connection)  # type: ignore[misc] # the pool's
 
 
-class _SentinelPool(redis.sentinel.SentinelConnectionPool):
-    def release(self, connection: Any) -> None:
-        if _interrupted():
-            connection.disconnect()
-        super().release(connection)
+class _Pool(_Guard, redis.ConnectionPool):
+    pass
 
 
-class _AsyncSentinelPool(redis.asyncio.sentinel.SentinelConnectionPool):
-    async def release(self, connection: Any) -> None:
-        if _interrupted():
-            await connection.disconnect(nowait=True)
-        await super().release(connection)
+class _AsyncPool(_AsyncGuard, redis.asyncio.ConnectionPool):
+    pass
+
+
+class _SentinelPool(_Guard, redis.sentinel.SentinelConnectionPool):
+    pass
+
+
+class _AsyncSentinelPool(_AsyncGuard, redis.asyncio.sentinel.SentinelConnectionPool):
+    pass
 
 
 class _LazyCluster(redis.RedisCluster):

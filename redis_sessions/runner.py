@@ -177,8 +177,7 @@ class _Renewals:
 
     def __init__(self, ops: Operations, lease: Lease) -> None:
         self._lease = lease
-        self._third_s = ops.settings.lease_ms / 3000
-        self.pause_s = self._third_s
+        self.pause_s = ops.settings.lease_ms / 3000
 
     def note(self, outcome: object, *, over: bool) -> None:
         if outcome is True or over:

@@ -162,12 +162,11 @@ def session_rows(settings: StoreSettings, rows: list[Row]) -> Iterator[SessionRo
         key = keys.conversation(redis_key)
         if key is None or value is None or pttl_ms < -1 or not is_session_id(value):
             continue
-        has_ttl = pttl_ms >= 0
         idle_ms = max_age_ms - pttl_ms if 0 <= pttl_ms <= max_age_ms else None
         yield SessionRow(
             key=key,
             session_id=str(value, "ascii"),
             idle_ms=idle_ms,
-            expires_in_ms=pttl_ms if has_ttl else None,
+            expires_in_ms=pttl_ms if pttl_ms >= 0 else None,
             last_used_at_ms=now_ms - (idle_ms or 0),
         )

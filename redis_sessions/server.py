@@ -190,7 +190,7 @@ class EmbeddedServer:
         # Its log rather than a PING, which a server that was quicker to the port would answer as well.
         give_up_at_s = time.monotonic() + DEADLINE_S
         while True:
-            time.sleep(0.002)
+            time.sleep(0.002)  # a file that grows gives no event
             ended = process.poll() is not None
             with log_path.open("rb") as log:
                 log.seek(log_start)

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from redis_sessions import SessionStore, StoreSettings
+from redis_sessions.keys import LEASE_GRACE_MS, Keys
 from tests.servers import Cluster, find_redis_server, standalone
 from tests.stores import Blocking, DecodingPlace, FakePlace, Loop, Place
 
@@ -122,3 +123,9 @@ def raw(place: Place) -> Any:
 def valkey(places: Places) -> Place:
     """The embedded Valkey, for tests that are about one real server."""
     return places.get("valkey")
+
+
+@pytest.fixture
+def lapse(raw: Any, namespace: str) -> Callable[[str], Any]:
+    """Let the lease of a conversation lapse, as if its time had passed; its key stays."""
+    return lambda key: raw.pexpire(Keys(namespace).lease(key), LEASE_GRACE_MS - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -52,6 +53,15 @@ def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = CLU
             msg = f"not within {deadline_s} s: {what}"
             raise TimeoutError(msg)
         time.sleep(POLL_S)
+
+
+def exists(pid: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Cluster:

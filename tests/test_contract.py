@@ -12,7 +12,7 @@ from redis_sessions import (
     Lease,
     SessionStoreError,
 )
-from redis_sessions.keys import LEASE_GRACE_MS, MAX_KEY_BYTES, Keys
+from redis_sessions.keys import LEASE_GRACE_MS, MAX_KEY_BYTES
 from redis_sessions.settings import DAY_MS
 
 KEYS = ["a", "acme/shop#42:reviewer", "spät {ab} %41", "{}", "a\nb\x00c", "*[?]", "日本語", "x" * MAX_KEY_BYTES]
@@ -241,12 +241,6 @@ class TestLease:
         assert not store.save(lease, "ID-1")
         assert not store.renew(lease)
         assert not store.release(lease)
-
-
-@pytest.fixture
-def lapse(raw, namespace):
-    """Let the lease of a conversation lapse, as if its time had passed; its key stays."""
-    return lambda key: raw.pexpire(Keys(namespace).lease(key), LEASE_GRACE_MS - 1)
 
 
 class TestCounter:

@@ -20,6 +20,7 @@ from redis_sessions import (
     Verdict,
 )
 from redis_sessions.keys import COUNTERS, Keys
+from tests.servers import wait_until
 
 KEY = "acme/shop#42:reviewer"
 
@@ -323,7 +324,7 @@ class TestLeaseOfATurn:
         def run(session_id):
             # Once written longer, only a renewal can bring the time left down to the lease's own again.
             raw.pexpire(lease_key, 40 * 86_400_000)
-            until(lambda: raw.pttl(lease_key) < 31 * 86_400_000)
+            wait_until(lambda: raw.pttl(lease_key) < 31 * 86_400_000, "a renewal")
             return Turn("E", None)
 
         assert store.resume(KEY, run).saved
@@ -403,15 +404,3 @@ def test_a_judge_that_fails_gives_the_lease_back(store, free):
 def test_a_bad_key_runs_nothing(store):
     with pytest.raises(InvalidKey):
         store.resume("", lambda _: pytest.fail("must not run"))
-
-
-@pytest.fixture
-def lapse(raw, namespace):
-    return lambda key: raw.pexpire(Keys(namespace).lease(key), 29 * 86_400_000)
-
-
-def until(condition):
-    """Poll for what gives no event; the test's own timeout ends it."""
-    pause = threading.Event()
-    while not condition():
-        pause.wait(0.005)

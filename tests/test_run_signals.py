@@ -40,6 +40,14 @@ def stage(tmp_path: Path, cli: Cli) -> Iterator[Stage]:
         yield stage
 
 
+def has_asked_in_vain(stage: Stage) -> None:
+    """Wait until somebody asks for a conversation that another one runs."""
+    with stage.cli.raw.monitor() as monitor:
+        for command in monitor.listen():
+            if "EVALSHA" in command["command"].upper() and stage.cli.namespace in command["command"]:
+                return
+
+
 # -- two at once
 
 
@@ -77,10 +85,7 @@ def test_the_second_of_two_waits_and_resumes_what_the_first_began(stage: Stage) 
     first = stage.start()
     stage.hear("ready")
     second = stage.start("--wait", "30s")
-    with stage.cli.raw.monitor() as monitor:
-        for command in monitor.listen():
-            if "EVALSHA" in command["command"].upper() and stage.cli.namespace in command["command"]:
-                break  # it has asked, in vain
+    has_asked_in_vain(stage)
     assert len(stage.starts) == 1
     stage.go("go")
     assert stage.finish(first).code == 0
@@ -193,10 +198,7 @@ def test_a_signal_while_it_waits_for_the_lease(stage: Stage) -> None:
     first = stage.start()
     stage.hear("ready")
     second = stage.start("--wait", "1h")
-    with stage.cli.raw.monitor() as monitor:
-        for command in monitor.listen():
-            if "EVALSHA" in command["command"].upper() and stage.cli.namespace in command["command"]:
-                break
+    has_asked_in_vain(stage)
     second.terminate()
     assert stage.finish(second).code == 143
     stage.go("go")

@@ -22,7 +22,7 @@ from redis_sessions.cli.gate import Gate
 from redis_sessions.recognise import Watch
 from tests import test_cli_support
 from tests.run_stage import CLAUDE, GONE, INIT, REFUSED, SAID, TURN, E, R, Stage, resumed, staged
-from tests.servers import wait_until
+from tests.servers import exists, wait_until
 from tests.test_cli_support import Cli
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
@@ -358,16 +358,8 @@ class SlowGate(Gate):
     def put(self, descriptor: int, piece: bytes) -> None:
         if not self.taken:
             agent = self.stage.hear("start")["pid"]
-            wait_until(lambda: not alive(agent), "the end of the agent")
+            wait_until(lambda: not exists(agent), "the end of the agent")
         self.taken += piece
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_what_stood_in_the_pipe_is_the_agents_own(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

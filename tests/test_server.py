@@ -19,7 +19,7 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis_sessions import server as server_module
 from redis_sessions.errors import ServerError
 from redis_sessions.server import SOCKET_PATH_MAX_BYTES, EmbeddedServer
-from tests.servers import PRIMARIES, Cluster, find_redis_server, standalone, wait_until
+from tests.servers import PRIMARIES, Cluster, exists, find_redis_server, standalone, wait_until
 
 MINUTE_MS = 60_000
 ROOT = Path(server_module.__file__).parents[1]
@@ -55,14 +55,6 @@ def listener() -> Iterator[socket.socket]:
 
 def client_of(server: EmbeddedServer) -> redis.Redis:
     return redis.Redis.from_url(server.url, decode_responses=True)
-
-
-def exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def script(path: Path, text: str) -> Path:

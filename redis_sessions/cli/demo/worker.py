@@ -61,7 +61,7 @@ def _log_to_stderr() -> None:
     logging.basicConfig(handlers=[handler])
 
 
-def _yes(fact: bool) -> str:  # noqa: FBT001
+def _yes(fact: bool) -> str:  # noqa: FBT001 - the fact is all there is to it
     return "yes" if fact else "no"
 
 
