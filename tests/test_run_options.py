@@ -78,6 +78,8 @@ def test_a_fresh_start_has_no_resume_argument(stage: Stage, agent: str) -> None:
         ([], ["env", "claude", "codex"], "--agent"),
         (["--agent", "claude"], ["env", "claude", "claude"], "{resume}"),
         (["--agent", "nobody"], CLAUDE, "claude, codex, gemini, opencode, copilot"),
+        (["--agent", "openai"], ["claude", "{resume}"], "claude, codex, gemini, opencode, copilot)"),
+        (["--agent", "claude-agent-sdk"], CLAUDE, "claude, codex, gemini, opencode, copilot)"),
         (["--resume-argument", "--session"], ["claude"], "{id}"),
         (["--resume-argument", "--session={id}"], ["claude"], "{resume}"),
         (["--id-field", "x"], CLAUDE, "--resume-argument"),

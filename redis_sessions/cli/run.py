@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from redis_sessions.agents import get_agent, known_agents
+from redis_sessions.agents import known_agents
 from redis_sessions.cli import exits, show
 from redis_sessions.cli.child import Stopped
 from redis_sessions.cli.gate import hold_standard_streams
@@ -162,21 +162,23 @@ def _story(done: ResumeResult[int]) -> str:
 def _runtime(
     command: list[str], name: str | None, resume_argument: str | None, id_field: str | None, gone: str | None
 ) -> Agent:
-    if name is None and resume_argument is None:
-        names = {command_name: agent.name for agent in known_agents() for command_name in agent.commands}
-        found = guess(command, names)
-        if found is None:
-            raise InvalidSettings(
-                f"{name_of(command[0])} is no agent that is known here",
-                remedy=f"name it with --agent ({', '.join(agent.name for agent in known_agents())}), or describe it with "
-                "--resume-argument",
-            )
-        name = names[found]
-    if resume_argument is None:
-        if id_field is not None or gone is not None:
-            raise InvalidSettings("--id-field and --gone describe a runtime of your own", remedy="add --resume-argument")
-        assert name is not None
-        return get_agent(name)
+    if resume_argument is not None:
+        return _described(name or name_of(command[0]), command, resume_argument, id_field, gone)
+    if id_field is not None or gone is not None:
+        raise InvalidSettings("--id-field and --gone describe a runtime of your own", remedy="add --resume-argument")
+    # Those without a command are clients in Python, which no command line resumes.
+    runtimes = [agent for agent in known_agents() if agent.commands]
+    chosen = name or guess(command, [program for agent in runtimes for program in agent.commands])
+    for agent in runtimes:
+        if chosen == agent.name or (name is None and chosen in agent.commands):
+            return agent
+    raise InvalidSettings(
+        f"{name or name_of(command[0])} is no agent that can be run here",
+        remedy=f"name one with --agent ({', '.join(agent.name for agent in runtimes)}), or describe it: --resume-argument",
+    )
+
+
+def _described(name: str, command: list[str], resume_argument: str, id_field: str | None, gone: str | None) -> Agent:
     if "{id}" not in resume_argument:
         raise InvalidSettings("--resume-argument has no {id} in it", remedy="write it as --session={id}")
     try:
@@ -184,7 +186,7 @@ def _runtime(
     except re.error as error:
         raise InvalidSettings(f"--gone is no regular expression ({error})", remedy="mend it") from None
     return Agent(
-        name=name or name_of(command[0]),
+        name=name,
         commands=(name_of(command[0]),),
         resume=tuple(resume_argument.split()),
         session_at=(({}, id_field),) if id_field else (),
