@@ -1,0 +1,73 @@
+"""What was injected, how often, and what came of it: tests write it down here, and pytest prints the table at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+HARM: Final = ("lost", "wrong", "untyped", "double_runs")
+
+
+@dataclass
+class Tally:
+    """One fault, over all tests that injected it.
+
+    Attributes:
+        fault: what was done, and to what: a row's name.
+        injected: how often.
+        operations: how many operations were under way or followed, answered or not.
+        refused: operations that ended in a typed error, as they may.
+        lost: acknowledged saves that were not there, and counts above 1 or below 0 of one increment.
+        wrong: replies that were another key's, or no reply to what was asked.
+        untyped: errors that were not this package's.
+        double_runs: two runs of one conversation at a time, by workers that kept contact with the server.
+        reported: runs beyond the promise (no contact, lease lost in a failover), each of which was told to its worker.
+    """
+
+    fault: str
+    injected: int = 0
+    operations: int = 0
+    refused: int = 0
+    lost: int = 0
+    wrong: int = 0
+    untyped: int = 0
+    double_runs: int = 0
+    reported: int = 0
+
+    def check(self) -> None:
+        """Fail the test if there was harm, or if nothing was injected and so nothing was proven."""
+        assert self.injected, f"{self.fault}: nothing was injected"
+        assert self.operations, f"{self.fault}: nothing was under way"
+        harm = {name: count for name in HARM if (count := getattr(self, name))}
+        assert not harm, f"{self.fault}: {harm}"
+
+
+class Ledger:
+    """The tallies of one test run."""
+
+    def __init__(self) -> None:
+        self._tallies: list[Tally] = []
+
+    def __call__(self, fault: str) -> Tally:
+        """A new tally; what it holds at the end is added to the row of that name."""
+        self._tallies.append(Tally(fault))
+        return self._tallies[-1]
+
+    def lines(self) -> list[str]:
+        """The table: a row for each fault, and at last the sums."""
+        if not self._tallies:
+            return []
+        rows: dict[str, list[int]] = {}
+        for tally in [*self._tallies, *(replace(tally, fault="all") for tally in self._tallies)]:
+            row = rows.setdefault(tally.fault, [0] * len(_NUMBERS))
+            rows[tally.fault] = [total + getattr(tally, name) for total, name in zip(row, _NUMBERS, strict=True)]
+        table = [["fault", *(name.replace("_", " ") for name in _NUMBERS)]]
+        table += [[fault, *(f"{number:,}" for number in numbers)] for fault, numbers in rows.items()]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return [
+            "  ".join([fault.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
+            for fault, *cells in table
+        ]
+
+
+_NUMBERS: Final = tuple(field.name for field in fields(Tally) if field.name != "fault")
