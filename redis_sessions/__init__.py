@@ -2,6 +2,7 @@
 
 import logging
 
+from redis_sessions.async_store import AsyncSessionStore
 from redis_sessions.errors import (
     AccessDenied,
     CorruptValue,
@@ -22,7 +23,7 @@ from redis_sessions.report import Report
 from redis_sessions.resume import ResumeResult, Turn
 from redis_sessions.scan import SessionRow
 from redis_sessions.settings import StoreSettings
-from redis_sessions.store import AsyncSessionStore, SessionStore
+from redis_sessions.store import SessionStore
 from redis_sessions.verdicts import Judgement, Verdict
 
 # What to do with the logs is the program's to say, not a library's.

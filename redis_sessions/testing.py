@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from fakeredis import FakeAsyncRedis, FakeRedis, FakeServer
 
+from redis_sessions.async_store import AsyncSessionStore
 from redis_sessions.settings import StoreSettings
-from redis_sessions.store import AsyncSessionStore, SessionStore
+from redis_sessions.store import SessionStore
 
 
 def fake_store(settings: StoreSettings | None = None, *, server: FakeServer | None = None) -> SessionStore:

@@ -75,6 +75,14 @@ class _Primaries:
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """How the first try of a single command went, and when it began."""
+
+    error: Exception
+    began_s: float
+
+
 _Step: TypeAlias = _Send | _Pipeline | _Load | _Wait | _Primaries
 _Exchange: TypeAlias = Generator[_Step, Any, T]
 
@@ -84,10 +92,21 @@ def run(client: Client, op: Op[T], link: Link = Link()) -> T:
     try:
         commands = next(op)
         while True:
-            commands = op.send(_run_exchange(client, _exchange(commands, link)))
+            commands = op.send(_replies(client, commands, link))
     except StopIteration as done:
         result: T = done.value
         return result
+
+
+def _replies(client: Client, commands: list[Command], link: Link) -> list[Any]:
+    failed = None
+    if _goes_straight(commands):
+        began_s = time.monotonic()
+        try:
+            return [client.execute_command(*_arguments(commands[0]), **_options(commands[0]))]
+        except _FAILURES as error:
+            failed = _Failed(error, began_s)
+    return _run_exchange(client, _exchange(commands, link, failed))
 
 
 def _run_exchange(client: Client, exchange: _Exchange[list[Any]]) -> list[Any]:
@@ -124,10 +143,21 @@ async def arun(client: Client, op: Op[T], link: Link = Link()) -> T:
     try:
         commands = next(op)
         while True:
-            commands = op.send(await _arun_exchange(client, _exchange(commands, link)))
+            commands = op.send(await _areplies(client, commands, link))
     except StopIteration as done:
         result: T = done.value
         return result
+
+
+async def _areplies(client: Client, commands: list[Command], link: Link) -> list[Any]:
+    failed = None
+    if _goes_straight(commands):
+        began_s = time.monotonic()
+        try:
+            return [await client.execute_command(*_arguments(commands[0]), **_options(commands[0]))]
+        except _FAILURES as error:
+            failed = _Failed(error, began_s)
+    return await _arun_exchange(client, _exchange(commands, link, failed))
 
 
 async def _arun_exchange(client: Client, exchange: _Exchange[list[Any]]) -> list[Any]:
@@ -159,8 +189,16 @@ async def _ado(client: Any, step: _Step) -> Any:
             return (await client.initialize()).get_primaries() if hasattr(client, "get_primaries") else [None]
 
 
-def _exchange(commands: list[Command], link: Link) -> _Exchange[list[Any]]:
-    """One list of commands, one list of replies: together where a pipeline can carry them, else one by one."""
+def _goes_straight(commands: list[Command]) -> bool:
+    """Whether the first try needs no plan: nearly every operation is one command that succeeds at once."""
+    return len(commands) == 1 and commands[0] is not PRIMARIES
+
+
+def _exchange(commands: list[Command], link: Link, failed: _Failed | None = None) -> _Exchange[list[Any]]:
+    """One list of commands, one list of replies: together where a pipeline can carry them, else one by one.
+
+    `failed` is the first try of the only command, where that has been made.
+    """
     if commands[0] is PRIMARIES:
         return [(yield from _persistently(_Primaries(), commands, link))]
     if len(commands) > 1 and not any(command.script or command.node or command.optional for command in commands):
@@ -169,7 +207,7 @@ def _exchange(commands: list[Command], link: Link) -> _Exchange[list[Any]]:
     replies = []
     for command in commands:
         try:
-            replies.append((yield from _persistently(_Send(command), [command], link)))
+            replies.append((yield from _persistently(_Send(command), [command], link, failed)))
         except SessionStoreError as error:
             if not command.optional:
                 raise
@@ -177,15 +215,18 @@ def _exchange(commands: list[Command], link: Link) -> _Exchange[list[Any]]:
     return replies
 
 
-def _persistently(step: _Step, commands: list[Command], link: Link) -> _Exchange[Any]:
+def _persistently(step: _Step, commands: list[Command], link: Link, failed: _Failed | None = None) -> _Exchange[Any]:
     """Take a step until it succeeds, while that may help and is allowed. Raises SessionStoreError and its children."""
     may_resend = all(command.resend for command in commands)
-    give_up_at_s = time.monotonic() + link.deadline_s
+    give_up_at_s = (failed.began_s if failed else time.monotonic()) + link.deadline_s
     pause_s = _BACKOFF_S[0]
     attempt = 1
     loaded = False
     while True:
         try:
+            if failed:
+                error, failed = failed.error, None
+                raise error
             reply = yield step
             if isinstance(step, _Pipeline):
                 for error in reply:
