@@ -80,9 +80,10 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
     async def sessions(self) -> AsyncIterator[SessionRow]:
         """Same as SessionStore.sessions."""
         walk = scan.Scan(self.settings)
-        while (rows := await self._run(walk.next_page())) is not None:
-            for row in scan.session_rows(self.settings, rows):
-                yield row
+        while (pages := await self._run(walk.next_pages())) is not None:
+            for page in pages:
+                for row in scan.session_rows(self.settings, page):
+                    yield row
 
     async def live_session_ids(self) -> frozenset[str]:
         """Same as SessionStore.live_session_ids."""

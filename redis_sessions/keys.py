@@ -20,6 +20,7 @@ The time of last use is not stored: idle = max age - PTTL, since every set write
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from redis_sessions.errors import InvalidKey, InvalidSessionID
@@ -34,6 +35,9 @@ COUNTERS: Final = (RESUME_FAILURES, RESUMES, FRESH_STARTS)
 _ESCAPED = re.compile(r"[%{}\x00-\x1f\x7f-\x9f]")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
 _SESSION_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}")
+_SESSION_IDS = re.compile(rb"(?:%b\n)*" % _SESSION_ID.pattern)
+# Of a key that is ours whatever it is: nothing in it is escaped, and its characters are bytes.
+_PLAIN = rb"[^%{}\x00-\x1f\x7f-\xff]{1,512}"
 MAX_SESSION_ID_BYTES: Final = 256
 
 
@@ -45,6 +49,7 @@ class Keys:
         self._lease_prefix = f"{namespace}:lease:{{"
         self._counter_prefix = f"{namespace}:counter:"
         self._id_prefix_bytes = self._id_prefix.encode()
+        self._plain_keys = re.compile(rb"(?:%b%b\}\n)*" % (re.escape(self._id_prefix_bytes), _PLAIN))
         self.pattern: Final = f"{namespace}:id:{{*}}".encode()
 
     def session_id(self, key: str) -> bytes:
@@ -70,6 +75,18 @@ class Keys:
             return key if escape(key).encode() == escaped else None
         except (UnicodeDecodeError, InvalidKey):
             return None
+
+    def are_plain(self, redis_keys: Sequence[bytes]) -> bool:
+        """Whether all are `ns:id:{…}` keys of printable ASCII with nothing escaped, and so ours."""
+        lines = b"\n".join(redis_keys) + b"\n"
+        return lines.count(b"\n") == len(redis_keys) and self._plain_keys.fullmatch(lines) is not None
+
+    def conversations(self, redis_keys: Sequence[bytes]) -> list[str | None]:
+        """Same as `conversation` of each."""
+        if self.are_plain(redis_keys):
+            start = len(self._id_prefix_bytes)
+            return [redis_key[start:-1].decode("ascii") for redis_key in redis_keys]
+        return [self.conversation(redis_key) for redis_key in redis_keys]
 
 
 def escape(key: str) -> str:
@@ -98,6 +115,15 @@ def _percent(match: re.Match[str]) -> str:
 def is_session_id(raw: bytes) -> bool:
     """Whether these bytes can be a session ID: no flag, no white space, at most 256 of them."""
     return _SESSION_ID.fullmatch(raw) is not None
+
+
+def are_session_ids(values: Sequence[bytes | None]) -> bool:
+    """Whether all of these can be session IDs; None can't."""
+    try:
+        lines = b"\n".join(values) + b"\n"  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return lines.count(b"\n") == len(values) and _SESSION_IDS.fullmatch(lines) is not None
 
 
 def check_session_id(key: str, session_id: str) -> bytes:

@@ -133,12 +133,13 @@ def export_entries(
     scan = Scan(settings, progress)
     seen: set[str] = set()
     not_timed = skipped = 0
-    while (rows := (yield from scan.next_page())) is not None:
-        sessions = list(session_rows(settings, rows))
-        skipped += len(rows) - len(sessions)
-        for session in sessions:
-            if session.key not in seen:
-                seen.add(session.key)
-                add(session.key, session.session_id, session.last_used_at_ms)
-                not_timed += session.idle_ms is None
+    while (pages := (yield from scan.next_pages())) is not None:
+        for page in pages:
+            sessions = list(session_rows(settings, page))
+            skipped += len(page.redis_keys) - len(sessions)
+            for session in sessions:
+                if session.key not in seen:
+                    seen.add(session.key)
+                    add(session.key, session.session_id, session.last_used_at_ms)
+                    not_timed += session.idle_ms is None
     return ExportResult(exported=len(seen), not_timed=not_timed, skipped=skipped, approximate=not scan.exact)

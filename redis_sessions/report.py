@@ -1,13 +1,14 @@
-"""What became of the sweep: rows in, a Report out. A pure fold; memory does not grow with the number of rows."""
+"""What became of the sweep: keys in, a Report out. A pure fold; memory does not grow with the number of keys."""
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from redis_sessions.keys import Keys, is_session_id
+from redis_sessions.keys import Keys, are_session_ids, is_session_id
 from redis_sessions.settings import DAY_MS, StoreSettings
 
 MAX_EXAMPLES = 20
@@ -69,7 +70,7 @@ class Report(BaseModel):
 
 
 class ReportFold:
-    """Takes rows one at a time; `finish` gives the Report."""
+    """Takes keys one at a time or by the page; `finish` gives the Report."""
 
     def __init__(self, settings: StoreSettings) -> None:
         self._keys = Keys(settings.namespace)
@@ -101,6 +102,25 @@ class ReportFold:
                 self._soonest_ms = pttl_ms
             if pttl_ms <= self._max_age_ms:
                 self._histogram[bisect_left(self._bounds, self._max_age_ms - pttl_ms)] += 1
+
+    def add_page(self, redis_keys: Sequence[bytes], pttls_ms: Sequence[int], values: Sequence[bytes | None]) -> None:
+        """Same as `add` of each. A page without anything odd is counted as a whole, at a tenth of the cost."""
+        if not (are_session_ids(values) and self._keys.are_plain(redis_keys)):
+            for row in zip(redis_keys, pttls_ms, values, strict=True):
+                self.add(*row)
+            return
+        ascending = sorted(pttls_ms)
+        expired, timed, over = (bisect_left(ascending, edge) for edge in (-1, 0, self._max_age_ms + 1))
+        self._no_ttl += timed - expired
+        self._over_max_age += len(ascending) - over
+        self._live += len(ascending) - expired
+        if timed < len(ascending) and (self._soonest_ms is None or ascending[timed] < self._soonest_ms):
+            self._soonest_ms = ascending[timed]
+        upper = over
+        for bucket, bound in enumerate(self._bounds):
+            lower = bisect_left(ascending, self._max_age_ms - bound, timed, upper)
+            self._histogram[bucket] += upper - lower
+            upper = lower
 
     def finish(self, counters: dict[str, int], *, approximate: bool) -> Report:
         """The report on all that was added."""

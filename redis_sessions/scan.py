@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from redis_sessions.commands import PRIMARIES, Command, Op
 from redis_sessions.errors import AccessDenied, InexactScan, SessionStoreError
-from redis_sessions.keys import Keys, is_session_id
+from redis_sessions.keys import Keys, are_session_ids, is_session_id
 from redis_sessions.report import Report, ReportFold
 from redis_sessions.scripts import PAGE
 from redis_sessions.settings import StoreSettings
@@ -21,19 +21,19 @@ from redis_sessions.settings import StoreSettings
 Progress: TypeAlias = Callable[[int, int], None]
 
 
-class Row(NamedTuple):
-    """A session key as a scan found it.
+class Page(NamedTuple):
+    """Some session keys as a scan found them, in columns.
 
     Attributes:
-        redis_key: its name in Redis.
-        pttl_ms: milliseconds left to live, -1 without a TTL.
-        value: the first 257 bytes of its value; None if it is no string.
-        now_ms: the server's time when it was looked at, milliseconds since 1970.
+        redis_keys: their names in Redis.
+        pttls_ms: milliseconds left to live, -1 without a TTL, -2 if expired since it was listed.
+        values: the first 257 bytes of their values; None of what is no string.
+        now_ms: the server's time when they were looked at, milliseconds since 1970.
     """
 
-    redis_key: bytes
-    pttl_ms: int
-    value: bytes | None
+    redis_keys: list[bytes]
+    pttls_ms: list[int]
+    values: list[bytes | None]
     now_ms: int
 
 
@@ -64,8 +64,8 @@ class Scan:
         self._looked_at = 0
         self._size = 0
 
-    def next_page(self) -> Op[list[Row] | None]:
-        """The next rows, from every primary that has more; None when there are none. An empty list is no end."""
+    def next_pages(self) -> Op[list[Page] | None]:
+        """The next page of every primary that has more; None when none has. An empty page is no end."""
         if self._cursors is None:
             [self._nodes] = yield [PRIMARIES]
             self._cursors = dict.fromkeys(self._nodes, "0")
@@ -78,17 +78,20 @@ class Scan:
             return None
         count = self._settings.scan_count
         nodes = list(self._cursors)
-        replies = yield [Command((self._cursors[node], self._pattern, count), script=PAGE, node=node) for node in nodes]
-        rows: list[Row] = []
-        for node, (cursor, now_ms, *flat) in zip(nodes, replies, strict=True):
-            rows += [Row(*row, now_ms) for row in zip(flat[0::3], flat[1::3], flat[2::3], strict=True)]
+        alone = int(nodes == [None])
+        replies = yield [
+            Command((self._cursors[node], self._pattern, count, alone), script=PAGE, node=node) for node in nodes
+        ]
+        pages: list[Page] = []
+        for node, (cursor, now_ms, redis_keys, pttls_ms, values) in zip(nodes, replies, strict=True):
+            pages.append(Page(redis_keys, pttls_ms, values, now_ms))
             self._cursors[node] = cursor
             if cursor == b"0":
                 del self._cursors[node]
         self._looked_at += count * len(nodes)
         if self._progress:
             self._progress(min(self._looked_at, self._size) if self._cursors else self._size, self._size)
-        return rows
+        return pages
 
     def _marks(self) -> Op[list[_Mark] | None]:
         infos = yield [Command(("INFO", "server"), node=node, optional=True) for node in self._nodes]
@@ -133,9 +136,9 @@ def report(settings: StoreSettings, counters: Op[dict[str, int]], progress: Prog
     """Fold all session keys and the counters into a Report. Deletes nothing."""
     scan = Scan(settings, progress)
     fold = ReportFold(settings)
-    while (rows := (yield from scan.next_page())) is not None:
-        for row in rows:
-            fold.add(row.redis_key, row.pttl_ms, row.value)
+    while (pages := (yield from scan.next_pages())) is not None:
+        for page in pages:
+            fold.add_page(page.redis_keys, page.pttls_ms, page.values)
     counts = yield from counters
     return fold.finish(counts, approximate=not scan.exact)
 
@@ -144,8 +147,8 @@ def live_session_ids(settings: StoreSettings) -> Op[frozenset[str]]:
     """Every session ID that a key names. Raises InexactScan unless the scan was exact."""
     scan = Scan(settings)
     found: set[str] = set()
-    while (rows := (yield from scan.next_page())) is not None:
-        found.update(row.session_id for row in session_rows(settings, rows))
+    while (pages := (yield from scan.next_pages())) is not None:
+        found.update(row.session_id for page in pages for row in session_rows(settings, page))
     if not scan.exact:
         raise InexactScan(
             "keys may have been missed: cluster slots moved, the server changed, or INFO is not granted to this user",
@@ -154,19 +157,14 @@ def live_session_ids(settings: StoreSettings) -> Op[frozenset[str]]:
     return frozenset(found)
 
 
-def session_rows(settings: StoreSettings, rows: list[Row]) -> Iterator[SessionRow]:
-    """Those rows that are live sessions of ours: a key of the scheme, a value that can be a session ID."""
-    keys = Keys(settings.namespace)
-    max_age_ms = settings.session_max_age_ms
-    for redis_key, pttl_ms, value, now_ms in rows:
-        key = keys.conversation(redis_key)
-        if key is None or value is None or pttl_ms < -1 or not is_session_id(value):
+def session_rows(settings: StoreSettings, page: Page) -> Iterator[SessionRow]:
+    """Those of a page that are live sessions of ours: a key of the scheme, a value that can be a session ID."""
+    keys = Keys(settings.namespace).conversations(page.redis_keys)
+    max_age_ms, now_ms = settings.session_max_age_ms, page.now_ms
+    all_valid = are_session_ids(page.values)
+    for key, pttl_ms, value in zip(keys, page.pttls_ms, page.values, strict=True):
+        if key is None or value is None or pttl_ms < -1 or not (all_valid or is_session_id(value)):
             continue
         idle_ms = max_age_ms - pttl_ms if 0 <= pttl_ms <= max_age_ms else None
-        yield SessionRow(
-            key=key,
-            session_id=str(value, "ascii"),
-            idle_ms=idle_ms,
-            expires_in_ms=pttl_ms if pttl_ms >= 0 else None,
-            last_used_at_ms=now_ms - (idle_ms or 0),
-        )
+        expires_in_ms = pttl_ms if pttl_ms >= 0 else None
+        yield SessionRow(key, value.decode("ascii"), idle_ms, expires_in_ms, now_ms - (idle_ms or 0))

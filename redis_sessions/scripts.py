@@ -78,22 +78,24 @@ end
 return 0
 """)
 
-# ARGV cursor, pattern, count. -> {next cursor, now ms, key, PTTL, value or nil, ...}
-# GETRANGE keeps a huge value on the server; nil stands for one of the wrong type.
+# ARGV cursor, pattern, count, 1 where one MGET may read all. -> {next cursor, now ms, keys, PTTLs, values}
+# The last three are as long as each other. A value is cut one byte past the longest session ID; nil stands for one of the
+# wrong type. MGET takes half the time of a GET for each, but a cluster refuses it across slots.
 PAGE: Final = Script("""
 local time = redis.call('TIME')
 local scan = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
-local out = {scan[1], time[1] * 1000 + math.floor(time[2] / 1000)}
-local n = 2
-for _, key in ipairs(scan[2]) do
-  local value = redis.pcall('GETRANGE', key, 0, 256)
-  if type(value) == 'table' then
-    value = false
-  end
-  out[n + 1] = key
-  out[n + 2] = redis.call('PTTL', key)
-  out[n + 3] = value
-  n = n + 3
+local keys, pttls, values = scan[2], {}, {}
+if ARGV[4] == '1' and #keys > 0 and #keys < 5000 then
+  values = redis.call('MGET', unpack(keys))
 end
-return out
+for i, key in ipairs(keys) do
+  pttls[i] = redis.call('PTTL', key)
+  if values[i] == nil then
+    local value = redis.pcall('GETRANGE', key, 0, 256)
+    values[i] = type(value) == 'string' and value
+  elseif values[i] and #values[i] > 257 then
+    values[i] = string.sub(values[i], 1, 257)
+  end
+end
+return {scan[1], time[1] * 1000 + math.floor(time[2] / 1000), keys, pttls, values}
 """)

@@ -119,8 +119,9 @@ class SessionStore(BaseStore[clients.SyncClient]):
     def sessions(self) -> Iterator[SessionRow]:
         """Every live session, a page at a time; one may come twice, and what is no valid session ID is left out."""
         walk = scan.Scan(self.settings)
-        while (rows := self._run(walk.next_page())) is not None:
-            yield from scan.session_rows(self.settings, rows)
+        while (pages := self._run(walk.next_pages())) is not None:
+            for page in pages:
+                yield from scan.session_rows(self.settings, page)
 
     def live_session_ids(self) -> frozenset[str]:
         """Every session ID that a key names, for whoever deletes other transcripts; IDs of running turns are not among them.

@@ -10,7 +10,9 @@ import asyncio
 import random
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from redis import exceptions as redis_errors
@@ -83,7 +85,14 @@ class _Failed:
     began_s: float
 
 
-_Step: TypeAlias = _Send | _Pipeline | _Load | _Wait | _Primaries
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Exchanges with different nodes, side by side."""
+
+    exchanges: list[Generator[Any, Any, Any]]
+
+
+_Step: TypeAlias = _Send | _Pipeline | _Load | _Wait | _Primaries | _Together
 _Exchange: TypeAlias = Generator[_Step, Any, T]
 
 
@@ -109,7 +118,7 @@ def _replies(client: Client, commands: list[Command], link: Link) -> list[Any]:
     return _run_exchange(client, _exchange(commands, link, failed))
 
 
-def _run_exchange(client: Client, exchange: _Exchange[list[Any]]) -> list[Any]:
+def _run_exchange(client: Client, exchange: _Exchange[T]) -> T:
     try:
         step = next(exchange)
         while True:
@@ -120,8 +129,8 @@ def _run_exchange(client: Client, exchange: _Exchange[list[Any]]) -> list[Any]:
             else:
                 step = exchange.send(reply)
     except StopIteration as done:
-        replies: list[Any] = done.value
-        return replies
+        result: T = done.value
+        return result
 
 
 def _do(client: Any, step: _Step) -> Any:
@@ -136,6 +145,9 @@ def _do(client: Any, step: _Step) -> Any:
             return time.sleep(seconds)
         case _Primaries():
             return client.get_primaries() if hasattr(client, "get_primaries") else [None]
+        case _Together(exchanges):
+            with ThreadPoolExecutor(len(exchanges)) as threads:
+                return list(threads.map(partial(_run_exchange, client), exchanges))
 
 
 async def arun(client: Client, op: Op[T], link: Link = Link()) -> T:
@@ -160,7 +172,7 @@ async def _areplies(client: Client, commands: list[Command], link: Link) -> list
     return await _arun_exchange(client, _exchange(commands, link, failed))
 
 
-async def _arun_exchange(client: Client, exchange: _Exchange[list[Any]]) -> list[Any]:
+async def _arun_exchange(client: Client, exchange: _Exchange[T]) -> T:
     try:
         step = next(exchange)
         while True:
@@ -171,8 +183,8 @@ async def _arun_exchange(client: Client, exchange: _Exchange[list[Any]]) -> list
             else:
                 step = exchange.send(reply)
     except StopIteration as done:
-        replies: list[Any] = done.value
-        return replies
+        result: T = done.value
+        return result
 
 
 async def _ado(client: Any, step: _Step) -> Any:
@@ -187,6 +199,12 @@ async def _ado(client: Any, step: _Step) -> Any:
             return await asyncio.sleep(seconds)
         case _Primaries():
             return (await client.initialize()).get_primaries() if hasattr(client, "get_primaries") else [None]
+        case _Together(exchanges):
+            results = await asyncio.gather(*(_arun_exchange(client, each) for each in exchanges), return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+            return results
 
 
 def _goes_straight(commands: list[Command]) -> bool:
@@ -195,24 +213,32 @@ def _goes_straight(commands: list[Command]) -> bool:
 
 
 def _exchange(commands: list[Command], link: Link, failed: _Failed | None = None) -> _Exchange[list[Any]]:
-    """One list of commands, one list of replies: together where a pipeline can carry them, else one by one.
+    """One list of commands, one list of replies: side by side where each has its node, else in a pipeline, else in turn.
 
     `failed` is the first try of the only command, where that has been made.
     """
     if commands[0] is PRIMARIES:
         return [(yield from _persistently(_Primaries(), commands, link))]
-    if len(commands) > 1 and not any(command.script or command.node or command.optional for command in commands):
-        replies: list[Any] = yield from _persistently(_Pipeline(commands), commands, link)
-        return replies
+    if len(commands) > 1:
+        if all(command.node for command in commands):
+            replies: list[Any] = yield _Together([_one(command, link) for command in commands])
+            return replies
+        if not any(command.script or command.optional for command in commands):
+            replies = yield from _persistently(_Pipeline(commands), commands, link)
+            return replies
     replies = []
     for command in commands:
-        try:
-            replies.append((yield from _persistently(_Send(command), [command], link, failed)))
-        except SessionStoreError as error:
-            if not command.optional:
-                raise
-            replies.append(error)
+        replies.append((yield from _one(command, link, failed)))
     return replies
+
+
+def _one(command: Command, link: Link, failed: _Failed | None = None) -> _Exchange[Any]:
+    try:
+        return (yield from _persistently(_Send(command), [command], link, failed))
+    except SessionStoreError as error:
+        if not command.optional:
+            raise
+        return error
 
 
 def _persistently(step: _Step, commands: list[Command], link: Link, failed: _Failed | None = None) -> _Exchange[Any]:
