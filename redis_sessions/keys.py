@@ -34,7 +34,8 @@ COUNTERS: Final = (RESUME_FAILURES, RESUMES, FRESH_STARTS)
 
 _ESCAPED = re.compile(r"[%{}\x00-\x1f\x7f-\x9f]")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
-_SESSION_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}")
+SESSION_ID: Final = "[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
+_SESSION_ID = re.compile(SESSION_ID.encode())
 _SESSION_IDS = re.compile(rb"(?:%b\n)*" % _SESSION_ID.pattern)
 # Of a key that is ours whatever it is: nothing in it is escaped, and its characters are bytes.
 _PLAIN = rb"[^%{}\x00-\x1f\x7f-\xff]{1,512}"

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from array import array
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from json import JSONDecodeError
 from pathlib import Path
@@ -31,12 +31,22 @@ from typing import Any, NamedTuple, Self
 
 from redis_sessions.errors import InvalidKey, InvalidSessionID, LegacyFileError
 from redis_sessions.files import Replacement
-from redis_sessions.json_pairs import NoObject, pairs, shape
-from redis_sessions.keys import check_session_id, escape
+from redis_sessions.json_pairs import NoObject, pair, pairs, shape
+from redis_sessions.keys import SESSION_ID, check_session_id, escape
 
 AHEAD_MS = 5 * 60_000
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 # As milliseconds these are days in 1970 to 1973; as seconds, 1973 to 5138.
 _LOOKS_LIKE_SECONDS = range(10**8, 10**11)
+
+
+_SPACE = r"[ \t\r\n]*"
+# A pair that needs no second look, and the comma or brace behind it: a key in which nothing can be wrong, a valid ID, and
+# a time that can't be seconds. Others are taken apart by `json`.
+_USUAL = re.compile(
+    rf'("([^"\\%{{}}\x00-\x1f\x7f-\x9f]{{1,128}})"{_SPACE}:{_SPACE}\{{{_SPACE}"id"{_SPACE}:{_SPACE}"({SESSION_ID})"{_SPACE},'
+    rf'{_SPACE}"last_used_at"{_SPACE}:{_SPACE}([1-9][0-9]{{11,14}}){_SPACE}\}}){_SPACE}([,}}]){_SPACE}'
+)
 
 
 class Entry(NamedTuple):
@@ -57,17 +67,29 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LegacyFile:
-    """A legacy file, read whole.
+    """A legacy file, known to be sound. Iterating gives every Entry in its order, each taken from the text anew.
 
     Attributes:
-        entries: all of them, in their order.
         mtime_ms: when the file was last written, milliseconds since 1970.
     """
 
-    entries: list[Entry]
     mtime_ms: int
     _text: str = field(repr=False)
-    _spans: array[int] = field(repr=False)
+    _spans: array[int] = field(repr=False)  # where each pair begins and ends, flat
+    _times: dict[str, int] = field(repr=False)  # how often a key occurs, of those that do more than once
+
+    def __len__(self) -> int:
+        return len(self._spans) // 2
+
+    def __iter__(self) -> Iterator[Entry]:
+        text, times = self._text, self._times
+        for start in self._spans[::2]:
+            if found := _USUAL.match(text, start):
+                entry = Entry(found[2], found[3], int(found[4]))
+            else:
+                key, value, _ = pair(text, start)
+                entry = _entry(key, value)
+            yield entry._replace(problem=f"key occurs {times[entry.key]} times") if entry.key in times else entry
 
     def source(self, index: int) -> str:
         """The JSON text of an entry, name and value, unaltered."""
@@ -88,8 +110,15 @@ def read(path: str | Path) -> LegacyFile:
         line = raw.count(b"\n", 0, error.start) + 1
         column = error.start - raw.rfind(b"\n", 0, error.start)
         raise _broken(path, "not UTF-8", line, column) from None
+    spans = array("Q")
+    seen: set[str] = set()
+    times: dict[str, int] = {}
     try:
-        entries, spans = _entries(text)
+        for key, _, start, end in pairs(text, _USUAL):
+            spans.extend((start, end))
+            if key in seen:
+                times[key] = times.get(key, 1) + 1
+            seen.add(key)
     except JSONDecodeError as error:
         raise _broken(path, error.msg, error.lineno, error.colno) from None
     except NoObject as error:
@@ -99,12 +128,7 @@ def read(path: str | Path) -> LegacyFile:
             column=1,
             remedy="name a sessions.json",
         ) from None
-    times = Counter(entry.key for entry in entries)
-    if len(times) < len(entries):
-        for index, entry in enumerate(entries):
-            if times[entry.key] > 1:
-                entries[index] = entry._replace(problem=f"key occurs {times[entry.key]} times")
-    return LegacyFile(entries, mtime_ms, text, spans)
+    return LegacyFile(mtime_ms, text, spans, times)
 
 
 def session_ids(path: str | Path) -> frozenset[str]:
@@ -112,10 +136,10 @@ def session_ids(path: str | Path) -> frozenset[str]:
 
     For a transcript sweeper that must spare them. Raises LegacyFileError.
     """
-    return frozenset(entry.session_id for entry in read(path).entries if entry.session_id)
+    return frozenset(entry.session_id for entry in read(path) if entry.session_id)
 
 
-def expires_at_ms(entry: Entry, *, now_ms: int, max_age_ms: int, assumed_ms: int | None) -> int | str:
+def expires_at_ms(entry: Entry, now_ms: int, max_age_ms: int, assumed_ms: int | None) -> int | str:
     """When an entry without a problem expires, milliseconds since 1970; or why it is rejected.
 
     Args:
@@ -146,13 +170,11 @@ class Writer:
 
     def add(self, key: str, session_id: str, used_at_ms: int) -> None:
         """Write one record."""
-        record = json.dumps({"id": session_id, "last_used_at": used_at_ms})
-        self.add_source(f"{json.dumps(key, ensure_ascii=False)}: {record}")
+        self.add_source(f'{_encode(key)}: {{"id": {_encode(session_id)}, "last_used_at": {used_at_ms}}}')
 
     def add_source(self, pair: str) -> None:
         """Write one entry as it stood in another file."""
-        self._replacement.file.write(",\n  " if self._written else "\n  ")
-        self._replacement.file.write(pair)
+        self._replacement.file.write(f",\n  {pair}" if self._written else f"\n  {pair}")
         self._written += 1
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -166,15 +188,6 @@ def write_rejects(path: str | Path, rejects: Iterable[str]) -> None:
     with Writer(path) as writer:
         for source in rejects:
             writer.add_source(source)
-
-
-def _entries(text: str) -> tuple[list[Entry], array[int]]:
-    """All entries, and flat pairs of where the source of each begins and ends."""
-    entries, spans = [], array("Q")
-    for key, value, start, end in pairs(text):
-        entries.append(_entry(key, value))
-        spans.extend((start, end))
-    return entries, spans
 
 
 def _entry(key: str, value: Any) -> Entry:

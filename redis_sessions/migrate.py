@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from itertools import islice
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from redis_sessions.commands import Command, Op
+from redis_sessions.commands import PRIMARIES, Command, Op
 from redis_sessions.keys import Keys
-from redis_sessions.legacy import Entry, LegacyFile, expires_at_ms
+from redis_sessions.legacy import LegacyFile, expires_at_ms
 from redis_sessions.scan import Progress, Scan, session_rows
+from redis_sessions.scripts import IMPORT
 from redis_sessions.settings import StoreSettings
+from redis_sessions.shelf import Shelf
 
 AssumeUsedAt: TypeAlias = Literal["mtime"] | int | None
 
@@ -65,11 +68,6 @@ class ExportResult(BaseModel):
     approximate: bool
 
 
-class _Due(NamedTuple):
-    entry: Entry
-    expires_at_ms: int
-
-
 def import_entries(
     settings: StoreSettings,
     legacy: LegacyFile,
@@ -82,64 +80,71 @@ def import_entries(
 
     «Now» is the server's time, read for every batch, so a client's wrong clock shortens or lengthens no life.
     """
+    [nodes] = yield [PRIMARIES]
     keys = Keys(settings.namespace)
     assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at
-    imported = expired = kept = 0
+    imported = expired = kept = done = 0
     rejects: list[Reject] = []
-    for start in range(0, len(legacy.entries), settings.batch_size):
+    entries = iter(legacy)
+    while batch := list(islice(entries, settings.batch_size)):
         [(seconds, microseconds)] = yield [Command(("TIME",))]
         now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-        due: list[_Due] = []
-        for index, entry in enumerate(legacy.entries[start : start + settings.batch_size], start):
-            until = entry.problem or expires_at_ms(
-                entry, now_ms=now_ms, max_age_ms=settings.session_max_age_ms, assumed_ms=assumed_ms
-            )
+        due: list[tuple[bytes, str, int]] = []
+        for index, entry in enumerate(batch, done):
+            until = entry.problem or expires_at_ms(entry, now_ms, settings.session_max_age_ms, assumed_ms)
             if isinstance(until, str):
                 rejects.append(Reject(key=entry.key, reason=until, source=legacy.source(index)))
             elif until <= now_ms:
                 expired += 1
             else:
-                due.append(_Due(entry, until))
+                due.append((keys.session_id(entry.key), entry.session_id, until))
         if due:
-            replies = yield [_look(keys, item) if dry_run else _write(keys, item) for item in due]
-            written = sum(reply == 0 for reply in replies) if dry_run else sum(reply is not None for reply in replies)
+            written = yield from _written(due, alone=nodes == [None], dry_run=dry_run)
             imported += written
             kept += len(due) - written
+        done += len(batch)
         if progress:
-            progress(min(start + settings.batch_size, len(legacy.entries)), len(legacy.entries))
+            progress(done, len(legacy))
     return ImportResult(
-        total=len(legacy.entries),
-        imported=imported,
-        expired=expired,
-        kept=kept,
-        rejected=len(rejects),
-        rejects=tuple(rejects),
+        total=len(legacy), imported=imported, expired=expired, kept=kept, rejected=len(rejects), rejects=tuple(rejects)
     )
 
 
-def _write(keys: Keys, due: _Due) -> Command:
-    entry, until_ms = due
-    return Command(("SET", keys.session_id(entry.key), entry.session_id, "PXAT", until_ms, "NX"), entry.key)
-
-
-def _look(keys: Keys, due: _Due) -> Command:
-    return Command(("EXISTS", keys.session_id(due.entry.key)), due.entry.key)
+def _written(due: list[tuple[bytes, str, int]], *, alone: bool, dry_run: bool) -> Op[int]:
+    """How many of these redis keys, session IDs and expiry times were written, or would be."""
+    if dry_run:
+        return (yield [Command(("EXISTS", redis_key)) for redis_key, _, _ in due]).count(0)
+    if alone:
+        redis_keys = tuple(redis_key for redis_key, _, _ in due)
+        args: list[str | int] = []
+        for _, session_id, until_ms in due:
+            args += (session_id, until_ms)
+        [replies] = yield [Command(tuple(args), script=IMPORT, redis_keys=redis_keys)]
+        return sum(replies)
+    # On a cluster each key has its own slot, and a script can't reach more than one.
+    replies = yield [
+        Command(("SET", redis_key, session_id, "PXAT", until_ms, "NX")) for redis_key, session_id, until_ms in due
+    ]
+    return len(due) - replies.count(None)
 
 
 def export_entries(
     settings: StoreSettings, add: Callable[[str, str, int], None], progress: Progress | None = None
 ) -> Op[ExportResult]:
-    """Give every live session to `add(key, session_id, used_at_ms)`, once, although a scan may find it twice."""
+    """Give every live session to `add(key, session_id, used_at_ms)`, by key, and once, although a scan may find it twice."""
     scan = Scan(settings, progress)
-    seen: set[str] = set()
-    not_timed = skipped = 0
-    while (pages := (yield from scan.next_pages())) is not None:
-        for page in pages:
-            sessions = list(session_rows(settings, page))
-            skipped += len(page.redis_keys) - len(sessions)
-            for session in sessions:
-                if session.key not in seen:
-                    seen.add(session.key)
-                    add(session.key, session.session_id, session.last_used_at_ms)
-                    not_timed += session.idle_ms is None
-    return ExportResult(exported=len(seen), not_timed=not_timed, skipped=skipped, approximate=not scan.exact)
+    skipped = 0
+    with Shelf() as shelf:
+        while (pages := (yield from scan.next_pages())) is not None:
+            for page in pages:
+                sessions = list(session_rows(settings, page))
+                skipped += len(page.redis_keys) - len(sessions)
+                shelf.put(
+                    (session.key, session.session_id, session.last_used_at_ms, session.idle_ms) for session in sessions
+                )
+        exported = not_timed = 0
+        for key, session_id, used_at_ms, idle_ms in shelf:
+            add(key, session_id, used_at_ms)
+            exported += 1
+            not_timed += idle_ms is None
+    return ExportResult(exported=exported, not_timed=not_timed, skipped=skipped, approximate=not scan.exact)

@@ -78,6 +78,15 @@ end
 return 0
 """)
 
+# KEYS id, ...; ARGV session ID, Unix time of expiry in ms, ... -> 1 for each that was written, 0 where another is live
+IMPORT: Final = Script("""
+local written = {}
+for i, key in ipairs(KEYS) do
+  written[i] = redis.call('SET', key, ARGV[2 * i - 1], 'PXAT', ARGV[2 * i], 'NX') and 1 or 0
+end
+return written
+""")
+
 # ARGV cursor, pattern, count, 1 where one MGET may read all. -> {next cursor, now ms, keys, PTTLs, values}
 # The last three are as long as each other. A value is cut one byte past the longest session ID; nil stands for one of the
 # wrong type. MGET takes half the time of a GET for each, but a cluster refuses it across slots.

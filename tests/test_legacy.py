@@ -28,14 +28,14 @@ def file(tmp_path):
 
 
 def only(path):
-    [entry] = legacy.read(path).entries
+    [entry] = legacy.read(path)
     return entry
 
 
 def test_both_shapes_mixed_in_their_order(file):
     path = file('{"a": "ID-1",\n "b": {"id": "ID-2", "last_used_at": 1732250000000, "more": [1, {"x": 2}]}}\n')
     read = legacy.read(path)
-    assert read.entries == [Entry("a", "ID-1"), Entry("b", "ID-2", NOW_MS)]
+    assert list(read) == [Entry("a", "ID-1"), Entry("b", "ID-2", NOW_MS)]
     assert read.source(1) == '"b": {"id": "ID-2", "last_used_at": 1732250000000, "more": [1, {"x": 2}]}'
     assert read.mtime_ms == os.stat(path).st_mtime_ns // 1_000_000
     assert legacy.session_ids(path) == {"ID-1", "ID-2"}
@@ -43,7 +43,7 @@ def test_both_shapes_mixed_in_their_order(file):
 
 @pytest.mark.parametrize("text", ["{}", " {\n} ", "\ufeff{}"])
 def test_an_empty_file_has_no_entries(file, text):
-    assert legacy.read(file(text)).entries == []
+    assert list(legacy.read(file(text))) == []
 
 
 PROBLEMS = {
@@ -81,7 +81,7 @@ def test_an_entry_that_is_not_right_says_why_and_keeps_its_source(file, pair, pr
 
 
 def test_a_key_that_occurs_twice_is_refused_each_time(file):
-    entries = legacy.read(file('{"a": "ID-1", "b": "ID-2", "a": "ID-1"}')).entries
+    entries = legacy.read(file('{"a": "ID-1", "b": "ID-2", "a": "ID-1"}'))
     assert [entry.problem for entry in entries] == ["key occurs 2 times", None, "key occurs 2 times"]
 
 
@@ -143,7 +143,7 @@ def test_a_file_that_is_not_there(tmp_path):
     ],
 )
 def test_when_an_entry_expires(entry, assumed_ms, expected):
-    until = expires_at_ms(entry, now_ms=NOW_MS, max_age_ms=DAY_MS, assumed_ms=assumed_ms)
+    until = expires_at_ms(entry, NOW_MS, DAY_MS, assumed_ms)
     assert until == expected or (isinstance(expected, str) and expected in until)
 
 
@@ -181,7 +181,7 @@ class TestWriter:
         assert (tmp_path / "rejects.json").read_text() == (
             '{\n  "a":7,\n  "b" : {"id":"-x", "last_used_at":1.50},\n  "a":"ID-1"\n}\n'
         )
-        assert legacy.read(tmp_path / "rejects.json").entries == read.entries
+        assert list(legacy.read(tmp_path / "rejects.json")) == list(read)
 
 
 values = st.recursive(
@@ -199,7 +199,7 @@ def test_any_object_is_read_entry_by_entry_with_its_sources(tmp_path_factory, pa
     sources = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in pairs]
     path.write_text("{" + ", ".join(sources) + "}")
     read = legacy.read(path)
-    assert [entry.key for entry in read.entries] == [key for key, _ in pairs]
+    assert [entry.key for entry in read] == [key for key, _ in pairs]
     assert [read.source(index) for index in range(len(pairs))] == sources
 
 
