@@ -22,7 +22,7 @@ AssumeUsedAt: TypeAlias = Literal["mtime"] | int | None
 class Reject(BaseModel):
     """An entry that was not imported. `source` is its own JSON text, unaltered."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     key: str
     reason: str
@@ -40,7 +40,7 @@ class ImportResult(BaseModel):
         rejected: not right; each is in `rejects`.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     total: int
     imported: int
@@ -60,7 +60,7 @@ class ExportResult(BaseModel):
         approximate: keys may have been missed, since cluster slots moved or the server changed during the scan.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     exported: int
     not_timed: int

@@ -24,7 +24,7 @@ _BUCKETS_MS = (
 class InvalidExample(BaseModel):
     """A key that holds no valid session ID. `key` is the name in Redis, what is no printable ASCII backslash-escaped."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     key: str
     reason: str
@@ -33,7 +33,7 @@ class InvalidExample(BaseModel):
 class IdleBucket(BaseModel):
     """How many sessions were idle for at most `up_to_ms`, and longer than the bucket before says."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     up_to_ms: int
     count: int
@@ -55,7 +55,7 @@ class Report(BaseModel):
         scan_ms: how long the scan took, in milliseconds.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     live: int
     no_ttl: int

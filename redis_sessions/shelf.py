@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Final, Self, TypeAlias
 
@@ -16,6 +15,8 @@ class Shelf:
     """Use it in a `with`. Its file has no name and mode 0600: it is gone with this process, however that ends."""
 
     def __enter__(self) -> Self:
+        import sqlite3  # noqa: PLC0415 - takes a tenth of this package's import, and only export needs it
+
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.executescript(
             f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-{_CACHE_KIB};"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from redis_sessions import InvalidKey, InvalidSessionID
-from redis_sessions.keys import MAX_KEY_BYTES, Keys, check_session_id, escape, is_session_id
+from redis_sessions.keys import MAX_KEY_BYTES, Keys, are_session_ids, check_session_id, escape, is_session_id
 
 KEYS = Keys("sessions")
 texts = st.text(min_size=1, max_size=60).filter(lambda key: len(key.encode()) <= MAX_KEY_BYTES)
@@ -96,3 +96,24 @@ def test_any_text_is_a_key_or_refused(text):
         escape(text)
     except InvalidKey:
         assert not 1 <= len(text.encode("utf-8", "surrogatepass")) <= MAX_KEY_BYTES or not text.isprintable()
+
+
+maybe_ours = st.one_of(
+    texts.map(KEYS.session_id),
+    st.from_regex(r"[a-z#/:]{1,9}", fullmatch=True).map(KEYS.session_id),
+    st.sampled_from(
+        [b"sessions:id:{}", b"sessions:id:{a}\nsessions:id:{b}", b"sessions:id:{a}\n", b"sessions:id:{%41}", b""]
+    ),
+)
+
+
+@given(st.lists(maybe_ours, max_size=6))
+def test_a_page_of_keys_is_read_as_each_of_them(redis_keys):
+    each = [KEYS.conversation(redis_key) for redis_key in redis_keys]
+    assert KEYS.conversations(redis_keys) == each
+    assert not KEYS.are_plain(redis_keys) or None not in each
+
+
+@given(st.lists(st.sampled_from([b"ID-1", b"a" * 256, b"a" * 257, b"", b"-x", b"a\nb", b"a\n", b"\xff", None]), max_size=4))
+def test_a_page_of_values_is_read_as_each_of_them(values):
+    assert are_session_ids([b"ID-1", *values]) == all(value is not None and is_session_id(value) for value in values)

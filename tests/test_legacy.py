@@ -211,3 +211,25 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, raw):
         legacy.read(path)
     except LegacyFileError as error:
         assert error.line
+
+
+@given(
+    key=st.one_of(st.text(max_size=130), st.from_regex(r"[a-z#/é]{1,130}", fullmatch=True)),
+    session_id=st.one_of(st.text(max_size=8), st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,8}", fullmatch=True)),
+    used_at=st.one_of(st.integers(), st.integers(10**10, 10**15)),
+    space=st.sampled_from(["", " ", "\n\t "]),
+)
+def test_the_usual_shape_is_read_as_any_other(tmp_path_factory, key, session_id, used_at, space):
+    path = tmp_path_factory.mktemp("legacy") / "sessions.json"
+    name, value = json.dumps(key, ensure_ascii=False), json.dumps(session_id)
+    usual = f'{name}:{space}{{{space}"id":{space}{value},{space}"last_used_at":{used_at}}}'
+    odd = f'{name}: {{"last_used_at": {used_at}, "id": {value}}}'
+    entries = []
+    for pair in (usual, odd):
+        path.write_text(f"{{{space}{pair}{space}}}", "utf-8", "surrogatepass")
+        try:
+            entries.append(list(legacy.read(path)))
+        except LegacyFileError as error:
+            assert "not UTF-8" in error.message
+            return
+    assert entries[0] == entries[1]

@@ -153,6 +153,27 @@ rows = st.lists(
 )
 
 
+tidy = st.lists(
+    st.tuples(
+        st.from_regex(r"[a-z]{1,9}", fullmatch=True).map(lambda key: Keys("ns").session_id(key)),
+        st.one_of(st.integers(-2, 3), st.integers(-2, 3 * DAY_MS), st.sampled_from([DAY_MS, DAY_MS + 1, DAY_MS - 60_000])),
+        st.just(b"ID-1"),
+    ),
+    max_size=50,
+)
+
+
+@given(st.lists(st.one_of(rows, tidy), max_size=3))
+def test_pages_are_counted_as_their_rows_are(pages):
+    by_row, by_page = ReportFold(StoreSettings(namespace="ns")), ReportFold(StoreSettings(namespace="ns"))
+    for page in pages:
+        for row in page:
+            by_row.add(*row)
+        by_page.add_page(*(list(column) for column in zip(*page, strict=True)) if page else ([], [], []))
+    one, other = (fold.finish({}, approximate=False).model_dump(exclude={"scan_ms"}) for fold in (by_row, by_page))
+    assert one == other
+
+
 @given(rows)
 def test_every_row_is_counted_once_whatever_it_is(rows):
     fold = ReportFold(StoreSettings(namespace="ns"))

@@ -1,0 +1,30 @@
+"""What export puts aside comes back in order, each key once."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redis_sessions.shelf import Shelf
+
+rows = st.lists(
+    st.tuples(st.text(max_size=3), st.sampled_from(["A", "B"]), st.integers(0, 9), st.none() | st.integers(0, 9))
+)
+
+
+@given(st.lists(rows, max_size=4))
+def test_sorted_and_the_last_of_each_key(pages):
+    with Shelf() as shelf:
+        for page in pages:
+            shelf.put(page)
+        assert list(shelf) == sorted({row[0]: row for page in pages for row in page}.values())
+
+
+def test_nothing_is_left_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
+    with Shelf() as shelf:
+        shelf.put((f"key{n}", "ID-1" * 50, n, None) for n in range(100_000))
+        assert sum(1 for _ in shelf) == 100_000
+        assert os.listdir(tmp_path) == []
