@@ -89,6 +89,7 @@ class _LazyCluster(redis.RedisCluster):
         self._late_options = options
         self._late_lock = threading.RLock()
         self._late_busy = False
+        self._late_ready = False
 
     def __getattr__(self, name: str) -> Any:
         # Reached only for what the real constructor has not set yet.
@@ -101,12 +102,16 @@ class _LazyCluster(redis.RedisCluster):
                 self._late_busy = True
                 try:
                     super().__init__(**self._late_options)
+                    self._late_ready = True
                 finally:
                     self._late_busy = False
+                    if not self._late_ready and "nodes_manager" in self.__dict__:
+                        self.__dict__.pop("nodes_manager").close()
         return object.__getattribute__(self, name)
 
     def close(self) -> None:
-        if "nodes_manager" in self.__dict__:
+        # What was never begun, or failed half-way, must not be begun by closing it.
+        if self._late_ready:
             super().close()
 
     def __del__(self) -> None:

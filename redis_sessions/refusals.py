@@ -46,6 +46,11 @@ _UNREACHED: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, re
 # Redis 6.2 wraps what failed inside a script: «ERR Error running script (…): @user_script:2: -WRONGTYPE Operation …».
 _WRAPPED = re.compile(r"(?:^|[:\s]-)([A-Z]{3,})\b")
 
+# What a user's list forbids inside a script comes without a code: Valkey and Redis since 7.2, and those before.
+_DENIED_IN_SCRIPT = re.compile(r"ACL failure in script: |The user executing the script can't ")
+_COMMAND = re.compile(r" run the '([a-z]+(?:[|.][a-z-]+)?)' command")
+_KEY = re.compile(r" access [a-z ]*keys?\b| access the '")
+
 
 class Refusal(NamedTuple):
     """The error to raise, and whether the same command may succeed a moment later."""
@@ -63,11 +68,17 @@ def explain(error: Exception, key: str | None, address: str) -> Refusal:
         address: of the server, for the message; no secret in it.
     """
     code = _code(error)
+    if isinstance(error, redis_errors.RedisClusterException):
+        # Raised when no node would tell the slots; behind it stands what the last one said.
+        code = next((cause for cause in map(_code, _chain(error)) if cause in _DENIED), None)
     if code in _DENIED:
-        denied = "refuses this user's password" if code != "NOPERM" else "does not grant this user a command it needs"
-        return Refusal(
-            AccessDenied(f"{address} {denied} ({code})", key=key, remedy="check user, password and ACL of the URL"), False
-        )
+        denied, remedy = "refuses this user's password", "check user and password of the URL"
+        if code == "NOPERM":
+            denied, remedy = (
+                f"does not grant this user {_not_granted(error)}",
+                "redis-sessions acl prints what each user needs",
+            )
+        return Refusal(AccessDenied(f"{address} {denied} ({code})", key=key, remedy=remedy), False)
     if code in _NOT_NOW:
         return Refusal(
             StoreUnavailable(f"{address} can't serve now ({code})", key=key, remedy="look at the server's log"),
@@ -97,14 +108,23 @@ def explain(error: Exception, key: str | None, address: str) -> Refusal:
     )
 
 
-def _code(error: Exception) -> str | None:
+def _code(error: BaseException) -> str | None:
     for kind, code in _CODES_BY_CLASS:
         if isinstance(error, kind):
             return code
     if not isinstance(error, redis_errors.ResponseError):
         return None
+    if _DENIED_IN_SCRIPT.search(str(error)):
+        return "NOPERM"
     codes = [code for code in _WRAPPED.findall(str(error)) if code != "ERR"]
     return codes[0] if codes else "ERR"
+
+
+def _not_granted(error: Exception) -> str:
+    """What it was that a user may not, in words; of the server's own only the name of a command is shown."""
+    if command := _COMMAND.search(str(error)):
+        return f"the command {command[1]}"
+    return "access to this key" if _KEY.search(str(error)) else "a command it needs"
 
 
 def _socket_words(error: Exception) -> str:
