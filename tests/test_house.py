@@ -13,7 +13,7 @@ import redis_sessions
 ROOT = Path(redis_sessions.__file__).parent
 # A file imports only from those before it.
 ORDER = """
-    errors settings keys commands scripts ops report scan files json_pairs legacy migrate
+    errors settings keys acl commands scripts ops report scan files json_pairs legacy migrate
     verdicts evidence output placement recognise agents resume adapters
     refusals wire urls client keeper runner store async_store testing server __init__
 """.split()  # noqa: SIM905
