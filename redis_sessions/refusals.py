@@ -43,6 +43,9 @@ _CODES_BY_CLASS: Final = (
 )
 _UNREACHED: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.RedisClusterException, OSError)
 
+_SILENT: Final = "no answer in time"
+_HUNG_UP: Final = "it hung up"
+
 # Redis 6.2 wraps what failed inside a script: «ERR Error running script (…): @user_script:2: -WRONGTYPE Operation …».
 _WRAPPED = re.compile(r"(?:^|[:\s]-)([A-Z]{3,})\b")
 
@@ -50,6 +53,10 @@ _WRAPPED = re.compile(r"(?:^|[:\s]-)([A-Z]{3,})\b")
 _DENIED_IN_SCRIPT = re.compile(r"ACL failure in script: |The user executing the script can't ")
 _COMMAND = re.compile(r" run the '([a-z]+(?:[|.][a-z-]+)?)' command")
 _KEY = re.compile(r" access [a-z ]*keys?\b| access the '")
+
+
+class CutOff(redis_errors.ConnectionError):
+    """A server that speaks TLS hung up after the handshake, before its first answer: it refuses our certificate."""
 
 
 class Refusal(NamedTuple):
@@ -85,14 +92,11 @@ def explain(error: Exception, key: str | None, address: str) -> Refusal:
             _NOT_NOW[code],
         )
     if isinstance(error, _UNREACHED):
-        wrong_certificate = any(isinstance(cause, ssl.SSLError) for cause in _chain(error))
+        wrong_certificate = _tls_refused(error)
+        words = "TLS failed" if wrong_certificate else _socket_words(error)
+        remedy = "check its certificate and yours" if wrong_certificate else _remedy(error)
         return Refusal(
-            StoreUnavailable(
-                f"{address} can't be reached ({_socket_words(error)})",
-                key=key,
-                remedy="check its certificate and yours" if wrong_certificate else "check the URL and that it runs",
-            ),
-            not wrong_certificate,
+            StoreUnavailable(f"{address} can't be reached ({words})", key=key, remedy=remedy), not wrong_certificate
         )
     if code == "WRONGTYPE":
         return Refusal(
@@ -127,17 +131,38 @@ def _not_granted(error: Exception) -> str:
     return "access to this key" if _KEY.search(str(error)) else "a command it needs"
 
 
+def cut_off(error: redis_errors.ConnectionError) -> redis_errors.ConnectionError:
+    """What an error means that came between the handshake of TLS and the server's first answer: itself, or a CutOff."""
+    # Its children are answers: of a wrong password, or of a server that is loading.
+    return CutOff(str(error)) if type(error) is redis_errors.ConnectionError else error
+
+
+def _tls_refused(error: Exception) -> bool:
+    """Whether one side refused TLS as the other wants it. A connection that merely ended may come back."""
+    return any(
+        isinstance(cause, CutOff) or (isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError))
+        for cause in _chain(error)
+    )
+
+
+def _remedy(error: Exception) -> str:
+    # A plain server lets a TLS handshake time out, one that speaks TLS hangs up on a plain client.
+    if _socket_words(error) in (_SILENT, _HUNG_UP):
+        return "check that it runs, and that the URL says rediss:// if that port speaks TLS, and redis:// if not"
+    return "check the URL and that it runs"
+
+
 def _socket_words(error: Exception) -> str:
     for cause in _chain(error):
-        if isinstance(cause, ssl.SSLError):
-            return "TLS failed"
+        if isinstance(cause, ssl.SSLError | ConnectionResetError | BrokenPipeError):
+            return _HUNG_UP
         if isinstance(cause, TimeoutError | redis_errors.TimeoutError):
-            return "no answer in time"
+            return _SILENT
         if isinstance(cause, socket.gaierror):
             return "no such host name"
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno)
-    return type(error).__name__
+    return _HUNG_UP if type(error) is redis_errors.ConnectionError else type(error).__name__
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
