@@ -14,7 +14,9 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 import redis
 import redis.asyncio
@@ -23,6 +25,15 @@ import redis.sentinel
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
+from redis_sessions.connections import (
+    AsyncTLSConnection,
+    AsyncTLSSentinel,
+    AsyncWatched,
+    TLSConnection,
+    TLSSentinel,
+    Watched,
+)
+from redis_sessions.errors import InvalidSettings
 from redis_sessions.settings import StoreSettings
 from redis_sessions.urls import Target
 from redis_sessions.wire import Link
@@ -89,6 +100,7 @@ class _LazyCluster(redis.RedisCluster):
         self._late_options = options
         self._late_lock = threading.RLock()
         self._late_busy = False
+        self._late_ready = False
 
     def __getattr__(self, name: str) -> Any:
         # Reached only for what the real constructor has not set yet.
@@ -101,12 +113,16 @@ class _LazyCluster(redis.RedisCluster):
                 self._late_busy = True
                 try:
                     super().__init__(**self._late_options)
+                    self._late_ready = True
                 finally:
                     self._late_busy = False
+                    if not self._late_ready and "nodes_manager" in self.__dict__:
+                        self.__dict__.pop("nodes_manager").close()
         return object.__getattribute__(self, name)
 
     def close(self) -> None:
-        if "nodes_manager" in self.__dict__:
+        # What was never begun, or failed half-way, must not be begun by closing it.
+        if self._late_ready:
             super().close()
 
     def __del__(self) -> None:
@@ -118,17 +134,27 @@ def connect(target: Target, settings: StoreSettings) -> SyncClient:
     options = _options(target, settings) | {"retry": redis.retry.Retry(NoBackoff(), 0)}
     if target.kind == "cluster":
         nodes = [redis.cluster.ClusterNode(host, port) for host, port in target.hosts]
-        return _LazyCluster(startup_nodes=nodes, connection_pool_class=_Pool, **_tls(target), **options)
+        return _LazyCluster(
+            # Given a URL, and only then, redis-py makes the pools of all nodes of our class.
+            url=_url(*target.hosts[0]),
+            startup_nodes=nodes,
+            connection_pool_class=_Pool,
+            connection_class=redis.SSLConnection if target.tls else redis.Connection,
+            max_connections=settings.max_connections,
+            **_tls_files(target),
+            **options,
+        )
     options |= {"db": target.database}
     if target.kind == "sentinel":
-        sentinel = redis.sentinel.Sentinel(list(target.hosts), sentinel_kwargs=_watchers(options) | _tls(target))
+        kind: Any = TLSSentinel if target.tls else redis.sentinel.Sentinel
+        sentinel = kind(list(target.hosts), sentinel_kwargs=_watchers(options) | _tls(target))
         client: SyncClient = sentinel.master_for(
-            target.service, connection_pool_class=_SentinelPool, **_tls(target), **options
+            target.service, redis_class=Watched, connection_pool_class=_SentinelPool, **_tls(target), **options
         )
         return client
     connection = {
         "unix": redis.UnixDomainSocketConnection,
-        "standalone": redis.SSLConnection if target.tls else redis.Connection,
+        "standalone": TLSConnection if target.tls else redis.Connection,
     }[target.kind]
     return redis.Redis.from_pool(
         _Pool(
@@ -153,9 +179,11 @@ def aconnect(target: Target, settings: StoreSettings) -> AsyncClient:
         )
     options |= {"db": target.database}
     if target.kind == "sentinel":
-        sentinel = redis.asyncio.sentinel.Sentinel(list(target.hosts), sentinel_kwargs=_watchers(options) | _tls(target))
+        kind: Any = AsyncTLSSentinel if target.tls else redis.asyncio.sentinel.Sentinel
+        sentinel = kind(list(target.hosts), sentinel_kwargs=_watchers(options) | _tls(target))
         client: AsyncClient = sentinel.master_for(
             target.service,
+            redis_class=AsyncWatched,
             connection_pool_class=_AsyncSentinelPool,
             **_tls(target),
             **options,
@@ -163,7 +191,7 @@ def aconnect(target: Target, settings: StoreSettings) -> AsyncClient:
         return client
     connection = {
         "unix": redis.asyncio.UnixDomainSocketConnection,
-        "standalone": redis.asyncio.SSLConnection if target.tls else redis.asyncio.Connection,
+        "standalone": AsyncTLSConnection if target.tls else redis.asyncio.Connection,
     }[target.kind]
     return redis.asyncio.Redis.from_pool(
         _AsyncPool(
@@ -225,8 +253,26 @@ def _place(target: Target) -> dict[str, Any]:
     if target.kind == "unix":
         return {"path": target.path}
     [(host, port)] = target.hosts
-    return {"host": host, "port": port} | dict(target.tls_files)
+    return {"host": host, "port": port, **_tls_files(target)}
+
+
+def _url(host: str, port: int) -> str:
+    return f"redis://[{host}]:{port}" if ":" in host else f"redis://{quote(host, safe='')}:{port}"
 
 
 def _tls(target: Target) -> dict[str, Any]:
-    return {"ssl": True, **target.tls_files} if target.tls else {}
+    return {"ssl": True, **_tls_files(target)} if target.tls else {}
+
+
+def _tls_files(target: Target) -> dict[str, str]:
+    """The files of TLS. Raises InvalidSettings for one that can't be read, which no other try would mend."""
+    for option, path in target.tls_files.items():
+        try:
+            with Path(path).open("rb"):
+                pass
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "no path"
+            raise InvalidSettings(
+                f"the file that {option} names in the store's URL can't be read ({why})", remedy="name a readable PEM file"
+            ) from None
+    return dict(target.tls_files)

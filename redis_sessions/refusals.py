@@ -43,8 +43,20 @@ _CODES_BY_CLASS: Final = (
 )
 _UNREACHED: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.RedisClusterException, OSError)
 
+_SILENT: Final = "no answer in time"
+_HUNG_UP: Final = "it hung up"
+
 # Redis 6.2 wraps what failed inside a script: «ERR Error running script (…): @user_script:2: -WRONGTYPE Operation …».
 _WRAPPED = re.compile(r"(?:^|[:\s]-)([A-Z]{3,})\b")
+
+# What a user's list forbids inside a script comes without a code: Valkey and Redis since 7.2, and those before.
+_DENIED_IN_SCRIPT = re.compile(r"ACL failure in script: |The user executing the script can't ")
+_COMMAND = re.compile(r" run the '([a-z]+(?:[|.][a-z-]+)?)' command")
+_KEY = re.compile(r" access [a-z ]*keys?\b| access the '")
+
+
+class CutOff(redis_errors.ConnectionError):
+    """A server that speaks TLS hung up after the handshake, before its first answer: it refuses our certificate."""
 
 
 class Refusal(NamedTuple):
@@ -63,25 +75,28 @@ def explain(error: Exception, key: str | None, address: str) -> Refusal:
         address: of the server, for the message; no secret in it.
     """
     code = _code(error)
+    if isinstance(error, redis_errors.RedisClusterException):
+        # Raised when no node would tell the slots; behind it stands what the last one said.
+        code = next((cause for cause in map(_code, _chain(error)) if cause in _DENIED), None)
     if code in _DENIED:
-        denied = "refuses this user's password" if code != "NOPERM" else "does not grant this user a command it needs"
-        return Refusal(
-            AccessDenied(f"{address} {denied} ({code})", key=key, remedy="check user, password and ACL of the URL"), False
-        )
+        denied, remedy = "refuses this user's password", "check user and password of the URL"
+        if code == "NOPERM":
+            denied, remedy = (
+                f"does not grant this user {_not_granted(error)}",
+                "redis-sessions acl prints what each user needs",
+            )
+        return Refusal(AccessDenied(f"{address} {denied} ({code})", key=key, remedy=remedy), False)
     if code in _NOT_NOW:
         return Refusal(
             StoreUnavailable(f"{address} can't serve now ({code})", key=key, remedy="look at the server's log"),
             _NOT_NOW[code],
         )
     if isinstance(error, _UNREACHED):
-        wrong_certificate = any(isinstance(cause, ssl.SSLError) for cause in _chain(error))
+        wrong_certificate = _tls_refused(error)
+        words = "TLS failed" if wrong_certificate else _socket_words(error)
+        remedy = "check its certificate and yours" if wrong_certificate else _remedy(error)
         return Refusal(
-            StoreUnavailable(
-                f"{address} can't be reached ({_socket_words(error)})",
-                key=key,
-                remedy="check its certificate and yours" if wrong_certificate else "check the URL and that it runs",
-            ),
-            not wrong_certificate,
+            StoreUnavailable(f"{address} can't be reached ({words})", key=key, remedy=remedy), not wrong_certificate
         )
     if code == "WRONGTYPE":
         return Refusal(
@@ -97,27 +112,57 @@ def explain(error: Exception, key: str | None, address: str) -> Refusal:
     )
 
 
-def _code(error: Exception) -> str | None:
+def _code(error: BaseException) -> str | None:
     for kind, code in _CODES_BY_CLASS:
         if isinstance(error, kind):
             return code
     if not isinstance(error, redis_errors.ResponseError):
         return None
+    if _DENIED_IN_SCRIPT.search(str(error)):
+        return "NOPERM"
     codes = [code for code in _WRAPPED.findall(str(error)) if code != "ERR"]
     return codes[0] if codes else "ERR"
 
 
+def _not_granted(error: Exception) -> str:
+    """What it was that a user may not, in words; of the server's own only the name of a command is shown."""
+    if command := _COMMAND.search(str(error)):
+        return f"the command {command[1]}"
+    return "access to this key" if _KEY.search(str(error)) else "a command it needs"
+
+
+def cut_off(error: redis_errors.ConnectionError) -> redis_errors.ConnectionError:
+    """What an error means that came between the handshake of TLS and the server's first answer: itself, or a CutOff."""
+    # Its children are answers: of a wrong password, or of a server that is loading.
+    return CutOff(str(error)) if type(error) is redis_errors.ConnectionError else error
+
+
+def _tls_refused(error: Exception) -> bool:
+    """Whether one side refused TLS as the other wants it. A connection that merely ended may come back."""
+    return any(
+        isinstance(cause, CutOff) or (isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError))
+        for cause in _chain(error)
+    )
+
+
+def _remedy(error: Exception) -> str:
+    # A plain server lets a TLS handshake time out, one that speaks TLS hangs up on a plain client.
+    if _socket_words(error) in (_SILENT, _HUNG_UP):
+        return "check that it runs, and that the URL says rediss:// if that port speaks TLS, and redis:// if not"
+    return "check the URL and that it runs"
+
+
 def _socket_words(error: Exception) -> str:
     for cause in _chain(error):
-        if isinstance(cause, ssl.SSLError):
-            return "TLS failed"
+        if isinstance(cause, ssl.SSLError | ConnectionResetError | BrokenPipeError):
+            return _HUNG_UP
         if isinstance(cause, TimeoutError | redis_errors.TimeoutError):
-            return "no answer in time"
+            return _SILENT
         if isinstance(cause, socket.gaierror):
             return "no such host name"
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno)
-    return type(error).__name__
+    return _HUNG_UP if type(error) is redis_errors.ConnectionError else type(error).__name__
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

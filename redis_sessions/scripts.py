@@ -10,10 +10,24 @@ from typing import Final
 
 from redis_sessions.commands import Script
 
+# As redis.pcall, for commands that read, but only a value of the wrong type is given back as an error: a user who is not
+# granted the command must not be told that there is no such value.
+_PEEK: Final = """
+local function peek(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and not string.find(tostring(reply.err), 'WRONGTYPE', 1, true) then
+    return redis.call(...)
+  end
+  return reply
+end
+"""
+
 # KEYS lease, id; ARGV token, lease TTL, grace. -> {1, id or nil} or {0, holder, remaining ms}
 # A lease without a TTL (somebody's PERSIST) gets one, so that it can't shut a conversation for good.
 # A value too long to be an ID is cut one byte past the longest, one of the wrong type is given as empty: neither is valid.
-ACQUIRE: Final = Script("""
+ACQUIRE: Final = Script(
+    _PEEK
+    + """
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
   local ttl = redis.call('PTTL', KEYS[1])
@@ -27,56 +41,69 @@ if holder and holder ~= ARGV[1] then
   end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-local id = redis.pcall('GET', KEYS[2])
+local id = peek('GET', KEYS[2])
 if type(id) == 'table' then
   id = ''
 elseif id then
   id = string.sub(id, 1, 257)
 end
 return {1, id}
-""")
+"""
+)
 
 # KEYS lease; ARGV token, lease TTL. -> 1 if it is ours, lapsed but untaken included
-RENEW: Final = Script("""
-if redis.pcall('GET', KEYS[1]) == ARGV[1] then
+RENEW: Final = Script(
+    _PEEK
+    + """
+if peek('GET', KEYS[1]) == ARGV[1] then
   return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 end
 return 0
-""")
+"""
+)
 
 # KEYS lease, id; ARGV token, session ID, max age. -> 1 saved, 0 lost
 # The second look at the ID is for a save that is sent again: the first one has given the lease back already.
-SAVE: Final = Script("""
-if redis.pcall('GET', KEYS[1]) == ARGV[1] then
+SAVE: Final = Script(
+    _PEEK
+    + """
+if peek('GET', KEYS[1]) == ARGV[1] then
   redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
   redis.call('DEL', KEYS[1])
   return 1
 end
-if redis.pcall('GET', KEYS[2]) == ARGV[2] then
+if peek('GET', KEYS[2]) == ARGV[2] then
   return 1
 end
 return 0
-""")
+"""
+)
 
 # KEYS lease, id; ARGV token, refused session ID, lease TTL. -> 1 if the lease is ours, 0 taken
-REJECT: Final = Script("""
-if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then
+REJECT: Final = Script(
+    _PEEK
+    + """
+if peek('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end
-if redis.pcall('GET', KEYS[2]) == ARGV[2] then
+if peek('GET', KEYS[2]) == ARGV[2] then
   redis.call('DEL', KEYS[2])
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
-""")
+"""
+)
 
 # KEYS key; ARGV value. -> 1 if this call deleted it; sent again it answers 0 although the first has
-DELETE_IF: Final = Script("""
-if redis.pcall('GET', KEYS[1]) == ARGV[1] then
+DELETE_IF: Final = Script(
+    _PEEK
+    + """
+if peek('GET', KEYS[1]) == ARGV[1] then
   return redis.call('DEL', KEYS[1])
 end
 return 0
-""")
+"""
+)
 
 # KEYS id, ...; ARGV session ID, Unix time of expiry in ms, ... -> 1 for each that was written, 0 where another is live
 IMPORT: Final = Script("""
@@ -90,21 +117,28 @@ return written
 # ARGV cursor, pattern, count, 1 where one MGET may read all. -> {next cursor, now ms, keys, PTTLs, values}
 # The last three are as long as each other. A value is cut one byte past the longest session ID; nil stands for one of the
 # wrong type. MGET takes half the time of a GET for each, but a cluster refuses it across slots.
-PAGE: Final = Script("""
+PAGE: Final = Script(
+    _PEEK
+    + """
 local time = redis.call('TIME')
 local scan = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
 local keys, pttls, values = scan[2], {}, {}
-if ARGV[4] == '1' and #keys > 0 and #keys < 5000 then
-  values = redis.call('MGET', unpack(keys))
+if ARGV[4] == '1' then
+  for first = 1, #keys, 4000 do
+    for i, value in ipairs(redis.call('MGET', unpack(keys, first, math.min(first + 3999, #keys)))) do
+      values[first + i - 1] = value
+    end
+  end
 end
 for i, key in ipairs(keys) do
   pttls[i] = redis.call('PTTL', key)
   if values[i] == nil then
-    local value = redis.pcall('GETRANGE', key, 0, 256)
+    local value = peek('GETRANGE', key, 0, 256)
     values[i] = type(value) == 'string' and value
   elseif values[i] and #values[i] > 257 then
     values[i] = string.sub(values[i], 1, 257)
   end
 end
 return {scan[1], time[1] * 1000 + math.floor(time[2] / 1000), keys, pttls, values}
-""")
+"""
+)

@@ -44,10 +44,13 @@ class BaseStore(Generic[C]):
         self._link = link or clients.callers_link(client)
 
     @classmethod
-    def from_url(cls, url: str, settings: StoreSettings | None = None) -> Self:
-        """A store over a client known to be safe, connected at its first use. Raises InvalidSettings; `urls.py` has more."""
+    def from_url(cls, url: str, settings: StoreSettings | None = None, *, password: str | None = None) -> Self:
+        """A store over a client known to be safe, connected at its first use. Raises InvalidSettings; `urls.py` has more.
+
+        `password` is that of the URL's user, for who keeps the two apart; the URL must have none then.
+        """
         settings = settings or StoreSettings()
-        target = urls.parse(url)
+        target = urls.parse(url, password)
         return cls(cls._connect(target, settings), settings, link=clients.link(target, settings))
 
 

@@ -9,7 +9,7 @@ certificates.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -64,8 +64,20 @@ class Target:
         return f"{self.service} behind {where}" if self.service else where
 
 
-def parse(url: str) -> Target:
-    """Take a URL apart. Raises InvalidSettings, which says what is wrong and quotes nothing of it but option names."""
+def parse(url: str, password: str | None = None) -> Target:
+    """Take a URL apart. Raises InvalidSettings, which says what is wrong and quotes nothing of it but option names.
+
+    `password` is for a URL that has none.
+    """
+    target = _parse(url)
+    if password is None:
+        return target
+    if target.password is not None:
+        raise _refused("has a password, and another was given beside it")
+    return replace(target, password=password)
+
+
+def _parse(url: str) -> Target:
     try:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))

@@ -19,7 +19,7 @@ from redis import exceptions as redis_errors
 from redis.client import NEVER_DECODE
 
 from redis_sessions.commands import PRIMARIES, Command, Op, Script
-from redis_sessions.errors import SessionStoreError
+from redis_sessions.errors import AccessDenied, SessionStoreError, StoreUnavailable
 from redis_sessions.refusals import explain
 
 T = TypeVar("T")
@@ -236,7 +236,8 @@ def _one(command: Command, link: Link, failed: _Failed | None = None) -> _Exchan
     try:
         return (yield from _persistently(_Send(command), [command], link, failed))
     except SessionStoreError as error:
-        if not command.optional:
+        away = isinstance(error, StoreUnavailable) and not isinstance(error, AccessDenied)
+        if away or not command.optional:
             raise
         return error
 

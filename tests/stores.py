@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+from urllib.parse import quote
 
 import fakeredis
 import redis
 import redis.asyncio
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings
+from redis_sessions.acl import USERS, acl_lines
 
 
 class Loop:
@@ -90,6 +93,56 @@ class DecodingPlace(Place):
 
     def asynchronous(self, settings: StoreSettings) -> AsyncSessionStore:
         return AsyncSessionStore(redis.asyncio.Redis.from_url(self.url, decode_responses=True), settings)
+
+
+class ByUser:
+    """One store made of three, each connected as one of the users of `acl.py`: every method goes to the one it is for."""
+
+    MEANT_FOR: Final = dict.fromkeys(("report", "sessions", "live_session_ids", "export"), "report") | {
+        "import_legacy": "admin"
+    }
+
+    def __init__(self, connect: Callable[[str], Any]) -> None:
+        self._stores = {user: connect(user) for user in USERS}
+        self.settings = self._stores["worker"].settings
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stores[self.MEANT_FOR.get(name, "worker")], name)
+
+    def close(self) -> None:
+        for store in self._stores.values():
+            store.close()
+
+    async def aclose(self) -> None:
+        for store in self._stores.values():
+            await store.aclose()
+
+
+class AclPlace(Place):
+    """Users of least privilege; each namespace has its own three."""
+
+    PASSWORD: Final = "s3cret/x"
+
+    def sync(self, settings: StoreSettings) -> Any:
+        return self._by_user(SessionStore, settings)
+
+    def asynchronous(self, settings: StoreSettings) -> Any:
+        return self._by_user(AsyncSessionStore, settings)
+
+    def user_url(self, user: str, namespace: str) -> str:
+        return self.url.replace("://", f"://{user}.{namespace}:{quote(self.PASSWORD, safe='')}@")
+
+    def set_users(self, namespace: str) -> None:
+        on_a_cluster = isinstance(self.raw, redis.RedisCluster)
+        options = {"target_nodes": redis.RedisCluster.ALL_NODES} if on_a_cluster else {}
+        hashes = dict.fromkeys(USERS, hashlib.sha256(self.PASSWORD.encode()).hexdigest())
+        for line in acl_lines(namespace, password_hashes=hashes, cluster=on_a_cluster)[1:]:
+            _, user, *rules = line.split()
+            self.raw.execute_command("ACL SETUSER", f"{user}.{namespace}", *rules, **options)
+
+    def _by_user(self, kind: type[SessionStore | AsyncSessionStore], settings: StoreSettings) -> ByUser:
+        self.set_users(settings.namespace)
+        return ByUser(lambda user: kind.from_url(self.user_url(user, settings.namespace), settings))
 
 
 class FakePlace(Place):

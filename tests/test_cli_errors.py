@@ -168,3 +168,32 @@ def test_what_can_not_be_explained_is_not_hidden() -> None:
 def test_a_complaint_is_one_line_without_a_login(capsys: pytest.CaptureFixture[str]) -> None:
     show.complain("redis://me:s3cret/x@h, redis:/me:s3cret/x@h\nand \x1b[2J more")
     assert capsys.readouterr().err == "redis-sessions: redis://…@h, redis://…@h\\nand \\x1b[2J more\n"
+
+
+def test_the_password_may_stand_in_a_file(cli: Cli, tmp_path: Path) -> None:
+    cli.raw.execute_command("ACL", "SETUSER", "filed", "on", ">s3cret/x", "~*", "+@all")
+    place, file = cli.url.replace("//", "//filed@"), tmp_path / "password"
+    file.write_text("s3cret/x\n")
+    run("set", "k", "id", "--url", place, "--namespace", cli.namespace, "--password-file", file)
+    result = run("get", "k", "--url", place, "--namespace", cli.namespace, env={"REDIS_SESSIONS_PASSWORD_FILE": str(file)})
+    assert result.stdout == "id\n"
+    file.write_text("s3cret/y")
+    assert_no_password(run("get", "k", "--url", place, "--password-file", file, code=exits.UNREACHABLE))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"s3cret\ns3cret\n", b"s3cret\xff", None])
+def test_a_file_that_holds_no_password_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    result = run("get", "k", "--url", "redis://user@127.0.0.1:1/0", "--password-file", file, code=exits.USAGE)
+    assert "REDIS_SESSIONS_PASSWORD_FILE" in result.stderr
+    assert_no_password(result)
+
+
+def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("s3cret")
+    result = run("get", "k", "--url", "redis://user:s3cret@127.0.0.1:1/0", "--password-file", file, code=exits.USAGE)
+    assert "another was given beside it" in result.stderr
+    assert_no_password(result)

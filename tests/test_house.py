@@ -13,11 +13,11 @@ import redis_sessions
 ROOT = Path(redis_sessions.__file__).parent
 # A file imports only from those before it.
 ORDER = """
-    errors settings keys commands scripts ops report scan files shelf json_pairs legacy migrate
+    errors settings keys acl commands scripts ops report scan files shelf json_pairs legacy migrate
     verdicts evidence output placement recognise agents resume adapters
-    refusals wire urls client keeper runner store async_store testing server __init__
+    refusals wire urls connections client keeper runner store async_store testing server __init__
 """.split()  # noqa: SIM905
-KNOW_REDIS = {"refusals", "wire", "client", "testing"}
+KNOW_REDIS = {"refusals", "wire", "connections", "client", "testing"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

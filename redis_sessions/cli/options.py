@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final
 
 import typer
 
+from redis_sessions.cli.password import PASSWORD_FILE_VARIABLE, read_password
 from redis_sessions.errors import InvalidSettings
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Options:
 
     Attributes:
         url: of the store; see `urls.py`.
+        password_file: holds the password of the URL's user, or None.
         namespace: first part of every key; None is the default one.
         max_age: a number with its unit; None leaves it to `config`.
         config: a JSON file with `session_max_age_ms`, or None.
@@ -47,6 +49,16 @@ class Options:
             metavar="URL",
         ),
     ] = DEFAULT_URL
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--password-file",
+            help="File with the password of the URL's user, where the URL itself has none.",
+            envvar=PASSWORD_FILE_VARIABLE,
+            show_envvar=True,
+            metavar="FILE",
+        ),
+    ] = None
     namespace: Annotated[
         str | None,
         typer.Option(
@@ -89,7 +101,7 @@ class Options:
         """The store, to be used in a `with`; it connects at its first operation. Raises InvalidSettings."""
         from redis_sessions.store import SessionStore
 
-        return SessionStore.from_url(self.url, self.settings())
+        return SessionStore.from_url(self.url, self.settings(), password=read_password(self.password_file))
 
 
 def on_a_store(command: Callable[Concatenate[Options, ...], int]) -> Callable[..., int]:

@@ -22,6 +22,7 @@ from typing import IO, Any, Final, NamedTuple, Self
 
 from redis_sessions.cli.demo.plan import Dispatch
 from redis_sessions.cli.demo.turns import Event
+from redis_sessions.cli.password import PASSWORD_FILE_VARIABLE
 
 TICK_S: Final = 0.08
 SILENCE_S: Final = 60.0
@@ -94,7 +95,7 @@ class Fleet:
         """Args: arguments and url are the workers'; shares has the plan of each; log takes what they write to stderr."""
         self._command = [sys.executable, "-m", "redis_sessions.cli.demo.worker", "--plan-from-stdin", *arguments]
         # Not an argument, since any user of the machine can read those.
-        self._environment = os.environ | {"REDIS_SESSIONS_URL": url}
+        self._environment = os.environ | {"REDIS_SESSIONS_URL": url, PASSWORD_FILE_VARIABLE: ""}
         self._shares = shares
         self._log = log
         self._workers: list[Popen[bytes]] = []

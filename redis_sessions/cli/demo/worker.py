@@ -6,7 +6,8 @@
 The first form works until SIGTERM and prints a line a dispatch: that is what the containers of `compose.yaml` run. The
 second takes its dispatches, `[[at_ms, key], …]`, as one line of JSON from stdin, prints JSON lines, and ends with its
 plan or as soon as stdin is closed, so that it can't outlive the demo that started it. The store's URL may also come from
-the environment, `REDIS_SESSIONS_URL` or `REDIS_URL`: there no list of processes shows its password.
+the environment, `REDIS_SESSIONS_URL` or `REDIS_URL`, and its password from the file that `REDIS_SESSIONS_PASSWORD_FILE`
+names: there no list of processes shows it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any, Final
 from redis_sessions import SessionStore, SessionStoreError, StoreSettings
 from redis_sessions.cli.demo.plan import Dispatch, conversations
 from redis_sessions.cli.demo.turns import Event, StandIn, Worker, ms_since
+from redis_sessions.cli.password import PASSWORD_FILE_VARIABLE, read_password
 
 WAIT_MS: Final = 30_000
 
@@ -155,7 +157,9 @@ def main(arguments: list[str] | None = None) -> int:
         _log_to_stderr()
         settings = StoreSettings(namespace=options.namespace, session_max_age_ms=options.max_age_ms)
         agent = StandIn(options.agent_dir, options.agent_keeps_ms, options.agent_works_ms, options.journal, stop.undisturbed)
-        with SessionStore.from_url(options.url, settings) as store:
+        file = os.environ.get(PASSWORD_FILE_VARIABLE)
+        password = read_password(Path(file) if file else None)
+        with SessionStore.from_url(options.url, settings, password=password) as store:
             if options.plan_from_stdin:
                 _follow_plan(Worker(store, agent, options.wait_ms, _say_json))
             else:

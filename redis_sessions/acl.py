@@ -1,0 +1,90 @@
+"""Access lists of least privilege: three users of one namespace, each granted what its operations send, and nothing else.
+
+| user   | for                                                    | may write |
+| ------ | ------------------------------------------------------ | --------- |
+| worker | conversations: get, set, delete, leases, counters, run | yes       |
+| report | the scans: report, list, export; reads counters        | no        |
+| admin  | all of these, and import                               | yes       |
+
+HELLO and AUTH are open to all. What a list grants holds inside scripts as well: who may load a script gains no command
+and no key by it, but can keep the server busy with one. SCAN is bound to no pattern: whoever scans sees the names of
+other keys on that server, never their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from redis_sessions.settings import StoreSettings
+
+
+class User(NamedTuple):
+    """One kind of user.
+
+    Attributes:
+        commands: granted everywhere.
+        alone: granted besides on a server by itself.
+        on_cluster: granted besides where the keys are spread over a cluster.
+        keys: what follows `ns:` in the names of its keys, as patterns.
+        writes: whether it may change them.
+    """
+
+    commands: frozenset[str]
+    alone: frozenset[str]
+    on_cluster: frozenset[str]
+    keys: tuple[str, ...]
+    writes: bool
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# PING is the client's health check; SELECT goes where a URL names a database, of which a cluster has none.
+_ALWAYS: Final = _words("ping evalsha script|load get pttl")
+_ALONE: Final = _words("select")
+_SCAN_ALONE: Final = _words("mget")
+_CONVERSE: Final = _words("set del pexpire incr")
+_SCAN: Final = _words("scan time dbsize info|server")
+_IMPORT: Final = _words("set exists time")
+# COMMAND tells redis-py where the keys of a command stand; ASKING follows a slot that is moving.
+_ROUTE: Final = _words("command cluster|slots asking")
+_SCAN_ROUTE: Final = _words("cluster|nodes getrange")
+
+USERS: Final[Mapping[str, User]] = {
+    "worker": User(_ALWAYS | _CONVERSE, _ALONE, _ROUTE, ("*",), writes=True),
+    "report": User(_ALWAYS | _SCAN, _ALONE | _SCAN_ALONE, _ROUTE | _SCAN_ROUTE, ("id:*", "counter:*"), writes=False),
+    # A command that changes or inspects more than conversations adds here what it sends.
+    "admin": User(_ALWAYS | _CONVERSE | _SCAN | _IMPORT, _ALONE | _SCAN_ALONE, _ROUTE | _SCAN_ROUTE, ("*",), writes=True),
+}
+
+
+def acl_lines(
+    namespace: str = "sessions",
+    *,
+    password_hashes: Mapping[str, str] | None = None,
+    cluster: bool = False,
+    read_only_keys: bool = True,
+) -> list[str]:
+    """The lines of an ACL file: the default user off, then each of USERS.
+
+    Args:
+        namespace: of the keys. Raises InvalidSettings for one that a store would not take.
+        password_hashes: SHA-256 in hexadecimal, by user; a user without one is off.
+        cluster: whether the server is a node of a cluster.
+        read_only_keys: False for Redis 6.2, which knows no key pattern for reading alone. There it is by its commands
+            that the report can't write.
+    """
+    # No namespace that passes holds a glob, a space, or a line's end.
+    prefix = StoreSettings(namespace=namespace).namespace
+    lines = ["user default off resetpass resetkeys resetchannels -@all"]
+    for name, user in USERS.items():
+        password_hash = (password_hashes or {}).get(name)
+        access = f"on #{password_hash}" if password_hash else "off"
+        mark = "~" if user.writes or not read_only_keys else "%R~"
+        keys = " ".join(f"{mark}{prefix}:{pattern}" for pattern in user.keys)
+        commands = user.commands | (user.on_cluster if cluster else user.alone)
+        grants = " ".join(f"+{command}" for command in sorted(commands))
+        lines.append(f"user {name} {access} {keys} resetchannels -@all {grants}")
+    return lines

@@ -1,0 +1,49 @@
+"""`acl`: an ACL file for the server, of users that may do what they need and nothing else."""
+
+import hashlib
+import os
+from typing import Annotated, Final
+
+import typer
+
+from redis_sessions.cli import exits, show
+
+# The shell's own variable, not an option: others can read a command line.
+VARIABLE: Final = "REDIS_SESSIONS_{}_PASSWORD"
+
+
+def acl(
+    *,
+    namespace: Annotated[
+        str, typer.Option("--namespace", metavar="NAME", help="First part of every key; the users see no other keys.")
+    ] = "sessions",
+    cluster: Annotated[bool, typer.Option("--cluster", help="For the nodes of a cluster.")] = False,
+    redis_6: Annotated[
+        bool, typer.Option("--redis-6", help="For Redis 6.2, which has no key patterns for reading alone.")
+    ] = False,
+) -> int:
+    """Print an ACL file of least privilege.
+
+    Three users: worker runs conversations; report scans, lists and exports, and can't write; admin also imports. The
+    default user is off, so keep one of your own in the same file to run the server with, and its replicas and Sentinel.
+    Passwords come from REDIS_SESSIONS_WORKER_PASSWORD, REDIS_SESSIONS_REPORT_PASSWORD and REDIS_SESSIONS_ADMIN_PASSWORD,
+    and only their SHA-256 is printed, so take long random ones; a user without one is off. Who scans can see the names,
+    though not the values, of other keys on that server.
+
+    Examples:
+      redis-sessions acl > users.acl && redis-server --aclfile users.acl
+      redis-sessions acl --namespace sessions.claude@build-7 --cluster
+    """
+    from redis_sessions.acl import USERS, acl_lines
+
+    hashes = {}
+    for name in USERS:
+        if password := os.environb.get(VARIABLE.format(name.upper()).encode()):
+            hashes[name] = hashlib.sha256(password).hexdigest()
+    lines = acl_lines(namespace, password_hashes=hashes, cluster=cluster, read_only_keys=not redis_6)
+    for line in lines:
+        show.put(line)
+    for name in USERS:
+        if name not in hashes:
+            show.complain(f"{name} is off, it has no password: set {VARIABLE.format(name.upper())}")
+    return exits.DONE
