@@ -104,6 +104,8 @@ def test_a_turn_after_a_refusal_is_five(trips):
 
 def test_an_import_is_two_a_batch(trips, tmp_path):
     path = tmp_path / "sessions.json"
+    path.write_text('{"a": "ID-1"}')
+    trips(lambda store: store.import_legacy(path, assume_used_at="mtime"))  # the server gets to know the script
     path.write_text("{" + ",".join(f'"key{n}": "ID-{n}"' for n in range(1200)) + "}")
     assert trips(lambda store: store.import_legacy(path)) == 3  # all expired: the time of each batch, and nothing to write
     assert trips(lambda store: store.import_legacy(path, assume_used_at="mtime")) == 6
