@@ -102,7 +102,8 @@ class Operations:
 
     def save(self, lease: Lease, session_id: str) -> Op[bool]:
         value = check_session_id(lease.key, session_id)
-        [saved] = yield [self._leased(scripts.SAVE, lease.key, lease.token, value, self.settings.session_max_age_ms)]
+        command = self._leased(scripts.SAVE, lease.key, lease.token, value, self.settings.session_max_age_ms)
+        [saved] = yield [command._replace(tell_again=True)]
         return bool(saved)
 
     def reject(self, lease: Lease) -> Op[bool]:
@@ -111,7 +112,8 @@ class Operations:
         return bool(mine)
 
     def release(self, lease: Lease) -> Op[bool]:
-        [released] = yield [Command((lease.token,), lease.key, scripts.DELETE_IF, (self.keys.lease(lease.key),))]
+        command = Command((lease.token,), lease.key, scripts.DELETE_IF, (self.keys.lease(lease.key),), tell_again=True)
+        [released] = yield [command]
         return bool(released)
 
     def increment(self, name: str) -> Op[int]:
@@ -129,7 +131,7 @@ class Operations:
 
     def _count(self, name: str, raw: Any) -> int:
         try:
-            return int(raw or 0)
+            return 0 if raw is None else int(raw)
         except ValueError:
             redis_key = self.keys.counter(name).decode()
             raise CorruptValue(

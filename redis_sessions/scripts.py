@@ -25,6 +25,7 @@ end
 # KEYS lease, id; ARGV token, lease TTL, grace. -> {1, id or nil} or {0, holder, remaining ms}
 # A lease without a TTL (somebody's PERSIST) gets one, so that it can't shut a conversation for good.
 # A value too long to be an ID is cut one byte past the longest, one of the wrong type is given as empty: neither is valid.
+# A holder is cut likewise, since it may be anybody's value.
 ACQUIRE: Final = Script(
     _PEEK
     + """
@@ -37,7 +38,7 @@ if holder and holder ~= ARGV[1] then
   end
   local remaining = ttl - tonumber(ARGV[3])
   if remaining > 0 then
-    return {0, holder, remaining}
+    return {0, string.sub(holder, 1, 257), remaining}
   end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
@@ -62,8 +63,9 @@ return 0
 """
 )
 
-# KEYS lease, id; ARGV token, session ID, max age. -> 1 saved, 0 lost
-# The second look at the ID is for a save that is sent again: the first one has given the lease back already.
+# KEYS lease, id; ARGV token, session ID, max age, whether it is sent again. -> 1 saved, 0 lost
+# Sent again, it looks at the ID as well: the first one has given the lease back already. Sent once it must not, or a worker
+# that comes late with the very ID that its successor resumed or saved would never hear that it was taken over.
 SAVE: Final = Script(
     _PEEK
     + """
@@ -72,7 +74,7 @@ if peek('GET', KEYS[1]) == ARGV[1] then
   redis.call('DEL', KEYS[1])
   return 1
 end
-if peek('GET', KEYS[2]) == ARGV[2] then
+if ARGV[4] == '1' and peek('GET', KEYS[2]) == ARGV[2] then
   return 1
 end
 return 0
@@ -94,12 +96,17 @@ return 1
 """
 )
 
-# KEYS key; ARGV value. -> 1 if this call deleted it; sent again it answers 0 although the first has
+# KEYS key; ARGV value, whether it is sent again, if that is known. -> 1 if it was there, else 0
+# Sent again it takes «not there» for the work of the first; where that isn't told it answers 0.
 DELETE_IF: Final = Script(
     _PEEK
     + """
-if peek('GET', KEYS[1]) == ARGV[1] then
+local value = peek('GET', KEYS[1])
+if value == ARGV[1] then
   return redis.call('DEL', KEYS[1])
+end
+if ARGV[2] == '1' and not value then
+  return 1
 end
 return 0
 """

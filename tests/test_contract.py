@@ -10,7 +10,6 @@ from redis_sessions import (
     InvalidKey,
     InvalidSessionID,
     Lease,
-    SessionStoreError,
 )
 from redis_sessions.keys import LEASE_GRACE_MS, MAX_KEY_BYTES
 from redis_sessions.settings import DAY_MS
@@ -202,12 +201,22 @@ class TestLease:
         assert store.save(late, "ID-late") is False
         assert store.get("a") is None
 
+    def test_lapsed_and_the_successor_runs_on_the_very_same_id(self, store, raw, namespace, lapse):
+        store.set("a", "ID-same")
+        late = store.acquire("a")
+        lapse("a")
+        successor = store.acquire("a")
+        raw.pexpire(f"{namespace}:id:{{a}}", 60_000)
+        assert store.save(late, "ID-same") is False
+        assert raw.pttl(f"{namespace}:id:{{a}}") <= 60_000
+        assert store.save(successor, "ID-same") is True
+
     def test_lapsed_and_the_successor_saved_the_very_same_id(self, store, raw, namespace, lapse):
         late = store.acquire("a")
         lapse("a")
         assert store.save(store.acquire("a"), "ID-same") is True
         raw.pexpire(f"{namespace}:id:{{a}}", 60_000)
-        assert store.save(late, "ID-same") is True
+        assert store.save(late, "ID-same") is False
         assert raw.pttl(f"{namespace}:id:{{a}}") <= 60_000  # nothing of its successor's was written over
 
     def test_a_lease_made_immortal_lapses_after_all(self, store, raw, namespace, lapse):
@@ -252,12 +261,19 @@ class TestCounter:
         assert int(raw.get(f"{namespace}:counter:resume_failures_total")) == 2
         assert raw.ttl(f"{namespace}:counter:resume_failures_total") == -1
 
-    def test_what_is_no_integer_is_an_error_with_a_remedy(self, store, raw, namespace):
-        raw.set(f"{namespace}:counter:resume_failures_total", "many")
+    @pytest.mark.parametrize("value", ["many", "", b"\xff"])
+    def test_what_is_no_integer_is_an_error_with_a_remedy(self, store, raw, namespace, value):
+        raw.set(f"{namespace}:counter:resume_failures_total", value)
         with pytest.raises(CorruptValue, match="redis-cli SET"):
             store.resume_failures_total()
-        with pytest.raises(SessionStoreError):
+        with pytest.raises(CorruptValue, match="a counter holds no integer"):
             store.increment_resume_failures()
+
+    def test_what_is_of_the_wrong_type_is_an_error_that_says_counter(self, store, raw, namespace):
+        raw.lpush(f"{namespace}:counter:resume_failures_total", 1)
+        for operation in (store.resume_failures_total, store.increment_resume_failures):
+            with pytest.raises(CorruptValue, match="a counter holds no integer"):
+                operation()
 
 
 def test_namespaces_do_not_see_each_other(make_store, raw):

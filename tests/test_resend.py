@@ -97,7 +97,7 @@ class TestEveryCommandThatMayBeSentTwice:
     def test_a_release_leaves_nothing_held(self):
         lease = self.store.acquire("a")
         self.lose()
-        self.store.release(lease)
+        assert self.store.release(lease) is True
         assert isinstance(self.store.acquire("a"), Lease)
 
     def test_a_release_sent_again_does_not_free_a_successor(self):
@@ -105,7 +105,7 @@ class TestEveryCommandThatMayBeSentTwice:
         self.store.release(late)
         successor = self.store.acquire("a")
         self.lose()
-        self.store.release(late)
+        assert self.store.release(late) is False
         assert self.store.acquire("a").holder == successor.token
 
     def test_a_delete_leaves_nothing_and_never_takes_a_newer_id(self):
@@ -153,6 +153,30 @@ def test_a_save_between_whose_two_sendings_somebody_else_saved(store, client, mo
     assert store.get("a") == "ID-successor"
 
 
+def test_a_save_that_a_client_of_the_callers_sends_again_by_itself(client, valkey, namespace):
+    """The wire sees one sending; so what the lease can't tell any more, the ID must."""
+    client._client.set_retry(redis.retry.Retry(redis.backoff.NoBackoff(), 1))
+    store = SessionStore(client._client, StoreSettings(namespace=namespace))
+    lease = store.acquire("a")
+    assert store.save(lease, "ID-1") is True
+    assert store.save(lease, "ID-1") is True
+    assert store.save(lease, "ID-2") is False
+    store.delete("a")
+
+
+def test_a_script_that_is_flushed_at_every_moment(store, client, valkey, monkeypatch):
+    send = client._client.execute_command
+
+    def execute_command(*args, **options):
+        flusher.script_flush()
+        return send(*args, **options)
+
+    with redis.Redis.from_url(valkey.url) as flusher:
+        monkeypatch.setattr(client._client, "execute_command", execute_command)
+        assert store.save(store.acquire("a"), "ID-1") is True
+        assert store.report().live == 1
+
+
 def test_scripts_load_themselves_again(store, client):
     lease = store.acquire("a")
     client._client.script_flush()
@@ -167,6 +191,24 @@ def test_tries_end(store, client):
         store.get("a")
     assert caught.value.key == "a"
     assert len(client.losses) == 95
+
+
+def test_an_operation_that_is_refused_is_closed_at_once(client):
+    from redis_sessions.commands import Command
+    from redis_sessions.wire import run
+
+    closed = []
+
+    def operation():
+        try:
+            yield [Command(("GET", "a"))]
+        finally:
+            closed.append(True)
+
+    client.losses = ["before"]
+    with pytest.raises(StoreUnavailable):
+        run(client, op := operation())
+    assert closed, op  # held until here, so that nothing but `run` can have closed it
 
 
 def test_a_whole_turn_through_losses_everywhere(store, client):
