@@ -22,9 +22,8 @@ from redis_sessions.refusals import explain
 
 T = TypeVar("T")
 
-# RedisClusterException is no RedisError.
-_FAILURES = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError)
 _BACKOFF_S = (0.02, 0.5)
+_CROWD_BACKOFF_S = (0.001, 0.02)
 
 
 class Client(Protocol):
@@ -41,12 +40,14 @@ class Link:
     Attributes:
         address: for errors to name; holds no secret.
         attempts: tries in all for what may be sent twice; 1 leaves retrying to the client, as for one the caller passed in.
-        deadline_s: no further try begins later than this many seconds after the first.
+        deadline_s: no further try begins that would end later than this many seconds after the first, if it takes as long.
+        cluster: whether the client is a cluster client, whose own mistakes during a failover are taken for an outage.
     """
 
     address: str = "Redis"
     attempts: int = 1
     deadline_s: float = 0.0
+    cluster: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class _Primaries:
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """How the first try of a single command went, and when it began."""
+    """The outcome of a step that raised. Sent, not thrown, so that nothing of redis-py's hangs on the error we raise."""
 
     error: Exception
     began_s: float
@@ -99,29 +100,30 @@ def run(client: Client, op: Op[T], link: Link = Link()) -> T:
 
 
 def _replies(client: Client, commands: list[Command], link: Link) -> list[Any]:
-    failed = None
-    if _goes_straight(commands):
-        began_s = time.monotonic()
-        try:
-            return [client.execute_command(*_arguments(commands[0]), **_options(commands[0]))]
-        except _FAILURES as error:
-            failed = _Failed(error, began_s)
-    return _run_exchange(client, _exchange(commands, link, failed))
+    if not _goes_straight(commands):
+        return _run_exchange(client, _exchange(commands, link))
+    outcome = _outcome(client, commands[0])
+    return _run_exchange(client, _exchange(commands, link, outcome)) if isinstance(outcome, _Failed) else [outcome]
 
 
 def _run_exchange(client: Client, exchange: _Exchange[list[Any]]) -> list[Any]:
     try:
         step = next(exchange)
         while True:
-            try:
-                reply = _do(client, step)
-            except _FAILURES as error:
-                step = exchange.throw(error)
-            else:
-                step = exchange.send(reply)
+            step = exchange.send(_outcome(client, step))
     except StopIteration as done:
         replies: list[Any] = done.value
         return replies
+
+
+def _outcome(client: Client, step: _Step | Command) -> Any:
+    began_s = time.monotonic()
+    try:
+        if isinstance(step, Command):
+            return client.execute_command(*_arguments(step), **_options(step))
+        return _do(client, step)
+    except Exception as error:  # noqa: BLE001 - the exchange raises again what it doesn't know
+        return _Failed(error, began_s)
 
 
 def _do(client: Any, step: _Step) -> Any:
@@ -150,29 +152,37 @@ async def arun(client: Client, op: Op[T], link: Link = Link()) -> T:
 
 
 async def _areplies(client: Client, commands: list[Command], link: Link) -> list[Any]:
-    failed = None
-    if _goes_straight(commands):
-        began_s = time.monotonic()
-        try:
-            return [await client.execute_command(*_arguments(commands[0]), **_options(commands[0]))]
-        except _FAILURES as error:
-            failed = _Failed(error, began_s)
-    return await _arun_exchange(client, _exchange(commands, link, failed))
+    if not _goes_straight(commands):
+        return await _arun_exchange(client, _exchange(commands, link))
+    outcome = await _aoutcome(client, commands[0])
+    return await _arun_exchange(client, _exchange(commands, link, outcome)) if isinstance(outcome, _Failed) else [outcome]
 
 
 async def _arun_exchange(client: Client, exchange: _Exchange[list[Any]]) -> list[Any]:
     try:
         step = next(exchange)
         while True:
-            try:
-                reply = await _ado(client, step)
-            except _FAILURES as error:
-                step = exchange.throw(error)
-            else:
-                step = exchange.send(reply)
+            step = exchange.send(await _aoutcome(client, step))
     except StopIteration as done:
         replies: list[Any] = done.value
         return replies
+
+
+async def _aoutcome(client: Any, step: _Step | Command) -> Any:
+    began_s = time.monotonic()
+    task = asyncio.current_task()
+    asked = task.cancelling() if task else 0
+    try:
+        if isinstance(step, Command):
+            outcome = await client.execute_command(*_arguments(step), **_options(step))
+        else:
+            outcome = await _ado(client, step)
+    except Exception as error:  # noqa: BLE001 - see _outcome
+        outcome = _Failed(error, began_s)
+    # redis-py may swallow a cancellation that comes together with a reply; the task still knows that it was asked for.
+    if task and task.cancelling() > asked:
+        raise asyncio.CancelledError
+    return outcome
 
 
 async def _ado(client: Any, step: _Step) -> Any:
@@ -217,42 +227,54 @@ def _exchange(commands: list[Command], link: Link, failed: _Failed | None = None
 
 def _persistently(step: _Step, commands: list[Command], link: Link, failed: _Failed | None = None) -> _Exchange[Any]:
     """Take a step until it succeeds, while that may help and is allowed. Raises SessionStoreError and its children."""
+    key, script = (commands[0].key, commands[0].script) if commands else (None, None)
     may_resend = all(command.resend for command in commands)
     give_up_at_s = (failed.began_s if failed else time.monotonic()) + link.deadline_s
-    pause_s = _BACKOFF_S[0]
+    pause_s, crowd_pause_s = _BACKOFF_S[0], _CROWD_BACKOFF_S[0]
     attempt = 1
     loaded = False
     while True:
-        try:
-            if failed:
-                error, failed = failed.error, None
-                raise error
-            reply = yield step
-            if isinstance(step, _Pipeline):
-                for error in reply:
-                    if isinstance(error, Exception):
-                        raise error
-            return reply
-        except redis_errors.NoScriptError as error:
-            script = commands[0].script
-            if script is None or loaded:
-                raise explain(error, commands[0].key, link.address).error from None
+        began_s = failed.began_s if failed else time.monotonic()
+        outcome = failed or (yield step)
+        failed = None
+        failure = _failure(step, outcome)
+        if failure is None:
+            return outcome
+        if script is not None and not loaded and isinstance(failure, redis_errors.NoScriptError):
             loaded = True
             yield from _persistently(_Load(script, commands[0].node), [], link)
-        except _FAILURES as error:
-            refusal = explain(error, commands[0].key if commands else None, link.address)
-            late = time.monotonic() + pause_s > give_up_at_s
-            if late or attempt >= link.attempts or not (may_resend and refusal.passing):
-                raise refusal.error from None
+            continue
+        refusal = explain(failure, key, link.address, cluster=link.cluster)
+        if refusal is None:
+            raise failure
+        now_s = time.monotonic()
+        again = refusal.passing and (refusal.unsent or (may_resend and attempt < link.attempts))
+        if not again or now_s + pause_s + (now_s - began_s) > give_up_at_s:
+            outcome = failure = None
+            raise refusal.error
+        if refusal.unsent:
+            yield _Wait(crowd_pause_s * random.uniform(0.5, 1))
+            crowd_pause_s = min(crowd_pause_s * 2, _CROWD_BACKOFF_S[1])
+        else:
             attempt += 1
             yield _Wait(pause_s * random.uniform(0.5, 1))
             pause_s = min(pause_s * 2, _BACKOFF_S[1])
 
 
+def _failure(step: _Step, outcome: Any) -> Exception | None:
+    if isinstance(outcome, _Failed):
+        return outcome.error
+    if isinstance(step, _Pipeline):
+        return next((reply for reply in outcome if isinstance(reply, Exception)), None)
+    return None
+
+
 def _arguments(command: Command) -> tuple[Any, ...]:
-    if command.script is None:
-        return command.args
-    return ("EVALSHA", command.script.sha, len(command.redis_keys), *command.redis_keys, *command.args)
+    script, args = command.script, command.args
+    if script is not None:
+        args = ("EVALSHA", script.sha, len(command.redis_keys), *command.redis_keys, *args)
+    # A signal handler that raises while hiredis renders an integer crashes the process.
+    return tuple([b"%d" % arg if isinstance(arg, int) else arg for arg in args])
 
 
 def _options(command: Command) -> dict[str, Any]:
@@ -267,5 +289,5 @@ def _target(node: object) -> dict[str, Any]:
 
 def _filled(pipeline: Any, commands: list[Command]) -> Any:
     for command in commands:
-        pipeline.execute_command(*command.args, **_options(command))
+        pipeline.execute_command(*_arguments(command), **_options(command))
     return pipeline

@@ -15,9 +15,9 @@ ROOT = Path(redis_sessions.__file__).parent
 ORDER = """
     errors settings keys commands scripts ops report scan files json_pairs legacy migrate
     verdicts evidence output placement recognise agents resume adapters
-    refusals wire urls client keeper runner store async_store testing server __init__
+    refusals wire urls pools clusters risks client keeper runner store async_store testing server __init__
 """.split()  # noqa: SIM905
-KNOW_REDIS = {"refusals", "wire", "client", "testing"}
+KNOW_REDIS = {"refusals", "wire", "pools", "clusters", "risks", "client", "testing"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
