@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Coroutine
 from typing import Any, Final
 
 import redis
@@ -206,10 +207,13 @@ class _AsyncWhole:
     def make_connection(self) -> Any:
         return super().make_connection()  # type: ignore[misc] # the pool's
 
-    async def release(self, connection: Any) -> None:
-        """Same as _Whole.release."""
+    def release(self, connection: Any) -> Coroutine[Any, Any, None]:
+        """Same as _Whole.release. No coroutine itself: a pipeline awaits it in another task, where no exception passes."""
+        return self._release(connection, whole=not _interrupted() and not connection.should_reconnect())
+
+    async def _release(self, connection: Any, *, whole: bool) -> None:
         here = self._here()
-        if connection in here.alive and not _interrupted() and not connection.should_reconnect():
+        if whole and connection in here.alive:
             here.spare.append((connection, time.monotonic()))
         else:
             await self._drop(here, connection)
