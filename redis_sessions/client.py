@@ -23,7 +23,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from redis_sessions import risks
 from redis_sessions.clusters import AsyncCluster, Cluster
-from redis_sessions.pools import HEARD_OF_S, AsyncPool, AsyncSentinelPool, Pool, SentinelPool
+from redis_sessions.pools import AsyncPool, AsyncSentinelPool, Pool, SentinelPool
 from redis_sessions.settings import StoreSettings
 from redis_sessions.urls import Target
 from redis_sessions.wire import Link
@@ -65,10 +65,13 @@ def connect(target: Target, settings: StoreSettings) -> SyncClient:
 def aconnect(target: Target, settings: StoreSettings) -> AsyncClient:
     """Same as connect, for asyncio."""
     options = _options(target, settings) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
+    patience_s = settings.deadline_ms / 1000
     if target.kind == "cluster":
         nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in target.hosts]
-        return AsyncCluster(lambda: {"startup_nodes": nodes, "health_check_interval": HEARD_OF_S} | options | _tls(target))
-    options |= {"db": _database(target)}
+        # Every so many MOVED redis-py would hang up on all calls that are under way; each tells where its slot is anyway.
+        shared = options | _tls(target) | {"reinitialize_steps": 0}
+        return AsyncCluster(settings.max_connections, patience_s, lambda: shared | {"startup_nodes": nodes})
+    options |= {"db": _database(target), "patience_s": patience_s}
     if target.kind == "sentinel":
         sentinel = redis.asyncio.sentinel.Sentinel([])
         sentinel.sentinels = [

@@ -22,7 +22,7 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 
-_BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
+BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 # Idle for longer, a connection is first asked whether it still leads anywhere; and before that, a loop is given the chance
 # to read that the server has hung up.
 HEARD_OF_S: Final = 15.0
@@ -32,10 +32,14 @@ _pools: weakref.WeakSet[Any] = weakref.WeakSet()
 _inherited: list[Any] = []
 
 
-def _interrupted() -> bool:
-    """Whether an exception that is not redis-py's own is on its way out, so that a reply may be left unread."""
+def _spoilt() -> bool:
+    """Whether what is on its way out makes a connection useless for the next call.
+
+    An exception that is not redis-py's own may have left a reply unread; and a server that has become read-only is no
+    longer the primary, so its name is to be looked up anew.
+    """
     error = sys.exc_info()[1]
-    return error is not None and not isinstance(error, redis.RedisError)
+    return error is not None and (not isinstance(error, redis.RedisError) or isinstance(error, redis.ReadOnlyError))
 
 
 def _after_fork() -> None:
@@ -85,7 +89,7 @@ class _Whole:
                 if idle_s > HEARD_OF_S:
                     connection.send_command("PING", check_health=False)
                     connection.read_response()
-            except _BROKEN:
+            except BROKEN:
                 connection.disconnect()
                 connection.connect()
         except BaseException:
@@ -103,7 +107,7 @@ class _Whole:
 
     def release(self, connection: Any) -> None:
         """Keep it for the next call if this one ended in order."""
-        whole = connection in self._alive and not _interrupted() and not connection.should_reconnect()
+        whole = connection in self._alive and not _spoilt() and not connection.should_reconnect()
         if whole and self.owns_connection(connection):
             self._spare.append((connection, time.monotonic()))
         else:
@@ -138,20 +142,60 @@ class _Whole:
         self.disconnect(inuse_connections=False)
 
 
-class _Here:
-    """The connections of one event loop: spare ones with the time they were given back, and all."""
+async def reread(connection: Any, idle_s: float) -> None:
+    """Look whether a connection is still open, has nothing to read, and leads anywhere. Raises one of BROKEN if not."""
+    if idle_s > FRESH_S:
+        # Two rounds: the first may have been under way when the server hung up.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    if await connection.can_read():
+        raise redis.ConnectionError
+    if idle_s > HEARD_OF_S:
+        await connection.send_command("PING", check_health=False)
+        await connection.read_response()
 
-    def __init__(self) -> None:
+
+class Gate:
+    """Lets so many in at once, and the others in the order in which they came."""
+
+    def __init__(self, places: int, patience_s: float) -> None:
+        self._places = asyncio.Semaphore(places)
+        self._patience_s = patience_s
+
+    async def enter(self) -> None:
+        """Wait for a place. Raises MaxConnectionsError when patience ends."""
+        if not self._places.locked():
+            await self._places.acquire()
+            return
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._places.acquire()
+        except TimeoutError:
+            raise redis.exceptions.MaxConnectionsError from None
+
+    def leave(self) -> None:
+        self._places.release()
+
+
+class _Here:
+    """The connections of one event loop: spare ones with the time they were given back, and those in use."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
         self.spare: list[tuple[Any, float]] = []
-        self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.lent: set[Any] = set()
 
 
 class _AsyncWhole:
-    """Same as _Whole, for asyncio; `max_connections` is how many an event loop may have."""
+    """Same as _Whole, for asyncio, where nothing is lost between two awaits.
+
+    An event loop may have `max_connections`; who finds all in use waits for `patience_s`.
+    """
 
     max_connections: int
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, patience_s: float = 5.0, **options: Any) -> None:
+        self._patience_s = patience_s
         self._loops: dict[asyncio.AbstractEventLoop, _Here] = {}
         super().__init__(*args, **options)
         _pools.add(self)
@@ -170,37 +214,30 @@ class _AsyncWhole:
         here = self._loops.get(loop)
         if here is None:
             self._loops = {other: its for other, its in self._loops.items() if not other.is_closed()}
-            here = self._loops[loop] = _Here()
+            here = self._loops[loop] = _Here(Gate(self.max_connections, self._patience_s))
         return here
 
     async def get_connection(self, *_: Any, **__: Any) -> Any:
         """Same as _Whole.get_connection."""
         here = self._here()
+        await here.gate.enter()
+        idle_s = 0.0
         if here.spare:
             connection, since_s = here.spare.pop()
             idle_s = time.monotonic() - since_s
         else:
-            if len(here.alive) >= self.max_connections:
-                raise redis.exceptions.MaxConnectionsError
-            connection, idle_s = self.make_connection(), 0.0
-            here.alive.add(connection)
+            connection = self.make_connection()
+        here.lent.add(connection)
         try:
-            if idle_s > FRESH_S:
-                # Two rounds: the first may have been under way when the server hung up.
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
             await connection.connect()
             try:
-                if await connection.can_read():
-                    raise redis.ConnectionError
-                if idle_s > HEARD_OF_S:
-                    await connection.send_command("PING", check_health=False)
-                    await connection.read_response()
-            except _BROKEN:
+                await reread(connection, idle_s)
+            except BROKEN:
                 await connection.disconnect(nowait=True)
                 await connection.connect()
         except BaseException:
-            await self._drop(here, connection)
+            self._take_back(here, connection, whole=False)
+            await connection.disconnect(nowait=True)
             raise
         return connection
 
@@ -209,29 +246,31 @@ class _AsyncWhole:
 
     def release(self, connection: Any) -> Coroutine[Any, Any, None]:
         """Same as _Whole.release. No coroutine itself: a pipeline awaits it in another task, where no exception passes."""
-        return self._release(connection, whole=not _interrupted() and not connection.should_reconnect())
+        whole = not _spoilt() and not connection.should_reconnect()
+        return _nothing() if self._take_back(self._here(), connection, whole=whole) else connection.disconnect(nowait=True)
 
-    async def _release(self, connection: Any, *, whole: bool) -> None:
-        here = self._here()
-        if whole and connection in here.alive:
-            here.spare.append((connection, time.monotonic()))
-        else:
-            await self._drop(here, connection)
-
-    async def _drop(self, here: _Here, connection: Any) -> None:
-        here.alive.discard(connection)
-        await connection.disconnect(nowait=True)
+    def _take_back(self, here: _Here, connection: Any, *, whole: bool) -> bool:
+        known = connection in here.lent
+        if known:
+            here.lent.discard(connection)
+            here.gate.leave()
+            if whole:
+                here.spare.append((connection, time.monotonic()))
+        return known and whole
 
     async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's signature
         """Same as _Whole.disconnect, for the connections of the running loop."""
         here = self._here()
         spare, here.spare = here.spare, []
         for connection, _ in spare:
-            here.alive.discard(connection)
             await connection.disconnect()
         if inuse_connections:
-            for connection in list(here.alive):
+            for connection in list(here.lent):
                 await connection.disconnect()
+
+
+async def _nothing() -> None:
+    pass
 
 
 class Pool(_Whole, redis.ConnectionPool):  # type: ignore[misc] # untyped there

@@ -165,7 +165,7 @@ class TestOurs:
             if isinstance(client, redis.RedisCluster):
                 options = client._late_options()
             elif isinstance(client, redis.asyncio.RedisCluster):
-                options = client.connection_kwargs
+                options = client.connection_kwargs | {"max_connections": client.connection_kwargs["max_connections"] - 1}
             else:
                 assert client.connection_pool.max_connections == 7
                 options = client.get_connection_kwargs() | {"max_connections": 7}
