@@ -1,19 +1,16 @@
 """How a safe redis-py client is built, measured against redis-py 8.1.
 
+- Its pools give out whole connections only (`pools.py`): whatever a signal, a cancellation or a fork tore apart is dropped.
 - Maintenance notifications are off: with them on, the pool skips its check for unread data, and a connection given back
   halfway hands one conversation's session ID to another.
-- A connection that is released while a foreign exception passes (a signal, a cancellation) is closed, not reused.
-- Nothing is retried inside redis-py: it can't tell INCR from GET. `wire.py` sends again what may be sent twice, until a
+- Nothing is retried inside redis-py: it can't tell INCR from GET. `exchange.py` sends again what may be sent twice, until a
   deadline. On a cluster and behind Sentinel that rides out a failover.
-- Timeouts are short, replies stay bytes, and nothing but HELLO is said at connect.
+- Timeouts are short, replies stay bytes. RESP2, since the RESP3 greeting holds an integer, and a signal handler that raises
+  while hiredis renders one crashes the process; so nothing is said at connect but AUTH and SELECT.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -25,6 +22,8 @@ import redis.sentinel
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
+from redis_sessions import risks
+from redis_sessions.clusters import AsyncCluster, Cluster
 from redis_sessions.connections import (
     AsyncTLSConnection,
     AsyncTLSSentinel,
@@ -34,122 +33,31 @@ from redis_sessions.connections import (
     Watched,
 )
 from redis_sessions.errors import InvalidSettings
+from redis_sessions.exchange import Link
+from redis_sessions.pools import AsyncPool, AsyncSentinelPool, Pool, SentinelPool
 from redis_sessions.settings import StoreSettings
 from redis_sessions.urls import Target
-from redis_sessions.wire import Link
 
 SyncClient: TypeAlias = redis.Redis | redis.RedisCluster
 AsyncClient: TypeAlias = redis.asyncio.Redis | redis.asyncio.RedisCluster
 
-log = logging.getLogger("redis_sessions")
-
-_told: set[str] = set()
-_HEALTH_CHECK_INTERVAL_S = 15
 # Standalone: three tries within about a second when refused; a server that failed over comes back within seconds.
 _STANDALONE_ATTEMPTS = 3
 _FAILOVER_ATTEMPTS = 1_000
-
-
-def _interrupted() -> bool:
-    """Whether an exception that is not redis-py's own is on its way out, so that a reply may be left unread."""
-    error = sys.exc_info()[1]
-    return error is not None and not isinstance(error, redis.RedisError)
-
-
-class _Guard:
-    """Closes a connection that is given back half-way; goes before a pool class."""
-
-    def release(self, connection: Any) -> None:
-        if _interrupted():
-            connection.disconnect()
-        super().release(connection)  # type: ignore[misc] # the pool's
-
-
-class _AsyncGuard:
-    """Same as _Guard, for asyncio."""
-
-    async def release(self, connection: Any) -> None:
-        if _interrupted():
-            await connection.disconnect(nowait=True)
-        await super().release(connection)  # type: ignore[misc] # the pool's
-
-
-class _Pool(_Guard, redis.ConnectionPool):
-    pass
-
-
-class _AsyncPool(_AsyncGuard, redis.asyncio.ConnectionPool):
-    pass
-
-
-class _SentinelPool(_Guard, redis.sentinel.SentinelConnectionPool):
-    pass
-
-
-class _AsyncSentinelPool(_AsyncGuard, redis.asyncio.sentinel.SentinelConnectionPool):
-    pass
-
-
-class _LazyCluster(redis.RedisCluster):
-    """A cluster client that asks for the slots at its first use, so that a worker can start while the cluster is away.
-
-    redis-py's own asks in its constructor; its async one is lazy already.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        self._late_options = options
-        self._late_lock = threading.RLock()
-        self._late_busy = False
-        self._late_ready = False
-
-    def __getattr__(self, name: str) -> Any:
-        # Reached only for what the real constructor has not set yet.
-        if name.startswith(("__", "_late")):
-            raise AttributeError(name)
-        with self._late_lock:
-            if name not in self.__dict__:
-                if self._late_busy:
-                    raise AttributeError(name)
-                self._late_busy = True
-                try:
-                    super().__init__(**self._late_options)
-                    self._late_ready = True
-                finally:
-                    self._late_busy = False
-                    if not self._late_ready and "nodes_manager" in self.__dict__:
-                        self.__dict__.pop("nodes_manager").close()
-        return object.__getattribute__(self, name)
-
-    def close(self) -> None:
-        # What was never begun, or failed half-way, must not be begun by closing it.
-        if self._late_ready:
-            super().close()
-
-    def __del__(self) -> None:
-        self.close()
 
 
 def connect(target: Target, settings: StoreSettings) -> SyncClient:
     """A sync client for the target, which connects at its first command."""
     options = _options(target, settings) | {"retry": redis.retry.Retry(NoBackoff(), 0)}
     if target.kind == "cluster":
-        nodes = [redis.cluster.ClusterNode(host, port) for host, port in target.hosts]
-        return _LazyCluster(
-            # Given a URL, and only then, redis-py makes the pools of all nodes of our class.
-            url=_url(*target.hosts[0]),
-            startup_nodes=nodes,
-            connection_pool_class=_Pool,
-            connection_class=redis.SSLConnection if target.tls else redis.Connection,
-            max_connections=settings.max_connections,
-            **_tls_files(target),
-            **options,
-        )
-    options |= {"db": target.database}
+        return Cluster(lambda: _startup(target) | options | {"connection_pool_class": Pool})
+    options |= {"db": _database(target)}
     if target.kind == "sentinel":
         kind: Any = TLSSentinel if target.tls else redis.sentinel.Sentinel
-        sentinel = kind(list(target.hosts), sentinel_kwargs=_watchers(options) | _tls(target))
+        sentinel = kind([])
+        sentinel.sentinels = [redis.Redis.from_pool(Pool(**watcher)) for watcher in _watchers(target, options, redis)]
         client: SyncClient = sentinel.master_for(
-            target.service, redis_class=Watched, connection_pool_class=_SentinelPool, **_tls(target), **options
+            target.service, redis_class=Watched, connection_pool_class=SentinelPool, **_tls(target), **options
         )
         return client
     connection = {
@@ -157,9 +65,8 @@ def connect(target: Target, settings: StoreSettings) -> SyncClient:
         "standalone": TLSConnection if target.tls else redis.Connection,
     }[target.kind]
     return redis.Redis.from_pool(
-        _Pool(
+        Pool(
             connection_class=connection,
-            max_connections=settings.max_connections,
             **_place(target),
             **options,
         )
@@ -169,22 +76,23 @@ def connect(target: Target, settings: StoreSettings) -> SyncClient:
 def aconnect(target: Target, settings: StoreSettings) -> AsyncClient:
     """Same as connect, for asyncio."""
     options = _options(target, settings) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
+    patience_s = settings.deadline_ms / 1000
     if target.kind == "cluster":
         nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in target.hosts]
-        return redis.asyncio.RedisCluster(
-            startup_nodes=nodes,
-            max_connections=settings.max_connections,
-            **_tls(target),
-            **options,
-        )
-    options |= {"db": target.database}
+        # Every so many MOVED redis-py would hang up on all calls that are under way; each tells where its slot is anyway.
+        shared = options | _tls(target) | {"reinitialize_steps": 0}
+        return AsyncCluster(settings.max_connections, patience_s, lambda: shared | {"startup_nodes": nodes})
+    options |= {"db": _database(target), "patience_s": patience_s}
     if target.kind == "sentinel":
         kind: Any = AsyncTLSSentinel if target.tls else redis.asyncio.sentinel.Sentinel
-        sentinel = kind(list(target.hosts), sentinel_kwargs=_watchers(options) | _tls(target))
+        sentinel = kind([])
+        sentinel.sentinels = [
+            redis.asyncio.Redis.from_pool(AsyncPool(**watcher)) for watcher in _watchers(target, options, redis.asyncio)
+        ]
         client: AsyncClient = sentinel.master_for(
             target.service,
             redis_class=AsyncWatched,
-            connection_pool_class=_AsyncSentinelPool,
+            connection_pool_class=AsyncSentinelPool,
             **_tls(target),
             **options,
         )
@@ -194,9 +102,8 @@ def aconnect(target: Target, settings: StoreSettings) -> AsyncClient:
         "standalone": AsyncTLSConnection if target.tls else redis.asyncio.Connection,
     }[target.kind]
     return redis.asyncio.Redis.from_pool(
-        _AsyncPool(
+        AsyncPool(
             connection_class=connection,
-            max_connections=settings.max_connections,
             **_place(target),
             **options,
         )
@@ -205,34 +112,18 @@ def aconnect(target: Target, settings: StoreSettings) -> AsyncClient:
 
 def link(target: Target, settings: StoreSettings) -> Link:
     """How the wire is to treat a client that this module built."""
-    slack_s = settings.socket_timeout_ms / 1000
     return Link(
         address=target.address,
         attempts=_STANDALONE_ATTEMPTS if target.kind in ("standalone", "unix") else _FAILOVER_ATTEMPTS,
-        deadline_s=max(0.0, settings.deadline_ms / 1000 - slack_s),
+        deadline_s=settings.deadline_ms / 1000,
+        cluster=target.kind == "cluster",
     )
 
 
 def callers_link(client: Any) -> Link:
     """How the wire is to treat a client that the caller built: its own retries apply. What is risky in it is logged once."""
-    for risk in _risks(client):
-        if risk not in _told:
-            _told.add(risk)
-            log.warning("the redis-py client that was passed in %s; SessionStore.from_url builds one that is safe", risk)
-    return Link(client_resends=_resends(client))
-
-
-def _resends(client: Any) -> bool:
-    retry = client.get_retry() if hasattr(client, "get_retry") else getattr(client, "retry", None)
-    return retry is not None and retry.get_retries() > 0
-
-
-def _risks(client: Any) -> Iterator[str]:
-    if _resends(client):
-        yield "retries by itself, INCR too: a counter may count a lost reply twice"
-    pool: Any = getattr(client, "connection_pool", None)
-    if hasattr(pool, "maint_notifications_enabled") and pool.maint_notifications_enabled():
-        yield "has maintenance notifications on: after an interrupted call one conversation may get another's session ID"
+    risks.tell(client)
+    return Link(cluster=hasattr(client, "get_primaries"), client_resends=risks.resends(client))
 
 
 def _options(target: Target, settings: StoreSettings) -> dict[str, Any]:
@@ -241,16 +132,32 @@ def _options(target: Target, settings: StoreSettings) -> dict[str, Any]:
         "password": target.password,
         "socket_timeout": settings.socket_timeout_ms / 1000,
         "socket_connect_timeout": settings.connect_timeout_ms / 1000,
-        "health_check_interval": _HEALTH_CHECK_INTERVAL_S,
         "driver_info": None,
-        "protocol": 3,
+        "protocol": 2,
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        "max_connections": settings.max_connections,
     }
 
 
-def _watchers(options: dict[str, Any]) -> dict[str, Any]:
+def _startup(target: Target) -> dict[str, Any]:
+    """Where a sync cluster client begins. Only for one with a URL does redis-py heed `connection_pool_class`."""
+    nodes = [redis.cluster.ClusterNode(host, port) for host, port in target.hosts]
+    host, port = target.hosts[0]
+    place = f"[{host}]" if ":" in host else quote(host, safe="")
+    url = f"{'rediss' if target.tls else 'redis'}://{place}:{port}"
+    return {"startup_nodes": nodes, "url": url, **_tls_files(target)}
+
+
+def _database(target: Target) -> str | int:
+    """As text, since it is sent as it stands: see the top for what an integer can do."""
+    return str(target.database) if target.database else 0
+
+
+def _watchers(target: Target, options: dict[str, Any], flavour: Any) -> list[dict[str, Any]]:
     """How Sentinel's processes are asked: as the primary is, but for user, password and database, which are its alone."""
-    return {name: value for name, value in options.items() if name not in ("username", "password", "db")}
+    shared = {name: value for name, value in options.items() if name not in ("username", "password", "db")}
+    shared |= {"connection_class": flavour.SSLConnection if target.tls else flavour.Connection, **_tls_files(target)}
+    return [{"host": host, "port": port} | shared for host, port in target.hosts]
 
 
 def _place(target: Target) -> dict[str, Any]:
@@ -258,10 +165,6 @@ def _place(target: Target) -> dict[str, Any]:
         return {"path": target.path}
     [(host, port)] = target.hosts
     return {"host": host, "port": port, **_tls_files(target)}
-
-
-def _url(host: str, port: int) -> str:
-    return f"redis://[{host}]:{port}" if ":" in host else f"redis://{quote(host, safe='')}:{port}"
 
 
 def _tls(target: Target) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Coroutine
 from types import TracebackType
@@ -52,9 +53,12 @@ class Keeper:
 
 
 class _Kept:
-    """A lease in the keeping of a watch. `over` says that its turn has ended; `due_s` is when it is renewed next."""
+    """A lease in the keeping of a watch. `over` says that its turn has ended; `due_s` is when it is renewed next.
 
-    __slots__ = ("_watch", "due_s", "lease", "over")
+    The turn alone holds it: after a signal that hits the way in or out, nobody may be left to say that the turn is over.
+    """
+
+    __slots__ = ("__weakref__", "_watch", "due_s", "lease", "over")
 
     def __init__(self, lease: Lease, watch: _Watch) -> None:
         self.lease = lease
@@ -79,13 +83,13 @@ class _Watch:
         self._pause_s = _pause_s(keeper.ops)
         self._lock = threading.Lock()
         # All pause for the same time, so the one that was put in last is due last.
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept: OrderedDict[str, weakref.ref[_Kept]] = OrderedDict()
         self._watcher: threading.Thread | None = None
 
     def add(self, kept: _Kept) -> None:
         kept.due_s = time.monotonic() + self._pause_s
         with self._lock:
-            self._kept[kept.lease.token] = kept
+            self._kept[kept.lease.token] = weakref.ref(kept)
             # One that was made and not started, by an interrupt between the two, is not alive either.
             if self._watcher is None or not self._watcher.is_alive():
                 self._start_watcher()
@@ -110,11 +114,14 @@ class _Watch:
                 if not self._kept:
                     self._watcher = None
                     return
-                kept = next(iter(self._kept.values()))
-                until_s = kept.due_s
-                if until_s > time.monotonic():
+                token, reference = next(iter(self._kept.items()))
+                kept = reference()
+                if kept is not None and kept.due_s > time.monotonic():
+                    until_s, kept = kept.due_s, None
                     continue
-                del self._kept[kept.lease.token]
+                del self._kept[token]
+                if kept is None:
+                    continue
                 self._watcher = None
                 if self._kept:
                     self._start_watcher()
@@ -122,7 +129,8 @@ class _Watch:
             kept.due_s = time.monotonic() + self._pause_s
             with self._lock:
                 if go_on and not kept.over:
-                    self._kept[kept.lease.token] = kept
+                    self._kept[token] = reference
+                kept = None
                 if self._watcher is not None:
                     return
                 self._watcher = me

@@ -41,6 +41,8 @@ _CODES_BY_CLASS: Final = (
     (redis_errors.ClusterDownError, "CLUSTERDOWN"),
     (redis_errors.TryAgainError, "TRYAGAIN"),
 )
+# RedisClusterException is no RedisError.
+_EXPECTED: Final = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError)
 _UNREACHED: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.RedisClusterException, OSError)
 
 _SILENT: Final = "no answer in time"
@@ -59,21 +61,35 @@ class CutOff(redis_errors.ConnectionError):
     """A server that speaks TLS hung up after the handshake, before its first answer: it refuses our certificate."""
 
 
+# What a cluster client of redis-py 8.1 trips over while nodes come and go; elsewhere these are mistakes of ours.
+_STUMBLES: Final = (AttributeError, TypeError, KeyError, IndexError)
+_OTHER_LOOP = re.compile(r"event loop is closed|different (event )?loop", re.IGNORECASE)
+
+
 class Refusal(NamedTuple):
-    """The error to raise, and whether the same command may succeed a moment later."""
+    """The error to raise, whether the same command may succeed a moment later, and whether it is known not to be sent."""
 
     error: SessionStoreError
     passing: bool
+    unsent: bool = False
 
 
-def explain(error: Exception, key: str | None, address: str) -> Refusal:
-    """Translate an error of redis-py or of the operating system.
+def explain(error: Exception, key: str | None, address: str, *, cluster: bool = False) -> Refusal | None:
+    """Translate an error of redis-py or of the operating system; None if it is neither.
 
     Args:
         error: what was raised.
         key: the conversation it was about, if one.
         address: of the server, for the message; no secret in it.
+        cluster: whether it came out of a cluster client.
     """
+    if not isinstance(error, _EXPECTED):
+        return _stray(error, key, address, cluster=cluster)
+    if isinstance(error, redis_errors.MaxConnectionsError):
+        crowded = StoreUnavailable(
+            f"all connections to {address} are in use", key=key, remedy="raise max_connections, or use fewer threads"
+        )
+        return Refusal(crowded, passing=True, unsent=True)
     code = _code(error)
     if isinstance(error, redis_errors.RedisClusterException):
         # Raised when no node would tell the slots; behind it stands what the last one said.
@@ -106,6 +122,33 @@ def explain(error: Exception, key: str | None, address: str) -> Refusal:
         SessionStoreError(f"{address} refused a command ({said})", key=key, remedy="check the server's version and log"),
         False,
     )
+
+
+def _stray(error: Exception, key: str | None, address: str, *, cluster: bool) -> Refusal | None:
+    if isinstance(error, RuntimeError) and _OTHER_LOOP.search(str(error)):
+        elsewhere = SessionStoreError(
+            f"the connection to {address} belongs to another event loop",
+            key=key,
+            remedy="make one AsyncSessionStore for each event loop, and close it there",
+        )
+        return Refusal(elsewhere, passing=False)
+    if cluster and isinstance(error, _STUMBLES) and _raised_by_redis_py(error):
+        stumbled = StoreUnavailable(
+            f"the client stumbled over changes of the cluster at {address} ({type(error).__name__})",
+            key=key,
+            remedy="try again when it is at rest",
+        )
+        return Refusal(stumbled, passing=True)
+    return None
+
+
+def _raised_by_redis_py(error: Exception) -> bool:
+    module = ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        traceback = traceback.tb_next
+    return module.split(".")[0] == "redis"
 
 
 def _code(error: BaseException) -> str | None:

@@ -29,8 +29,11 @@ class StoreSettings(BaseModel):
         scan_count: keys the server looks at for one page of a scan. 1000 take it about 3 ms.
         batch_size: legacy records written in one round trip.
         connect_timeout_ms, socket_timeout_ms: how long one connect and one reply may take.
-        deadline_ms: how long one operation may take in all, everything resent included.
-        max_connections: size of the connection pool, per node in a cluster.
+        deadline_ms: how long one round trip may take, everything resent and waiting for a connection included; a scan or
+            an import takes many. No further try begins that would end later if it took as long as the last. Looking up a
+            host name takes what the system's resolver takes.
+        max_connections: size of the connection pool, per node of a cluster and per event loop. Who finds all in use waits
+            for one, up to the deadline.
 
     The last four count only for clients that this package builds itself (`from_url`).
     """

@@ -10,6 +10,7 @@ from typing import Generic, Self, TypeVar
 from redis_sessions import client as clients
 from redis_sessions import legacy, migrate, runner, scan, urls
 from redis_sessions.commands import Op
+from redis_sessions.exchange import Link
 from redis_sessions.keeper import Keeper
 from redis_sessions.keys import COUNTERS, RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
@@ -19,7 +20,7 @@ from redis_sessions.resume import Judge, OnOutage, Request, ResumeResult, Turn, 
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
 from redis_sessions.verdicts import judge_by_phrase
-from redis_sessions.wire import Link, run
+from redis_sessions.wire import run
 
 T = TypeVar("T")
 V = TypeVar("V")

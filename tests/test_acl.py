@@ -103,7 +103,9 @@ def refused_commands(guarded, user, *, flag):
     with guarded.connection("operator") as send:
         known = list(commands_of(send))
     granted = USERS[user].commands | USERS[user].alone
-    assert {"flushall", "config|set", "acl|setuser", "shutdown", "script|load", "keys", "monitor"} <= {name for name, *_ in known}
+    assert {"flushall", "config|set", "acl|setuser", "shutdown", "script|load", "keys", "monitor"} <= {
+        name for name, *_ in known
+    }
     assert granted - {"info|server"} <= {name for name, *_ in known}
     for name, count, flags in known:
         if name not in granted and flag not in flags:

@@ -1,39 +1,200 @@
-"""Clients: what is risky about one that the caller passes in is said, once; one of our own is not complained of."""
+"""Clients: those we build are the safe kind; what is risky about one that the caller passes in is said, once."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from unittest import mock
+
+import fakeredis
 import pytest
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
+from redis.cache import CacheConfig
 from redis.maint_notifications import MaintNotificationsConfig
 
-from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
-from redis_sessions import client as clients
+from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable, risks
+from redis_sessions.exchange import Link
+from redis_sessions.pools import AsyncPool, Pool
+
+QUIET = MaintNotificationsConfig(enabled=False)
+LOUD = MaintNotificationsConfig(enabled="auto")
+SAFE = {"maint_notifications_config": QUIET, "retry": redis.retry.Retry(NoBackoff(), 0)}
+URLS = ("redis://h", "rediss://h", "unix:///s", "redis+cluster://h,g", "redis+sentinel://h/main", "rediss+sentinel://h/main")
 
 
 @pytest.fixture(autouse=True)
 def _nothing_told_yet(monkeypatch):
-    monkeypatch.setattr(clients, "_told", set())
+    monkeypatch.setattr(risks, "_told", set())
 
 
-@pytest.mark.parametrize("kind", [(redis.Redis, SessionStore), (redis.asyncio.Redis, AsyncSessionStore)])
-def test_a_client_of_the_callers_is_complained_of_once(kind, caplog):
-    client, store = kind
-    for _ in range(3):
-        store(client(maint_notifications_config=MaintNotificationsConfig(enabled="auto"), protocol=3))
-    assert len(caplog.records) == 2
-    assert "INCR" in caplog.text
-    assert "maintenance notifications" in caplog.text
+@pytest.fixture
+def told(caplog):
+    """What was logged of a client that was passed in."""
+
+    def told(client):
+        caplog.clear()
+        (AsyncSessionStore if isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster) else SessionStore)(client)
+        assert len(caplog.records) <= 1
+        assert all(record.levelno == logging.WARNING for record in caplog.records)
+        return caplog.text
+
+    return told
 
 
-def test_one_that_is_safe_is_not(caplog):
-    quiet = MaintNotificationsConfig(enabled=False)
-    SessionStore(redis.Redis(retry=redis.retry.Retry(NoBackoff(), 0), maint_notifications_config=quiet))
-    for url in ("redis://h", "unix:///s", "redis+cluster://h", "redis+sentinel://h/main"):
-        SessionStore.from_url(url)
-        AsyncSessionStore.from_url(url)
-    assert caplog.text == ""
+def safe_pool(kind, **options):
+    retry = (redis.asyncio if kind is AsyncPool else redis).retry.Retry(NoBackoff(), 0)
+    return kind(host="h", maint_notifications_config=QUIET, retry=retry, **options)
+
+
+class TestACallersClient:
+    @pytest.mark.parametrize("kind", [redis.Redis, redis.asyncio.Redis])
+    def test_all_its_risks_are_one_warning_and_never_said_again(self, told, kind):
+        client = kind(maint_notifications_config=LOUD, protocol=3, socket_timeout=None)
+        text = told(client)
+        assert "INCR" in text
+        assert "maintenance notifications" in text
+        assert "no socket_timeout" in text
+        assert "SessionStore.from_url" in text
+        assert told(client) == ""
+        assert "more than 15 s" in told(kind(socket_timeout=60))
+
+    @pytest.mark.parametrize("pool", [Pool, AsyncPool])
+    def test_one_that_is_safe_is_not_complained_of(self, told, pool):
+        kind = redis.Redis if pool is Pool else redis.asyncio.Redis
+        assert told(kind(connection_pool=safe_pool(pool))) == ""
+        assert told(kind(connection_pool=safe_pool(pool, decode_responses=True))) == ""
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            ({"socket_timeout": None}, "has no socket_timeout"),
+            ({"socket_timeout": 16}, "socket_timeout of more than 15 s"),
+            ({"socket_connect_timeout": None}, "has no socket_connect_timeout"),
+            ({"protocol": 3, "cache_config": CacheConfig()}, "caches replies"),
+        ],
+    )
+    def test_each_risk_by_itself(self, told, options, says):
+        text = told(redis.Redis(connection_pool=safe_pool(Pool, **options)))
+        assert says in text
+        assert ";" not in text
+
+    def test_redis_pys_own_pool(self, told):
+        text = told(redis.Redis(**SAFE))
+        assert "leak connections" in text
+        assert ";" not in text
+
+    def test_a_single_connection(self, told, valkey):
+        with redis.Redis.from_url(valkey.url, single_connection_client=True) as client:
+            assert "single connection" in told(client)
+        assert "single connection" not in told(redis.Redis())
+
+    def test_a_single_connection_in_asyncio(self, told):
+        assert "single connection" in told(redis.asyncio.Redis(single_connection_client=True))
+
+    def test_a_cluster_client_that_retries(self, told):
+        nodes = [redis.asyncio.cluster.ClusterNode("h", 1)]
+        assert "INCR" in told(redis.asyncio.RedisCluster(startup_nodes=nodes))
+
+    def test_hiredis_missing(self, told, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "hiredis" else name)
+        assert "without hiredis" in told(redis.Redis(connection_pool=safe_pool(Pool)))
+
+    @pytest.mark.parametrize(
+        "client",
+        [
+            fakeredis.FakeRedis(),
+            fakeredis.FakeAsyncRedis(),
+            fakeredis.FakeStrictRedis(decode_responses=True),
+            redis.Redis(connection_pool=redis.ConnectionPool(connection_class=fakeredis.FakeConnection)),
+            mock.Mock(),
+            mock.MagicMock(),
+            mock.Mock(spec=redis.Redis),
+            mock.MagicMock(spec=redis.RedisCluster),
+            mock.AsyncMock(spec=redis.asyncio.Redis),
+            object(),
+        ],
+        ids=lambda client: type(client).__name__,
+    )
+    def test_an_emulation_or_a_mock_is_let_be(self, told, client):
+        assert told(client) == ""
+
+    def test_a_subclass_is_looked_at(self, told):
+        class Mine(redis.Redis):
+            pass
+
+        assert "INCR" in told(Mine())
+
+    def test_one_without_attributes_breaks_nothing(self, told):
+        assert told(object.__new__(redis.Redis)) == ""
+
+
+class TestOurs:
+    @pytest.mark.parametrize("url", URLS)
+    def test_nothing_is_risky_in_it(self, url, caplog):
+        for kind in (SessionStore, AsyncSessionStore):
+            client = kind.from_url(url).client
+            if not isinstance(client, redis.RedisCluster):  # which would ask for the slots
+                risks.tell(client)
+        assert caplog.text == ""
+
+    @pytest.mark.parametrize("url", ["redis://h/5", "redis+sentinel://h/main/5", "unix:///s?db=5"])
+    @pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
+    def test_no_number_goes_to_hiredis(self, kind, url):
+        """A signal handler that raises while it renders one crashes the process: so no HELLO 3, and SELECT takes text."""
+        options = kind.from_url(url).client.get_connection_kwargs()
+        assert options["db"] == "5"
+        assert options["protocol"] == 2
+
+    @pytest.mark.parametrize("commands", [1, 2])
+    def test_no_number_is_sent(self, commands):
+        client = mock.MagicMock()
+        client.execute_command.return_value = client.pipeline.return_value.execute.return_value = [1, b"ID", 3]
+        client.pipeline.return_value.execute.return_value = [None, -2]
+        store = SessionStore(client, link=Link())
+        store.acquire("a") if commands == 1 else store.peek("a")
+        for sent in (*client.execute_command.call_args_list, *client.pipeline.return_value.execute_command.call_args_list):
+            assert all(isinstance(argument, str | bytes) for argument in sent.args)
+
+    @pytest.mark.parametrize("url", URLS)
+    def test_the_settings_reach_it(self, url):
+        settings = StoreSettings(socket_timeout_ms=300, connect_timeout_ms=400, max_connections=7)
+        for kind in (SessionStore, AsyncSessionStore):
+            client = kind.from_url(url, settings).client
+            if isinstance(client, redis.RedisCluster):
+                options = client._late_options()
+            elif isinstance(client, redis.asyncio.RedisCluster):
+                options = client.connection_kwargs | {"max_connections": client.connection_kwargs["max_connections"] - 1}
+            else:
+                assert client.connection_pool.max_connections == 7
+                options = client.get_connection_kwargs() | {"max_connections": 7}
+            assert (options["socket_timeout"], options["socket_connect_timeout"]) == (0.3, 0.4)
+            assert options["max_connections"] == 7
+
+    def test_every_node_of_a_cluster_has_a_pool_of_ours(self, places):
+        with SessionStore.from_url(places.get("cluster").url, StoreSettings(max_connections=7)) as store:
+            store.get("a")
+            pools = [node.redis_connection.connection_pool for node in store.client.get_nodes()]
+        assert [type(pool) for pool in pools] == [Pool] * 3
+        assert [pool.max_connections for pool in pools] == [7] * 3
+        assert [pool.connection_kwargs["socket_timeout"] for pool in pools] == [1] * 3
+
+    def test_nothing_is_said_at_connect(self, valkey):
+        """No greeting, no name: the first command is the caller's."""
+        for kind in (SessionStore, AsyncSessionStore):
+            valkey.raw.config_resetstat()
+            if kind is SessionStore:
+                with kind.from_url(valkey.url) as store:
+                    store.get("a")
+            else:
+
+                async def main(kind=kind):
+                    async with kind.from_url(valkey.url) as store:
+                        await store.get("a")
+
+                asyncio.run(main())
+            assert set(valkey.raw.info("commandstats")) - {"cmdstat_config|resetstat", "cmdstat_info"} == {"cmdstat_get"}
 
 
 def test_every_pool_of_ours_closes_a_connection_that_is_given_back_half_way(places):

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from redis_sessions import Held, Lease, SessionStore, StoreSettings, StoreUnavailable
-from redis_sessions.wire import Link
+from redis_sessions.exchange import Link
 
 PATIENT = Link(address="test", attempts=5, deadline_s=5)
 

@@ -1,0 +1,229 @@
+"""Signals and cancellations at any moment: never another's reply, never a connection lost, and all works afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+
+from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings
+from tests.faults.steps import CONNECTIONS, KEYS, Alarm, Interrupted, Steps, async_store, clients_of, sync_store
+from tests.servers import wait_until
+from tests.stores import Place
+
+# pytest-timeout's own way is the signal that these tests need.
+by_thread = pytest.mark.timeout(120, method="thread")
+long = [pytest.mark.long, pytest.mark.timeout(1800, method="thread")]
+
+
+@pytest.fixture
+def settings(namespace: str) -> StoreSettings:
+    return StoreSettings(namespace=namespace, max_connections=CONNECTIONS, deadline_ms=3_000)
+
+
+@pytest.fixture
+def clean(namespace: str) -> Iterator[Callable[[Place], Place]]:
+    """Cleans the places that it is shown."""
+    shown: list[Place] = []
+
+    def show(place: Place) -> Place:
+        shown.append(place)
+        return place
+
+    yield show
+    for place in shown:
+        for key in place.raw.scan_iter(f"{namespace}:*"):
+            place.raw.delete(key)
+
+
+@by_thread
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # interrupted as redis-py opened it; Python closes it
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("valkey", 5_000), ("cluster", 1_000), ("sentinel", 1_000), pytest.param("valkey", 200_000, marks=long)],
+)
+def test_signals_at_random_moments(kind, count, places, clean, settings, ledger):
+    place = clean(places.get("cluster" if kind == "cluster" else "valkey"))
+    tally = ledger("signal in the middle of a call")
+    steps = Steps(tally)
+    before = clients_of(place)
+    with sync_store(kind, place, settings) as store, Alarm() as alarm:
+        for number in range(KEYS):
+            store.set(f"key{number}", steps.fresh(number))
+        while alarm.fired < count:
+            with contextlib.suppress(Interrupted):
+                alarm.arm(within_s=300e-6)
+                with steps.counted():
+                    steps.step(store, random.randrange(KEYS))
+                alarm.disarm()
+        alarm.disarm()
+        tally.injected = alarm.fired
+        values = [store.get(f"key{number}") for number in range(KEYS)]
+        counted = store.resume_failures_total()
+        wait_until(lambda: clients_of(place) - before <= CONNECTIONS, "connections that were dropped are closed", 5)
+        steps.end(values, counted, clients_of(place) - before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        ("valkey", 5_000),
+        ("cluster", 1_000),
+        ("sentinel", 1_000),
+        pytest.param("valkey", 200_000, marks=long),
+        pytest.param("cluster", 50_000, marks=long),
+    ],
+)
+def test_cancellations_at_random_moments(kind, count, places, clean, settings, ledger):
+    """Each is heeded: the task that was cancelled ends as cancelled, and never with a result as if nothing had been."""
+    place = clean(places.get("cluster" if kind == "cluster" else "valkey"))
+    tally = ledger("task cancelled in the middle of a call")
+    steps = Steps(tally)
+    before = clients_of(place)
+    workers = 4  # each with keys of its own
+
+    async def cancel(store: AsyncSessionStore, worker: int) -> None:
+        while tally.injected < count:
+            number = random.randrange(worker, KEYS, workers)
+            with steps.counted():
+                if random.randrange(4):
+                    await by_hand(steps.astep(store, number))
+                else:
+                    await by_deadline(steps.astep(store, number))
+
+    async def by_hand(step: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(step)
+        for _ in range(random.randrange(24)):
+            await asyncio.sleep(0)
+        asked = task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            tally.injected += 1
+        else:
+            steps.agree(not asked)
+
+    async def by_deadline(step: Coroutine[Any, Any, None]) -> None:
+        try:
+            async with asyncio.timeout(random.uniform(0, 0.0015)):
+                await step
+        except TimeoutError:
+            tally.injected += 1
+
+    async def main() -> None:
+        async with async_store(kind, place, settings) as store:
+            for number in range(KEYS):
+                await store.set(f"key{number}", steps.fresh(number))
+            await asyncio.gather(*(cancel(store, worker) for worker in range(workers)))
+            values = [await store.get(f"key{number}") for number in range(KEYS)]
+            counted = await store.resume_failures_total()
+            await asyncio.to_thread(
+                wait_until, lambda: clients_of(place) - before <= CONNECTIONS, "connections that were dropped are closed", 5
+            )
+            steps.end(values, counted, clients_of(place) - before)
+
+    asyncio.run(main())
+
+
+class TestTheWorstMoment:
+    """Between the sending and the reply, while the server takes its time: here a pool without care errs every time."""
+
+    ROUNDS = 20
+    PAUSE_MS = 5
+
+    @pytest.fixture
+    def interrupt(self, monkeypatch):
+        """Make the next sending of a connection class raise once all is sent."""
+        armed: list[BaseException] = []
+
+        def interrupt(error: BaseException) -> None:
+            armed.append(error)
+
+        def send(connection, *args, _send=redis.Connection.send_packed_command, **options):
+            _send(connection, *args, **options)
+            if armed:
+                raise armed.pop()
+
+        async def asend(connection, *args, _send=redis.asyncio.Connection.send_packed_command, **options):
+            await _send(connection, *args, **options)
+            if armed:
+                raise armed.pop()
+
+        monkeypatch.setattr(redis.Connection, "send_packed_command", send)
+        monkeypatch.setattr(redis.asyncio.Connection, "send_packed_command", asend)
+        return interrupt
+
+    @pytest.fixture
+    def tally(self, ledger):
+        tally = ledger("interrupted between sending and reply")
+        yield tally
+        tally.check()
+
+    @pytest.mark.parametrize("kind", ["valkey", "sentinel"])
+    @pytest.mark.parametrize("read", ["get", "peek"])
+    def test_a_signal(self, kind, read, valkey, clean, settings, interrupt, tally):
+        with sync_store(kind, clean(valkey), settings) as store:
+            for name in ("alice", "bob"):
+                store.set(name, f"ID-{name}")
+            for _ in range(self.ROUNDS):
+                valkey.raw.client_pause(self.PAUSE_MS)
+                tally.injected += 1
+                interrupt(Interrupted())
+                with pytest.raises(Interrupted):
+                    getattr(store, read)("alice")
+                tally.operations += 1
+                tally.wrong += store.get("bob") != "ID-bob"
+
+    @pytest.mark.parametrize("kind", ["valkey", "sentinel"])
+    @pytest.mark.parametrize("read", ["get", "peek"])
+    def test_a_cancellation(self, kind, read, valkey, clean, settings, interrupt, tally):
+        async def main() -> None:
+            async with async_store(kind, clean(valkey), settings) as store:
+                for name in ("alice", "bob"):
+                    await store.set(name, f"ID-{name}")
+                for _ in range(self.ROUNDS):
+                    await asyncio.to_thread(valkey.raw.client_pause, self.PAUSE_MS)
+                    tally.injected += 1
+                    interrupt(asyncio.CancelledError())
+                    with pytest.raises(asyncio.CancelledError):
+                        await getattr(store, read)("alice")
+                    tally.operations += 1
+                    tally.wrong += await store.get("bob") != "ID-bob"
+
+        asyncio.run(main())
+
+
+def test_a_handler_that_uses_the_store_itself(valkey, clean, settings, ledger):
+    """As one that gives a lease back on SIGTERM: a call in the middle of a call."""
+    clean(valkey)
+    tally = ledger("signal in the middle of a call")
+    with SessionStore.from_url(valkey.url, settings) as store:
+        store.set("alice", "ID-alice")
+        store.set("bob", "ID-bob")
+
+        def handle(*_: object) -> None:
+            tally.injected += 1
+            tally.wrong += store.get("bob") != "ID-bob"
+
+        before = signal.signal(signal.SIGUSR1, handle)
+        try:
+            main = threading.main_thread().ident
+            for _ in range(200):
+                ringer = threading.Timer(random.uniform(0, 0.001), signal.pthread_kill, (main, signal.SIGUSR1))
+                handled = tally.injected
+                ringer.start()
+                while tally.injected == handled:
+                    tally.operations += 1
+                    tally.wrong += store.get("alice") != "ID-alice"
+                ringer.join()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        tally.check()
