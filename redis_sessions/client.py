@@ -50,6 +50,7 @@ def connect(target: Target, settings: StoreSettings) -> SyncClient:
     """A sync client for the target, which connects at its first command."""
     options = _options(target, settings) | {"retry": redis.retry.Retry(NoBackoff(), 0)}
     if target.kind == "cluster":
+        _tls_files(target)
         return Cluster(lambda: _startup(target) | options | {"connection_pool_class": Pool})
     options |= {"db": _database(target)}
     if target.kind == "sentinel":

@@ -15,12 +15,14 @@ from redis_sessions.refusals import cut_off
 class TLSConnection(redis.SSLConnection):
     """Tells a server that refuses our certificate from one that is away, by when it hangs up.
 
-    In TLS 1.3 it does so after the handshake, and hanging up may cost the client its words.
+    In TLS 1.3 it does so after the handshake, and hanging up may cost the client its words; so it is asked once.
     """
 
     def on_connect_check_health(self, *args: Any, **options: Any) -> None:
         try:
             super().on_connect_check_health(*args, **options)
+            self.send_command("PING", check_health=False)  # type: ignore[no-untyped-call]
+            self.read_response()
         except redis.ConnectionError as error:
             raise cut_off(error) from error
 
@@ -31,6 +33,8 @@ class AsyncTLSConnection(redis.asyncio.SSLConnection):
     async def on_connect_check_health(self, *args: Any, **options: Any) -> None:
         try:
             await super().on_connect_check_health(*args, **options)
+            await self.send_command("PING", check_health=False)
+            await self.read_response()
         except redis.ConnectionError as error:
             raise cut_off(error) from error
 

@@ -44,8 +44,11 @@ def _risks(client: Any) -> Iterator[str]:
 
 def resends(client: Any) -> bool:
     """Whether a client sends again by itself what got no reply."""
-    retry = client.get_retry() if hasattr(client, "get_retry") else getattr(client, "retry", None)
-    retries = retry.get_retries() if retry else 0
+    try:
+        retry = client.get_retry() if hasattr(client, "get_retry") else client.retry
+        retries = retry.get_retries() if retry else 0
+    except Exception:  # noqa: BLE001 - one that can't be read off must still do its work
+        return False
     return isinstance(retries, int) and retries > 0
 
 

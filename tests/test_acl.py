@@ -21,9 +21,9 @@ from redis_sessions import (
     StoreSettings,
     Turn,
     acl,
+    pools,
     scripts,
 )
-from redis_sessions import client as clients
 from redis_sessions.acl import USERS, acl_lines
 from redis_sessions.cli import exits
 from redis_sessions.keys import Keys
@@ -201,7 +201,7 @@ WORK = {"worker": converse, "report": scan, "admin": move}
 @pytest.fixture
 def _checks_its_health(monkeypatch):
     """A client that sends PING before each command, and not only after 15 seconds."""
-    monkeypatch.setattr(clients, "_HEALTH_CHECK_INTERVAL_S", 1e-9)
+    monkeypatch.setattr(pools, "HEARD_OF_S", -1)
 
 
 def without(grant):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 import redis
 
-from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, StoreSettings, StoreUnavailable, wire
+from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, StoreSettings, StoreUnavailable, exchange
 from redis_sessions.server import FREE_PORTS, EmbeddedServer
 from tests.servers import CLUSTER_SETTINGS, Cluster, find_redis_server, wait_until
 from tests.stores import Blocking
@@ -252,8 +252,10 @@ def test_a_file_that_is_not_there_is_said_before_anything_is_sent(kind, scheme, 
 @pytest.fixture
 def refusals(monkeypatch):
     """What was raised to the wire: one for each try."""
-    seen, explain = [], wire.explain
-    monkeypatch.setattr(wire, "explain", lambda error, *rest: (seen.append(error), explain(error, *rest))[1])
+    seen, explain = [], exchange.explain
+    monkeypatch.setattr(
+        exchange, "explain", lambda error, *rest, **more: (seen.append(error), explain(error, *rest, **more))[1]
+    )
     return seen
 
 
