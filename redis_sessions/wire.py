@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from redis import exceptions as redis_errors
 from redis.client import NEVER_DECODE
 
-from redis_sessions.commands import PRIMARIES, Command, Op, Script
+from redis_sessions.commands import PRIMARIES, Command, Op, Resent, Script
 from redis_sessions.errors import AccessDenied, SessionStoreError, StoreUnavailable
 from redis_sessions.refusals import explain
 
@@ -218,32 +218,33 @@ def _exchange(commands: list[Command], link: Link, failed: _Failed | None = None
     `failed` is the first try of the only command, where that has been made.
     """
     if commands[0] is PRIMARIES:
-        return [(yield from _persistently(_Primaries(), commands, link))]
-    if len(commands) > 1:
-        if all(command.node for command in commands):
-            replies: list[Any] = yield _Together([_one(command, link) for command in commands])
-            return replies
-        if not any(command.script or command.optional for command in commands):
-            replies = yield from _persistently(_Pipeline(commands), commands, link)
-            return replies
-    replies = []
-    for command in commands:
-        replies.append((yield from _one(command, link, failed)))
-    return replies
+        return [(yield from _persistently(_Primaries(), commands, link))[0]]
+    if len(commands) > 1 and all(command.node for command in commands):
+        found = yield _Together([_one(command, link) for command in commands])
+    elif len(commands) > 1 and not any(command.script or command.optional for command in commands):
+        replies, resent = yield from _persistently(_Pipeline(commands), commands, link)
+        found = [(reply, resent) for reply in replies]
+    else:
+        found = []
+        for command in commands:
+            found += [(yield from _one(command, link, failed))]
+    replies = [reply for reply, _ in found]
+    return Resent(replies) if any(resent for _, resent in found) else replies
 
 
-def _one(command: Command, link: Link, failed: _Failed | None = None) -> _Exchange[Any]:
+def _one(command: Command, link: Link, failed: _Failed | None = None) -> _Exchange[tuple[Any, bool]]:
     try:
         return (yield from _persistently(_Send(command), [command], link, failed))
     except SessionStoreError as error:
-        away = isinstance(error, StoreUnavailable) and not isinstance(error, AccessDenied)
-        if away or not command.optional:
+        if not command.optional or (isinstance(error, StoreUnavailable) and not isinstance(error, AccessDenied)):
             raise
-        return error
+        return error, False
 
 
-def _persistently(step: _Step, commands: list[Command], link: Link, failed: _Failed | None = None) -> _Exchange[Any]:
-    """Take a step until it succeeds, while that may help and is allowed. Raises SessionStoreError and its children."""
+def _persistently(
+    step: _Step, commands: list[Command], link: Link, failed: _Failed | None = None
+) -> _Exchange[tuple[Any, bool]]:
+    """A step's reply, tried while that may help and is allowed, and whether it took several. Raises SessionStoreError."""
     may_resend = all(command.resend for command in commands)
     give_up_at_s = (failed.began_s if failed else time.monotonic()) + link.deadline_s
     pause_s = _BACKOFF_S[0]
@@ -259,7 +260,7 @@ def _persistently(step: _Step, commands: list[Command], link: Link, failed: _Fai
                 for error in reply:
                     if isinstance(error, Exception):
                         raise error
-            return reply
+            return reply, attempt > 1
         except redis_errors.NoScriptError as error:
             script = commands[0].script
             if script is None or loaded:

@@ -6,6 +6,7 @@ import pytest
 import redis
 
 from redis_sessions import Held, Lease, SessionStore, StoreSettings, StoreUnavailable
+from redis_sessions.scripts import IMPORT
 from redis_sessions.wire import Link
 
 PATIENT = Link(address="test", attempts=5, deadline_s=5)
@@ -151,6 +152,72 @@ def test_a_save_between_whose_two_sendings_somebody_else_saved(store, client, mo
     monkeypatch.setattr(client._client, "execute_command", execute_command)
     assert store.save(lease, "ID-first") is False
     assert store.get("a") == "ID-successor"
+
+
+class TestAnImport:
+    """Entries a and c are new; b is live. Each batch is the server's time, then its entry.
+
+    It goes by a script to a server alone; to a cluster, here one of a single node, by SET.
+    """
+
+    @pytest.fixture(params=["alone", "cluster"], autouse=True)
+    def _alone(self, request, client):
+        if request.param == "cluster":
+            client.get_primaries = lambda: ["node"]
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        path = tmp_path / "sessions.json"
+        path.write_text('{"a": "ID-a", "b": "ID-b", "c": "ID-c"}')
+        return path
+
+    @pytest.fixture
+    def store(self, client, namespace, store):
+        store.set("b", "ID-live")
+        client._client.script_load(IMPORT.source)
+        return SessionStore(client, StoreSettings(namespace=namespace, batch_size=1), link=PATIENT)
+
+    @pytest.mark.parametrize("at", range(6))
+    @pytest.mark.parametrize("losses", LOSSES)
+    def test_counts_what_an_earlier_sending_wrote_as_imported(self, store, client, path, at, losses):
+        client.losses = [None] * at + losses
+        result = store.import_legacy(path, assume_used_at="mtime")
+        assert (result.imported, result.kept) == (2, 1)
+        assert [store.get(key) for key in "abc"] == ["ID-a", "ID-live", "ID-c"]
+
+    def test_keeps_a_key_of_the_wrong_type(self, store, client, namespace, path):
+        client._client.lpush(f"{namespace}:id:{{a}}", "x")
+        client.losses = [None, "after"]
+        result = store.import_legacy(path, assume_used_at="mtime")
+        assert (result.imported, result.kept) == (1, 2)
+        client._client.delete(f"{namespace}:id:{{a}}")
+
+    def test_does_not_guess_where_it_can_not_look(self, store, client, path):
+        client.losses = [None, "after", None, *["before"] * 5]
+        with pytest.raises(StoreUnavailable):
+            store.import_legacy(path, assume_used_at="mtime")
+
+    @pytest.mark.parametrize("_alone", ["cluster"], indirect=True)
+    def test_over_a_pipeline(self, client, namespace, path, monkeypatch):
+        store, lost = SessionStore(client, StoreSettings(namespace=namespace), link=PATIENT), []
+        store.set("b", "ID-live")
+
+        def pipeline(**options):
+            pipe = client._client.pipeline(**options)
+            execute = pipe.execute
+
+            def lose(**how):
+                lost.append(execute(**how))
+                monkeypatch.setattr(client, "pipeline", client._client.pipeline)
+                raise redis.TimeoutError
+
+            pipe.execute = lose
+            return pipe
+
+        monkeypatch.setattr(client, "pipeline", pipeline)
+        result = store.import_legacy(path, assume_used_at="mtime")
+        assert (result.imported, result.kept) == (2, 1)
+        assert len(lost) == 1
 
 
 def test_scripts_load_themselves_again(store, client):
