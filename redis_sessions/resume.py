@@ -206,7 +206,11 @@ class _Turn:
             pause_s = min(pause_s * 1.5, _POLL_S[1])
 
     def _run(self, session_id: str | None) -> Flow[Turn[Any]]:
-        turn = yield Run(session_id, self.claim if self.claimed else None)
+        try:
+            turn = yield Run(session_id, self.claim if self.claimed else None)
+        finally:
+            # Known before the run, it is old by now: a lease that was kept meanwhile is to be given back.
+            self.away = self.away and not self.claimed
         if not isinstance(turn, Turn):
             raise TypeError(f"run must return a redis_sessions.Turn, not {type(turn).__name__}")
         return turn
@@ -286,7 +290,7 @@ class _Turn:
         if self.away:
             return
         try:
-            yield from self._do(self.ops.increment(name))
+            yield Do(self.ops.increment(name))  # not by `_do`: it is sent once only, so its loss is no sign of an outage
         except SessionStoreError as error:
             log.warning("%s was not counted: %s", name, error)
 

@@ -220,6 +220,27 @@ class TestAnImport:
         assert len(lost) == 1
 
 
+class TestALeaseIsGivenBackWhenTheFreshRunFails:
+    """A resume was refused, something about that was lost, and the server is there again: nothing stays leased."""
+
+    @pytest.mark.parametrize("losses", [[None, None, "after"], [None, *["before"] * 5]], ids=["count", "rejection"])
+    def test_although_it_was_lost(self, store, client, losses):
+        store.set("a", "ID-1")
+        store.release(store.acquire("a"))  # so that the scripts are loaded
+        store.reject(store.acquire("b"))
+        client.losses = losses
+
+        def run(session_id):
+            if session_id:
+                raise RuntimeError("No conversation found")
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            store.resume("a", run)
+        assert not client.losses
+        assert isinstance(store.acquire("a"), Lease)
+
+
 def test_scripts_load_themselves_again(store, client):
     lease = store.acquire("a")
     client._client.script_flush()
