@@ -7,6 +7,7 @@ import redis
 
 from redis_sessions import Held, Lease, SessionStore, StoreSettings, StoreUnavailable
 from redis_sessions.scripts import IMPORT
+from redis_sessions.scripts import IMPORT
 from redis_sessions.wire import Link
 
 PATIENT = Link(address="test", attempts=5, deadline_s=5)
@@ -239,6 +240,21 @@ class TestALeaseIsGivenBackWhenTheFreshRunFails:
             store.resume("a", run)
         assert not client.losses
         assert isinstance(store.acquire("a"), Lease)
+
+
+def test_a_scan_that_could_not_ask_whether_the_server_changed_is_not_called_exact(store, client, monkeypatch):
+    store.set("a", "ID-1")
+    send = client.execute_command
+
+    def execute_command(*args, **options):
+        if args[0] == "INFO":
+            raise redis.ConnectionError
+        return send(*args, **options)
+
+    monkeypatch.setattr(client, "execute_command", execute_command)
+    for scan in (store.report, store.live_session_ids):
+        with pytest.raises(StoreUnavailable):
+            scan()
 
 
 def test_scripts_load_themselves_again(store, client):
