@@ -94,6 +94,7 @@ class _Together:
 
 _Step: TypeAlias = _Send | _Pipeline | _Load | _Wait | _Primaries | _Together
 _Exchange: TypeAlias = Generator[_Step, Any, T]
+_Tried: TypeAlias = tuple[Any, bool]
 
 
 def run(client: Client, op: Op[T], link: Link = Link()) -> T:
@@ -105,6 +106,8 @@ def run(client: Client, op: Op[T], link: Link = Link()) -> T:
     except StopIteration as done:
         result: T = done.value
         return result
+    finally:
+        op.close()  # what it holds open is closed here and now, not in whatever thread collects it
 
 
 def _replies(client: Client, commands: list[Command], link: Link) -> list[Any]:
@@ -159,6 +162,8 @@ async def arun(client: Client, op: Op[T], link: Link = Link()) -> T:
     except StopIteration as done:
         result: T = done.value
         return result
+    finally:
+        op.close()
 
 
 async def _areplies(client: Client, commands: list[Command], link: Link) -> list[Any]:
@@ -213,10 +218,7 @@ def _goes_straight(commands: list[Command]) -> bool:
 
 
 def _exchange(commands: list[Command], link: Link, failed: _Failed | None = None) -> _Exchange[list[Any]]:
-    """One list of commands, one list of replies: side by side where each has its node, else in a pipeline, else in turn.
-
-    `failed` is the first try of the only command, where that has been made.
-    """
+    """One list of commands, one list of replies: side by side where each has its node, else in a pipeline, else in turn."""
     if commands[0] is PRIMARIES:
         return [(yield from _persistently(_Primaries(), commands, link))[0]]
     if len(commands) > 1 and all(command.node for command in commands):
@@ -232,7 +234,7 @@ def _exchange(commands: list[Command], link: Link, failed: _Failed | None = None
     return Resent(replies) if any(resent for _, resent in found) else replies
 
 
-def _one(command: Command, link: Link, failed: _Failed | None = None) -> _Exchange[tuple[Any, bool]]:
+def _one(command: Command, link: Link, failed: _Failed | None = None) -> _Exchange[_Tried]:
     try:
         return (yield from _persistently(_Send(command), [command], link, failed))
     except SessionStoreError as error:
@@ -241,9 +243,7 @@ def _one(command: Command, link: Link, failed: _Failed | None = None) -> _Exchan
         return error, False
 
 
-def _persistently(
-    step: _Step, commands: list[Command], link: Link, failed: _Failed | None = None
-) -> _Exchange[tuple[Any, bool]]:
+def _persistently(step: _Step, commands: list[Command], link: Link, failed: _Failed | None = None) -> _Exchange[_Tried]:
     """A step's reply, tried while that may help and is allowed, and whether it took several. Raises SessionStoreError."""
     may_resend = all(command.resend for command in commands)
     give_up_at_s = (failed.began_s if failed else time.monotonic()) + link.deadline_s

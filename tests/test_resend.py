@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import redis
 
 from redis_sessions import Held, Lease, SessionStore, StoreSettings, StoreUnavailable
+from redis_sessions.migrate import export_entries
 from redis_sessions.scripts import IMPORT
-from redis_sessions.scripts import IMPORT
-from redis_sessions.wire import Link
+from redis_sessions.wire import Link, run
 
 PATIENT = Link(address="test", attempts=5, deadline_s=5)
 
@@ -156,10 +158,7 @@ def test_a_save_between_whose_two_sendings_somebody_else_saved(store, client, mo
 
 
 class TestAnImport:
-    """Entries a and c are new; b is live. Each batch is the server's time, then its entry.
-
-    It goes by a script to a server alone; to a cluster, here one of a single node, by SET.
-    """
+    """Entries a and c are new; b is live. A batch asks for the time, then goes by script, or by SET as to a cluster."""
 
     @pytest.fixture(params=["alone", "cluster"], autouse=True)
     def _alone(self, request, client):
@@ -263,6 +262,15 @@ def test_scripts_load_themselves_again(store, client):
     assert store.save(lease, "ID-1") is True
     client._client.script_flush()
     assert store.report().live == 1
+
+
+def test_an_export_that_fails_leaves_nothing_open(store, client, tmp_path):
+    """Its rows are in a database that only this thread can close, and not the one that comes to collect garbage."""
+    client.losses = [None, *["before"] * 5]  # the first asks what the server is, the rest is a page
+    operation = export_entries(store.settings, lambda *_: None)
+    with pytest.raises(StoreUnavailable):
+        run(client, operation, PATIENT)
+    assert inspect.getgeneratorstate(operation) == inspect.GEN_CLOSED
 
 
 def test_tries_end(store, client):
