@@ -50,16 +50,17 @@ class Fault(StrEnum):
 
 @dataclass(eq=False)
 class Order:
-    """One fault, for the n-th command from now that `match` takes.
+    """One fault, for the n-th command from now that `match` takes, and for as many as `times` in all.
 
     Attributes:
-        command: the command that it hit; empty before.
+        command: the last command that it hit; empty before.
         fired: set when it has hit.
     """
 
     fault: Fault
     nth: int
     match: Callable[[list[bytes]], bool]
+    times: int
     command: list[bytes] = field(default_factory=list)
     fired: threading.Event = field(default_factory=threading.Event)
 
@@ -103,9 +104,11 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._loop.run(self._stop())
 
-    def inject(self, fault: Fault, nth: int = 0, match: Callable[[list[bytes]], bool] = any_command) -> Order:
-        """Spoil the n-th command from now that `match` takes, counted from 0."""
-        order = Order(fault, nth, match)
+    def inject(
+        self, fault: Fault, nth: int = 0, match: Callable[[list[bytes]], bool] = any_command, *, times: int = 1
+    ) -> Order:
+        """Spoil the n-th command from now that `match` takes, counted from 0, and what comes after it up to `times`."""
+        order = Order(fault, nth, match, times)
         with self._lock:
             self._orders.append(order)
         return order
@@ -130,7 +133,9 @@ class Proxy:
                 if order.match(command):
                     order.nth -= 1
                     if order.nth < 0:
-                        self._orders.remove(order)
+                        order.times -= 1
+                        if not order.times:
+                            self._orders.remove(order)
                         order.command = command
                         order.fired.set()
                         chosen = order.fault
