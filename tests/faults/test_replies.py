@@ -238,7 +238,7 @@ def test_a_health_check(fault, worlds, ledger, monkeypatch):
     usual, world.store = world.store, world.new_store()
     try:
         for kind in (Get, PeekIt, Set, Acquire, Increment):
-            world.store.get("standing-0")  # so that it is connected
+            world.read_back(tally, harms)  # so that it is connected
             case = kind(world, 0)
             case.prepare()
             order = world.proxy.inject(fault, 0, named("PING"))
