@@ -45,5 +45,9 @@ class Command(NamedTuple):
     optional: bool = False
 
 
+class Resent(list[Any]):
+    """Replies to commands that were sent more than once: an earlier sending may have been carried out as well."""
+
+
 # Asks the wire, not the server: its reply is a list of node handles, [None] where there is only one server.
 PRIMARIES: Final = Command(("PRIMARIES",))

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from redis import exceptions as redis_errors
 from redis.client import NEVER_DECODE
 
-from redis_sessions.commands import PRIMARIES, Command
+from redis_sessions.commands import PRIMARIES, Command, Resent
 from redis_sessions.errors import AccessDenied, SessionStoreError, StoreUnavailable
 from redis_sessions.refusals import explain
 
@@ -99,6 +99,11 @@ class Failed(NamedTuple):
     began_s: float
 
 
+class _Tried(NamedTuple):
+    reply: Any
+    resent: bool
+
+
 Step: TypeAlias = Send | Pipeline | Wait | Primaries | Together
 Exchange: TypeAlias = Generator[Step, Any, T]
 
@@ -114,34 +119,35 @@ def exchange(commands: list[Command], link: Link, failed: Failed | None = None) 
     `failed` is the first try of the only command, where that has been made. Raises SessionStoreError and its children.
     """
     if commands[0] is PRIMARIES:
-        return [(yield from _persistently(Primaries(), commands, link))]
-    if len(commands) > 1:
-        if all(command.node for command in commands):
-            outcome: Any = yield Together([_one(command, link) for command in commands])
-            if isinstance(outcome, Failed):
-                raise outcome.error
-            return list(outcome)
-        if not any(command.script or command.optional for command in commands):
-            pipeline = Pipeline([Send(command, again=False) for command in commands])
-            return list((yield from _persistently(pipeline, commands, link)))
-    replies: list[Any] = []
-    for command in commands:
-        reply = yield from _one(command, link, failed)
-        replies.append(reply)
-    return replies
+        return [(yield from _persistently(Primaries(), commands, link)).reply]
+    tried: list[_Tried] = []
+    if len(commands) > 1 and all(command.node for command in commands):
+        outcome: Any = yield Together([_one(command, link) for command in commands])
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        tried = outcome
+    elif len(commands) > 1 and not any(command.script or command.optional for command in commands):
+        pipeline = Pipeline([Send(command, again=False) for command in commands])
+        replies, resent = yield from _persistently(pipeline, commands, link)
+        tried = [_Tried(reply, resent) for reply in replies]
+    else:
+        for command in commands:
+            tried += [(yield from _one(command, link, failed))]
+    kind = Resent if any(one.resent for one in tried) else list
+    return kind(one.reply for one in tried)
 
 
-def _one(command: Command, link: Link, failed: Failed | None = None) -> Exchange[Any]:
+def _one(command: Command, link: Link, failed: Failed | None = None) -> Exchange[_Tried]:
     try:
         return (yield from _persistently(Send(command, link.client_resends), [command], link, failed))
     except SessionStoreError as error:
         away = isinstance(error, StoreUnavailable) and not isinstance(error, AccessDenied)
         if away or not command.optional:
             raise
-        return error
+        return _Tried(error, resent=False)
 
 
-def _persistently(step: Step, commands: list[Command], link: Link, failed: Failed | None = None) -> Exchange[Any]:
+def _persistently(step: Step, commands: list[Command], link: Link, failed: Failed | None = None) -> Exchange[_Tried]:
     """Take a step until it succeeds, while that may help and is allowed."""
     may_resend = all(command.resend for command in commands)
     give_up_at_s = (failed.began_s if failed else time.monotonic()) + link.deadline_s
@@ -153,7 +159,7 @@ def _persistently(step: Step, commands: list[Command], link: Link, failed: Faile
         failed = None
         failure = _failure(step, outcome)
         if failure is None:
-            return outcome
+            return _Tried(outcome, resent=attempt > 1)
         if isinstance(failure, redis_errors.NoScriptError) and isinstance(step, Send) and not step.whole:
             # Loads and runs it in one: between two commands it could be flushed again, or fail over to who hasn't got it.
             step = step._replace(whole=True)

@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from redis_sessions.commands import PRIMARIES, Command, Op
+from redis_sessions.commands import PRIMARIES, Command, Op, Resent
+from redis_sessions.errors import StoreUnavailable
 from redis_sessions.keys import Keys
 from redis_sessions.legacy import LegacyFile, expires_at_ms
 from redis_sessions.scan import Progress, Scan, session_rows
@@ -119,13 +120,31 @@ def _written(due: list[tuple[bytes, str, int]], *, alone: bool, dry_run: bool) -
         args: list[str | int] = []
         for _, session_id, until_ms in due:
             args += (session_id, until_ms)
-        [replies] = yield [Command(tuple(args), script=IMPORT, redis_keys=redis_keys)]
-        return sum(replies)
-    # On a cluster each key has its own slot, and a script can't reach more than one.
-    replies = yield [
-        Command(("SET", redis_key, session_id, "PXAT", until_ms, "NX")) for redis_key, session_id, until_ms in due
-    ]
-    return len(due) - replies.count(None)
+        replies = yield [Command(tuple(args), script=IMPORT, redis_keys=redis_keys)]
+        written = replies[0]
+    else:
+        # On a cluster each key has its own slot, and a script can't reach more than one.
+        replies = yield [
+            Command(("SET", redis_key, session_id, "PXAT", until_ms, "NX")) for redis_key, session_id, until_ms in due
+        ]
+        written = [reply is not None for reply in replies]
+    there = [item for item, wrote in zip(due, written, strict=True) if not wrote]
+    if there and isinstance(replies, Resent):
+        return len(due) - len(there) + (yield from _written_before(there))
+    return len(due) - len(there)
+
+
+def _written_before(there: list[tuple[bytes, str, int]]) -> Op[int]:
+    """How many of these, found there when they were sent again, hold what was sent: written by an earlier sending.
+
+    A conversation that was live with that very ID before is taken for one of them; what Redis holds is the same.
+    """
+    # One by one, since a key of the wrong type is refused, and is none of ours.
+    found = yield [Command(("GET", redis_key), optional=True) for redis_key, _, _ in there]
+    for reply in found:
+        if isinstance(reply, StoreUnavailable):
+            raise reply
+    return sum(reply == session_id.encode() for reply, (_, session_id, _) in zip(found, there, strict=True))
 
 
 def export_entries(

@@ -139,8 +139,7 @@ class _Turn:
         self.reasons: list[str] = []
 
     def flow(self) -> Flow[ResumeResult[Any]]:
-        ops, key = self.ops, self.key
-        ops.keys.session_id(key)  # refuse a bad key before anything is sent
+        self.ops.keys.session_id(self.key)  # refuse a bad key before anything is sent
         try:
             yield from self._look_up()
             how: Literal["resumed", "fresh", "restarted"] = "resumed" if self.previous else "fresh"
@@ -172,8 +171,7 @@ class _Turn:
         try:
             if self.request.lease:
                 found = yield from self._acquire()
-                self.previous = found.session_id
-                unusable = found.unusable
+                self.previous, unusable = found.session_id, found.unusable
             else:
                 try:
                     self.previous = yield from self._do(self.ops.get(self.key))
@@ -208,7 +206,11 @@ class _Turn:
 
     def _run(self, session_id: str | None) -> Flow[Turn[Any]]:
         self.ran = True
-        turn = yield Run(session_id, self.claim if self.claimed else None)
+        try:
+            turn = yield Run(session_id, self.claim if self.claimed else None)
+        finally:
+            # Known before the run, it is old by now: a lease that was kept meanwhile is to be given back.
+            self.away = self.away and not self.claimed
         if not isinstance(turn, Turn):
             raise TypeError(f"run must return a redis_sessions.Turn, not {type(turn).__name__}")
         return turn
@@ -289,7 +291,7 @@ class _Turn:
         if self.away:
             return
         try:
-            yield from self._do(self.ops.increment(name))
+            yield Do(self.ops.increment(name))  # not by `_do`: it is sent once only, so its loss is no sign of an outage
         except SessionStoreError as error:
             log.warning("%s was not counted: %s", name, error)
 

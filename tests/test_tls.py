@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 import redis
 
-from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, StoreSettings, StoreUnavailable
+from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, StoreSettings, StoreUnavailable, exchange
 from redis_sessions.server import FREE_PORTS, EmbeddedServer
 from tests.servers import CLUSTER_SETTINGS, Cluster, find_redis_server, wait_until
 from tests.stores import Blocking
@@ -154,8 +154,13 @@ def opened(kind, url, loop, **settings):
 @pytest.fixture
 def refusals(monkeypatch):
     """What was raised to the wire: one for each try."""
-    seen, explain = [], wire.explain
-    monkeypatch.setattr(wire, "explain", lambda error, *rest: (seen.append(error), explain(error, *rest))[1])
+    seen, explain = [], exchange.explain
+
+    def listening(error, *rest, **more):
+        seen.append(error)
+        return explain(error, *rest, **more)
+
+    monkeypatch.setattr(exchange, "explain", listening)
     return seen
 
 

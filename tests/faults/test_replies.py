@@ -1,0 +1,256 @@
+"""Every reply of every operation, spoiled by a proxy in every way: what was acknowledged is there, nothing is mixed up."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import random
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+import redis
+
+from redis_sessions import AsyncSessionStore, SessionStore, SessionStoreError, StoreSettings
+from redis_sessions import client as clients
+from tests.faults.case import add
+from tests.faults.case_steps import STEPS, Acquire, Get, Increment, PeekIt, Set
+from tests.faults.case_wholes import WHOLES
+from tests.faults.ledger import Tally
+from tests.faults.proxy import Fault, Proxy, named
+from tests.servers import find_redis_server, standalone
+from tests.stores import Blocking
+
+WORLDS = 12
+SETTINGS = {
+    "socket_timeout_ms": 100,
+    "connect_timeout_ms": 500,
+    "deadline_ms": 2_000,
+    "lease_ms": 600_000,
+    "scan_count": 5,
+    "batch_size": 4,
+}
+STANDING = 16
+SPOILING = [fault for fault in Fault if fault is not Fault.REPLY_IN_BYTES]
+OPERATION_BOUND_S = 15
+
+
+class World:
+    """A server, a proxy before it, a store behind that, and conversations that others read all the time on the same pool."""
+
+    def __init__(self, flavour, loop, stack, directory):
+        self.directory = directory
+        settings = StoreSettings(namespace=f"test-{uuid.uuid4().hex}", **SETTINGS)
+        patient = settings.model_copy(update={"socket_timeout_ms": 5_000})
+        # One of each kind: the proxy sees both flavours and both servers.
+        server = stack.enter_context(standalone(find_redis_server() if flavour == "async" else None))
+        self.raw = stack.enter_context(redis.Redis.from_url(server.url))
+        self.direct = stack.enter_context(SessionStore.from_url(server.url, patient))
+        late_s = settings.socket_timeout_ms / 1000 * 1.5
+        self.proxy = stack.enter_context(Proxy(server.port, loop, late_s=late_s))
+        self.flavour, self._loop, self._settings = flavour, loop, settings
+        self.store = self.new_store()
+        stack.callback(self.store.close)
+        self.standing = {f"standing-{n}": f"STANDING-{n}" for n in range(STANDING)}
+        for key, session_id in self.standing.items():
+            self.direct.set(key, session_id)
+        self._numbers = itertools.count()
+
+    def new_store(self):
+        """A store behind the proxy."""
+        if self.flavour == "sync":
+            return SessionStore.from_url(self.proxy.url, self._settings)
+        return Blocking(AsyncSessionStore.from_url(self.proxy.url, self._settings), self._loop)
+
+    def case(self, kind):
+        """A new case, ready; the next command connects, and the scripts are not loaded."""
+        case = kind(self, next(self._numbers))
+        case.prepare()
+        self.raw.script_flush()
+        dropped = self.store.client.connection_pool.disconnect(inuse_connections=False)
+        if self.flavour == "async":
+            self._loop.run(dropped)
+        return case
+
+    def read_back(self, tally, harms, times=1):
+        """Read standing conversations; each must hold its own ID."""
+        for key in random.choices(list(self.standing), k=times):
+            tally.operations += 1
+            try:
+                found = self.store.get(key)
+            except SessionStoreError:
+                tally.refused += 1
+                continue
+            except Exception as error:  # noqa: BLE001 - that none comes is what is tested
+                tally.untyped += 1
+                harms.append(f"get {key}: {error!r}")
+                continue
+            if found != self.standing[key]:
+                tally.wrong += 1
+                harms.append(f"{key} holds {found}")
+
+
+def of_case(command):
+    return not any(b"standing-" in word for word in command)
+
+
+def of_case_connected(command):
+    return of_case(command) and command[0] != b"HELLO"
+
+
+def spoil(world, kind, fault, tally, harms, *, every, times=1, match=of_case):
+    """Spoil the replies of one operation, one after the other, while others read. How many of the calls were answered."""
+    over = threading.Event()
+
+    def read():
+        while not over.wait(0.05):
+            world.read_back(others, harms)
+
+    others = Tally(fault.row)
+    reader = threading.Thread(target=read)
+    reader.start()
+    answers = 0
+    try:
+        for position in positions(world, kind, fault, harms, match, every=every):
+            case = world.case(kind)
+            order = world.proxy.inject(fault, position, match, times=times)
+            answered = call(case, tally, harms)
+            world.proxy.calm()
+            if order.fired.is_set():
+                tally.injected += 1
+                answers += answered
+            world.read_back(tally, harms, 2)
+            case.clean()
+    finally:
+        over.set()
+        reader.join()
+    add(tally, others)
+    return answers
+
+
+def positions(world, kind, fault, harms, match, *, every):
+    """Which replies to spoil: each, or a choice.
+
+    Of a run of the same command, as of a scan's pages, the choice is the first, a middle, the last; and of all these every
+    second, which the other flavour makes up for.
+    """
+    case = world.case(kind)
+    world.proxy.commands.clear()
+    call(case, Tally(fault.row), harms)
+    commands = [command for command in list(world.proxy.commands) if match(command)]
+    case.clean()
+    if every:
+        return range(len(commands))
+    found, start = [], 0
+    for _, run in itertools.groupby(command[0] for command in commands):
+        size = len(list(run))
+        found += sorted({start, start + size // 2, start + size - 1})
+        start += size
+    return found[(list(Fault).index(fault) + (world.flavour == "sync")) % 2 :: 2]
+
+
+def call(case, tally, harms):
+    """Whether the operation was answered; what it left behind is looked at either way."""
+    tally.operations += 1
+    began_s = time.monotonic()
+    try:
+        reply = case.act()
+    except SessionStoreError as error:
+        tally.refused += 1
+        case.refused(error)
+        answered = False
+    except Exception as error:  # noqa: BLE001 - that none comes is what is tested
+        tally.untyped += 1
+        harms.append(f"{case.key}: {error!r}")
+        answered = False
+    else:
+        case.answered(reply)
+        answered = True
+    if time.monotonic() - began_s > OPERATION_BOUND_S:
+        harms.append(f"{case.key} took {time.monotonic() - began_s} s")
+    for harm, what in case.harms:
+        setattr(tally, harm, getattr(tally, harm) + 1)
+        harms.append(what)
+    return answered
+
+
+@pytest.fixture(scope="module", params=["sync", "async"])
+def worlds(request, loop, tmp_path_factory):
+    with ExitStack() as stack:
+        worlds = queue.SimpleQueue()
+        for _ in range(WORLDS):
+            worlds.put(World(request.param, loop, stack, tmp_path_factory.mktemp("files")))
+        yield worlds
+
+
+def spoil_all(worlds, total, fault, **options):
+    """Spoil every operation. Of those that ride out one fault, how many calls were disturbed, and how many answered."""
+
+    def one(kind):
+        tally, harms = Tally(fault.row), []
+        world = worlds.get()
+        try:
+            answers = spoil(world, kind, fault, tally, harms, **options)
+        finally:
+            worlds.put(world)
+        return kind, tally, harms, answers
+
+    with ThreadPoolExecutor(WORLDS) as pool:
+        done = list(pool.map(one, [*WHOLES, *STEPS]))
+    for _, tally, _, _ in done:
+        add(total, tally)
+    assert not [what for _, _, harms, _ in done for what in harms]
+    total.check()
+    ridden = [(tally.injected, answers) for kind, tally, _, answers in done if kind.rides_out]
+    return tuple(map(sum, zip(*ridden, strict=True)))
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("fault", Fault)
+def test_every_operation(fault, worlds, ledger, every):
+    calls, answers = spoil_all(worlds, ledger(fault.row), fault, every=every)
+    # One fault is ridden out; a machine that stalls at the same time may make it more than one.
+    assert answers >= 0.9 * calls
+
+
+@pytest.mark.parametrize(
+    ("fault", "every"),
+    [
+        *((fault, False) for fault in (Fault.REPLY_DROPPED, Fault.REPLY_LATE, Fault.REQUEST_LOST)),
+        *(pytest.param(fault, True, marks=[pytest.mark.long, pytest.mark.timeout(1800)]) for fault in SPOILING),
+    ],
+)
+def test_every_operation_that_is_spoiled_each_time(fault, worlds, ledger, every):
+    """From some command on all are spoiled, so that sending again is of no use: what isn't known isn't claimed."""
+    row = f"{fault.row}, again and again"
+    calls, answers = spoil_all(worlds, ledger(row), fault, every=every, times=1_000, match=of_case_connected)
+    assert answers <= 0.1 * calls
+
+
+@pytest.mark.parametrize("fault", [Fault.REPLY_DROPPED, Fault.REPLY_LATE, Fault.REPLY_HALVED_OPEN, Fault.REQUEST_LOST])
+def test_a_health_check(fault, worlds, ledger, monkeypatch):
+    """A PING goes before each command of this store, as after a pause: its reply is nobody's, and INCR doesn't go twice."""
+    monkeypatch.setattr(clients, "_HEALTH_CHECK_INTERVAL_S", 1e-6)
+    tally, harms, world = ledger("health check spoiled"), [], worlds.get()
+    usual, world.store = world.store, world.new_store()
+    try:
+        for kind in (Get, PeekIt, Set, Acquire, Increment):
+            world.read_back(tally, harms)  # so that it is connected
+            case = kind(world, 0)
+            case.prepare()
+            order = world.proxy.inject(fault, 0, named("PING"))
+            call(case, tally, harms)
+            assert order.fired.is_set()
+            tally.injected += 1
+            world.read_back(tally, harms, 2)
+            case.clean()
+    finally:
+        world.proxy.calm()
+        world.store.close()
+        world.store = usual
+        worlds.put(world)
+    assert not harms
+    tally.check()
