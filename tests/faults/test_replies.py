@@ -14,8 +14,7 @@ from contextlib import ExitStack
 import pytest
 import redis
 
-from redis_sessions import AsyncSessionStore, SessionStore, SessionStoreError, StoreSettings
-from redis_sessions import client as clients
+from redis_sessions import AsyncSessionStore, SessionStore, SessionStoreError, StoreSettings, pools
 from tests.faults.case import add
 from tests.faults.case_steps import STEPS, Acquire, Get, Increment, PeekIt, Set
 from tests.faults.case_wholes import WHOLES
@@ -233,7 +232,7 @@ def test_every_operation_that_is_spoiled_each_time(fault, worlds, ledger, every)
 @pytest.mark.parametrize("fault", [Fault.REPLY_DROPPED, Fault.REPLY_LATE, Fault.REPLY_HALVED_OPEN, Fault.REQUEST_LOST])
 def test_a_health_check(fault, worlds, ledger, monkeypatch):
     """A PING goes before each command of this store, as after a pause: its reply is nobody's, and INCR doesn't go twice."""
-    monkeypatch.setattr(clients, "_HEALTH_CHECK_INTERVAL_S", 1e-6)
+    monkeypatch.setattr(pools, "HEARD_OF_S", -1)
     tally, harms, world = ledger("health check spoiled"), [], worlds.get()
     usual, world.store = world.store, world.new_store()
     try:
