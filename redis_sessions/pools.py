@@ -35,11 +35,11 @@ _inherited: list[Any] = []
 def _spoilt() -> bool:
     """Whether what is on its way out makes a connection useless for the next call.
 
-    An exception that is not redis-py's own may have left a reply unread; and a server that has become read-only is no
-    longer the primary, so its name is to be looked up anew.
+    Only the server's own refusals leave it as it was; anything else may have left a reply unread. And a server that has
+    become read-only is no longer the primary, so its name is to be looked up anew.
     """
     error = sys.exc_info()[1]
-    return error is not None and (not isinstance(error, redis.RedisError) or isinstance(error, redis.ReadOnlyError))
+    return error is not None and (not isinstance(error, redis.ResponseError) or isinstance(error, redis.ReadOnlyError))
 
 
 def _after_fork() -> None:

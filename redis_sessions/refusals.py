@@ -107,6 +107,11 @@ def explain(error: Exception, key: str | None, address: str, *, cluster: bool = 
             StoreUnavailable(f"{address} can't serve now ({code})", key=key, remedy="look at the server's log"),
             _NOT_NOW[code],
         )
+    if isinstance(error, redis_errors.InvalidResponse):
+        garbled = StoreUnavailable(
+            f"{address} answers, but not as Redis does", key=key, remedy="check that the URL names a Redis server"
+        )
+        return Refusal(garbled, passing=True)
     if isinstance(error, _UNREACHED):
         wrong_certificate = _tls_refused(error)
         words = "TLS failed" if wrong_certificate else _socket_words(error)

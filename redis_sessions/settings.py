@@ -31,7 +31,7 @@ class StoreSettings(BaseModel):
         connect_timeout_ms, socket_timeout_ms: how long one connect and one reply may take.
         deadline_ms: how long one round trip may take, everything resent and waiting for a connection included; a scan or
             an import takes many. No further try begins that would end later if it took as long as the last. Looking up a
-            host name takes what the system's resolver takes.
+            host name takes what the system's resolver takes, and one try asks every node of a cluster that hangs.
         max_connections: size of the connection pool, per node of a cluster and per event loop. Who finds all in use waits
             for one, up to the deadline.
 

@@ -1,0 +1,165 @@
+"""What an error of redis-py becomes, and whether it is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+import redis
+from redis import exceptions as redis_errors
+
+from redis_sessions import AsyncSessionStore, SessionStore, SessionStoreError, StoreSettings, StoreUnavailable
+from redis_sessions.errors import AccessDenied, CorruptValue
+from redis_sessions.refusals import explain
+from redis_sessions.server import EmbeddedServer
+from tests.stores import Blocking
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "passing", "says"),
+    [
+        (redis_errors.ConnectionError("Connection closed by server."), StoreUnavailable, True, "can't be reached"),
+        (redis_errors.TimeoutError("Timeout reading from h:1"), StoreUnavailable, True, "no answer in time"),
+        (redis_errors.InvalidResponse("Protocol error"), StoreUnavailable, True, "not as Redis does"),
+        (ConnectionRefusedError(111, "refused"), StoreUnavailable, True, "Connection refused"),
+        (socket.gaierror(-2, "unknown"), StoreUnavailable, True, "no such host name"),
+        (redis_errors.BusyLoadingError("loading"), StoreUnavailable, True, "LOADING"),
+        (redis_errors.ReadOnlyError("You can't write"), StoreUnavailable, True, "READONLY"),
+        (redis_errors.ReadOnlyError("Error running script: READONLY You can't"), StoreUnavailable, True, "READONLY"),
+        (redis_errors.MasterDownError("MASTERDOWN"), StoreUnavailable, True, "MASTERDOWN"),
+        (redis_errors.ClusterDownError("CLUSTERDOWN The cluster is down"), StoreUnavailable, True, "CLUSTERDOWN"),
+        (redis_errors.TryAgainError("TRYAGAIN"), StoreUnavailable, True, "TRYAGAIN"),
+        (redis_errors.ResponseError("NOREPLICAS Not enough good replicas"), StoreUnavailable, True, "NOREPLICAS"),
+        (redis_errors.ResponseError("BUSY Redis is busy running a script"), StoreUnavailable, True, "BUSY"),
+        (redis_errors.OutOfMemoryError("command not allowed"), StoreUnavailable, False, "OOM"),
+        (redis_errors.ResponseError("MISCONF Errors writing"), StoreUnavailable, False, "MISCONF"),
+        (redis_errors.MaxConnectionsError("Too many connections"), StoreUnavailable, True, "are in use"),
+        (redis_errors.RedisClusterException("cannot be connected"), StoreUnavailable, True, "can't be reached"),
+        (redis_errors.SlotNotCoveredError("Slot 1"), StoreUnavailable, True, "can't be reached"),
+        (redis_errors.AuthenticationError("invalid password"), AccessDenied, False, "WRONGPASS"),
+        (redis_errors.NoPermissionError("no permissions"), AccessDenied, False, "NOPERM"),
+        (redis_errors.ResponseError("WRONGTYPE Operation against"), CorruptValue, False, "holds no string"),
+        (
+            redis_errors.ResponseError("ERR unknown command 'GET'"),
+            SessionStoreError,
+            False,
+            "ERR",
+        ),
+        (RuntimeError("Event loop is closed"), SessionStoreError, False, "event loop"),
+        (RuntimeError("Task got Future attached to a different loop"), SessionStoreError, False, "event loop"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_the_table(error, kind, passing, says):
+    refusal = explain(error, "key", "h:1")
+    assert type(refusal.error) is kind
+    assert refusal.passing is passing
+    assert says in refusal.error.message
+    assert refusal.error.remedy
+    assert refusal.error.key == "key"
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), AttributeError("x"), RuntimeError("x"), KeyError("x")])
+@pytest.mark.parametrize("cluster", [False, True])
+def test_a_mistake_of_ours_is_not_taken_for_an_outage(error, cluster):
+    try:
+        raise error
+    except Exception as raised:  # noqa: BLE001
+        assert explain(raised, "key", "h:1", cluster=cluster) is None
+
+
+class TestAClusterClientThatStumbles:
+    """redis-py lets a raw AttributeError through while a slot has no node."""
+
+    @pytest.fixture(params=["sync", "async"])
+    def store(self, request, places, namespace, loop):
+        place = places.get("cluster")
+        settings = StoreSettings(namespace=namespace, deadline_ms=500)
+        if request.param == "sync":
+            store = SessionStore.from_url(place.url, settings)
+        else:
+            store = Blocking(AsyncSessionStore.from_url(place.url, settings), loop)
+        store.set("a", "ID")
+        yield store
+        for key in place.raw.scan_iter(f"{namespace}:*"):
+            place.raw.delete(key)
+        store.close()
+
+    @pytest.fixture
+    def stumble(self, store, monkeypatch):
+        """Let the client find no node for its next lookups."""
+        manager = store.client.nodes_manager
+        find, left = type(manager).get_node_from_slot, [0]
+
+        def stumbling(self, *args, **options):
+            left[0] -= 1
+            return None if left[0] >= 0 else find(self, *args, **options)
+
+        monkeypatch.setattr(type(manager), "get_node_from_slot", stumbling)
+
+        def stumble(times: int) -> None:
+            left[0] = times
+
+        return stumble
+
+    def test_it_is_ridden_out(self, store, stumble):
+        stumble(3)
+        assert store.get("a") == "ID"
+        stumble(1)
+        assert store.peek("a").session_id == "ID"
+
+    def test_for_too_long_it_is_an_outage(self, store, stumble):
+        stumble(1_000_000)
+        for name in ("get", "peek", "acquire"):
+            with pytest.raises(StoreUnavailable, match="stumbled over changes of the cluster"):
+                getattr(store, name)("a")
+        with pytest.raises(StoreUnavailable):
+            store.increment_resume_failures()
+
+    def test_what_others_raise_is_let_through(self, store, monkeypatch):
+        client = store.client
+
+        def mistaken(*_: object, **__: object) -> None:
+            raise AttributeError
+
+        monkeypatch.setattr(client, "execute_command", mistaken)
+        with pytest.raises(AttributeError):
+            store.get("a")
+
+
+@pytest.mark.parametrize("flavour", ["sync", "async"])
+def test_a_primary_that_became_a_replica_is_left(flavour, loop, monkeypatch):
+    """Its name may by now belong to another server: the connection is dropped, and the next one asks anew."""
+    with EmbeddedServer() as server, redis.Redis.from_url(server.url) as raw:
+        settings = StoreSettings(deadline_ms=500)
+        if flavour == "sync":
+            store = SessionStore.from_url(server.url, settings)
+        else:
+            store = Blocking(AsyncSessionStore.from_url(server.url, settings), loop)
+        store.set("a", "ID")
+        raw.replicaof("127.0.0.1", 1)
+        for operation in (lambda: store.set("a", "E"), lambda: store.acquire("a"), store.increment_resume_failures):
+            with pytest.raises(StoreUnavailable, match="READONLY"):
+                operation()
+        assert store.get("a") == "ID"
+        connections = raw.info("stats")["total_connections_received"]
+        with pytest.raises(StoreUnavailable, match="READONLY"):
+            store.increment_resume_failures()
+        with pytest.raises(StoreUnavailable, match="READONLY"):
+            store.increment_resume_failures()
+        assert raw.info("stats")["total_connections_received"] == connections + 1
+        raw.replicaof("NO", "ONE")
+        store.set("a", "E")
+        assert store.get("a") == "E"
+        assert store.resume_failures_total() == 0
+        store.close()
+
+
+def test_a_second_loop_is_told_apart_from_other_runtime_errors():
+    async def other() -> None:
+        raise RuntimeError("cannot reuse already awaited coroutine")
+
+    with pytest.raises(RuntimeError) as caught:
+        asyncio.run(other())
+    assert explain(caught.value, None, "h:1") is None
