@@ -219,12 +219,16 @@ def callers_link(client: Any) -> Link:
         if risk not in _told:
             _told.add(risk)
             log.warning("the redis-py client that was passed in %s; SessionStore.from_url builds one that is safe", risk)
-    return Link()
+    return Link(client_resends=_resends(client))
+
+
+def _resends(client: Any) -> bool:
+    retry = client.get_retry() if hasattr(client, "get_retry") else getattr(client, "retry", None)
+    return retry is not None and retry.get_retries() > 0
 
 
 def _risks(client: Any) -> Iterator[str]:
-    retry = client.get_retry() if hasattr(client, "get_retry") else getattr(client, "retry", None)
-    if retry is not None and retry.get_retries() > 0:
+    if _resends(client):
         yield "retries by itself, INCR too: a counter may count a lost reply twice"
     pool: Any = getattr(client, "connection_pool", None)
     if hasattr(pool, "maint_notifications_enabled") and pool.maint_notifications_enabled():

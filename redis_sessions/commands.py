@@ -30,6 +30,7 @@ class Command(NamedTuple):
         key: the conversation it is about, for errors to name.
         script: the script to run, if it is one; `redis_keys` are its KEYS.
         resend: whether it may run twice, so that it can be sent again when its reply was lost.
+        tell_again: whether the wire appends an argument: 1 if an earlier sending may have run, else 0.
         node: the cluster primary it is for, as PRIMARIES gave it; None lets its key decide.
         optional: a refusal by the server is its reply (a SessionStoreError) instead of being raised.
     """
@@ -39,6 +40,7 @@ class Command(NamedTuple):
     script: Script | None = None
     redis_keys: tuple[bytes, ...] = ()
     resend: bool = True
+    tell_again: bool = False
     node: object = None
     optional: bool = False
 

@@ -102,7 +102,8 @@ class Operations:
 
     def save(self, lease: Lease, session_id: str) -> Op[bool]:
         value = check_session_id(lease.key, session_id)
-        [saved] = yield [self._leased(scripts.SAVE, lease.key, lease.token, value, self.settings.session_max_age_ms)]
+        command = self._leased(scripts.SAVE, lease.key, lease.token, value, self.settings.session_max_age_ms)
+        [saved] = yield [command._replace(tell_again=True)]
         return bool(saved)
 
     def reject(self, lease: Lease) -> Op[bool]:

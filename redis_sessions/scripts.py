@@ -62,8 +62,9 @@ return 0
 """
 )
 
-# KEYS lease, id; ARGV token, session ID, max age. -> 1 saved, 0 lost
-# The second look at the ID is for a save that is sent again: the first one has given the lease back already.
+# KEYS lease, id; ARGV token, session ID, max age, whether it is sent again. -> 1 saved, 0 lost
+# Sent again, it looks at the ID as well: the first one has given the lease back already. Sent once it must not, or a worker
+# that comes late with the very ID that its successor resumed or saved would never hear that it was taken over.
 SAVE: Final = Script(
     _PEEK
     + """
@@ -72,7 +73,7 @@ if peek('GET', KEYS[1]) == ARGV[1] then
   redis.call('DEL', KEYS[1])
   return 1
 end
-if peek('GET', KEYS[2]) == ARGV[2] then
+if ARGV[4] == '1' and peek('GET', KEYS[2]) == ARGV[2] then
   return 1
 end
 return 0

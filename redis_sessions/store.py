@@ -93,7 +93,7 @@ class SessionStore(BaseStore[clients.SyncClient]):
         return self._run(self._ops.renew(lease))
 
     def save(self, lease: Lease, session_id: str) -> bool:
-        """Save a session ID and give the lease back; False if the conversation was taken over. Raises InvalidSessionID."""
+        """Save a session ID and give the lease back; False if that was done, or taken over. Raises InvalidSessionID."""
         return self._run(self._ops.save(lease, session_id))
 
     def reject(self, lease: Lease) -> bool:

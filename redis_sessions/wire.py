@@ -11,14 +11,14 @@ import random
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from redis import exceptions as redis_errors
 from redis.client import NEVER_DECODE
 
-from redis_sessions.commands import PRIMARIES, Command, Op, Script
+from redis_sessions.commands import PRIMARIES, Command, Op
 from redis_sessions.errors import AccessDenied, SessionStoreError, StoreUnavailable
 from redis_sessions.refusals import explain
 
@@ -44,27 +44,25 @@ class Link:
         address: for errors to name; holds no secret.
         attempts: tries in all for what may be sent twice; 1 leaves retrying to the client, as for one the caller passed in.
         deadline_s: no further try begins later than this many seconds after the first.
+        client_resends: whether the client sends again by itself what got no reply.
     """
 
     address: str = "Redis"
     attempts: int = 1
     deadline_s: float = 0.0
+    client_resends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Send:
     command: Command
+    again: bool
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Pipeline:
     commands: list[Command]
-
-
-@dataclass(frozen=True, slots=True)
-class _Load:
-    script: Script
-    node: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ class _Together:
     exchanges: list[Generator[Any, Any, Any]]
 
 
-_Step: TypeAlias = _Send | _Pipeline | _Load | _Wait | _Primaries | _Together
+_Step: TypeAlias = _Send | _Pipeline | _Wait | _Primaries | _Together
 _Exchange: TypeAlias = Generator[_Step, Any, T]
 
 
@@ -112,7 +110,7 @@ def _replies(client: Client, commands: list[Command], link: Link) -> list[Any]:
     if _goes_straight(commands):
         began_s = time.monotonic()
         try:
-            return [client.execute_command(*_arguments(commands[0]), **_options(commands[0]))]
+            return [client.execute_command(*_arguments(commands[0], link.client_resends), **_options(commands[0]))]
         except _FAILURES as error:
             failed = _Failed(error, began_s)
     return _run_exchange(client, _exchange(commands, link, failed))
@@ -135,12 +133,10 @@ def _run_exchange(client: Client, exchange: _Exchange[T]) -> T:
 
 def _do(client: Any, step: _Step) -> Any:
     match step:
-        case _Send(command):
-            return client.execute_command(*_arguments(command), **_options(command))
+        case _Send(command, again, whole):
+            return client.execute_command(*_arguments(command, again, whole), **_options(command))
         case _Pipeline(commands):
             return _filled(client.pipeline(transaction=False), commands).execute(raise_on_error=False)
-        case _Load(script, node):
-            return client.execute_command("SCRIPT LOAD", script.source, **_target(node))
         case _Wait(seconds):
             return time.sleep(seconds)
         case _Primaries():
@@ -166,7 +162,7 @@ async def _areplies(client: Client, commands: list[Command], link: Link) -> list
     if _goes_straight(commands):
         began_s = time.monotonic()
         try:
-            return [await client.execute_command(*_arguments(commands[0]), **_options(commands[0]))]
+            return [await client.execute_command(*_arguments(commands[0], link.client_resends), **_options(commands[0]))]
         except _FAILURES as error:
             failed = _Failed(error, began_s)
     return await _arun_exchange(client, _exchange(commands, link, failed))
@@ -189,12 +185,10 @@ async def _arun_exchange(client: Client, exchange: _Exchange[T]) -> T:
 
 async def _ado(client: Any, step: _Step) -> Any:
     match step:
-        case _Send(command):
-            return await client.execute_command(*_arguments(command), **_options(command))
+        case _Send(command, again, whole):
+            return await client.execute_command(*_arguments(command, again, whole), **_options(command))
         case _Pipeline(commands):
             return await _filled(client.pipeline(transaction=False), commands).execute(raise_on_error=False)
-        case _Load(script, node):
-            return await client.execute_command("SCRIPT LOAD", script.source, **_target(node))
         case _Wait(seconds):
             return await asyncio.sleep(seconds)
         case _Primaries():
@@ -234,7 +228,7 @@ def _exchange(commands: list[Command], link: Link, failed: _Failed | None = None
 
 def _one(command: Command, link: Link, failed: _Failed | None = None) -> _Exchange[Any]:
     try:
-        return (yield from _persistently(_Send(command), [command], link, failed))
+        return (yield from _persistently(_Send(command, link.client_resends), [command], link, failed))
     except SessionStoreError as error:
         away = isinstance(error, StoreUnavailable) and not isinstance(error, AccessDenied)
         if away or not command.optional:
@@ -248,7 +242,6 @@ def _persistently(step: _Step, commands: list[Command], link: Link, failed: _Fai
     give_up_at_s = (failed.began_s if failed else time.monotonic()) + link.deadline_s
     pause_s = _BACKOFF_S[0]
     attempt = 1
-    loaded = False
     while True:
         try:
             if failed:
@@ -261,25 +254,28 @@ def _persistently(step: _Step, commands: list[Command], link: Link, failed: _Fai
                         raise error
             return reply
         except redis_errors.NoScriptError as error:
-            script = commands[0].script
-            if script is None or loaded:
+            if not isinstance(step, _Send) or step.whole:
                 raise explain(error, commands[0].key, link.address).error from None
-            loaded = True
-            yield from _persistently(_Load(script, commands[0].node), [], link)
+            # Loads and runs it in one: between two commands it could be flushed again, or fail over to who hasn't got it.
+            step = replace(step, whole=True)
         except _FAILURES as error:
-            refusal = explain(error, commands[0].key if commands else None, link.address)
+            refusal = explain(error, commands[0].key, link.address)
             late = time.monotonic() + pause_s > give_up_at_s
             if late or attempt >= link.attempts or not (may_resend and refusal.passing):
                 raise refusal.error from None
             attempt += 1
+            if isinstance(step, _Send):
+                step = replace(step, again=True)
             yield _Wait(pause_s * random.uniform(0.5, 1))
             pause_s = min(pause_s * 2, _BACKOFF_S[1])
 
 
-def _arguments(command: Command) -> tuple[Any, ...]:
+def _arguments(command: Command, again: bool, whole: bool = False) -> tuple[Any, ...]:  # noqa: FBT001, FBT002 - in every call
+    args = (*command.args, int(again)) if command.tell_again else command.args
     if command.script is None:
-        return command.args
-    return ("EVALSHA", command.script.sha, len(command.redis_keys), *command.redis_keys, *command.args)
+        return args
+    how = ("EVAL", command.script.source) if whole else ("EVALSHA", command.script.sha)
+    return (*how, len(command.redis_keys), *command.redis_keys, *args)
 
 
 def _options(command: Command) -> dict[str, Any]:

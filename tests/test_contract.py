@@ -202,12 +202,22 @@ class TestLease:
         assert store.save(late, "ID-late") is False
         assert store.get("a") is None
 
+    def test_lapsed_and_the_successor_runs_on_the_very_same_id(self, store, raw, namespace, lapse):
+        store.set("a", "ID-same")
+        late = store.acquire("a")
+        lapse("a")
+        successor = store.acquire("a")
+        raw.pexpire(f"{namespace}:id:{{a}}", 60_000)
+        assert store.save(late, "ID-same") is False
+        assert raw.pttl(f"{namespace}:id:{{a}}") <= 60_000
+        assert store.save(successor, "ID-same") is True
+
     def test_lapsed_and_the_successor_saved_the_very_same_id(self, store, raw, namespace, lapse):
         late = store.acquire("a")
         lapse("a")
         assert store.save(store.acquire("a"), "ID-same") is True
         raw.pexpire(f"{namespace}:id:{{a}}", 60_000)
-        assert store.save(late, "ID-same") is True
+        assert store.save(late, "ID-same") is False
         assert raw.pttl(f"{namespace}:id:{{a}}") <= 60_000  # nothing of its successor's was written over
 
     def test_a_lease_made_immortal_lapses_after_all(self, store, raw, namespace, lapse):

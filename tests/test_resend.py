@@ -153,6 +153,30 @@ def test_a_save_between_whose_two_sendings_somebody_else_saved(store, client, mo
     assert store.get("a") == "ID-successor"
 
 
+def test_a_save_that_a_client_of_the_callers_sends_again_by_itself(client, valkey, namespace):
+    """The wire sees one sending; so what the lease can't tell any more, the ID must."""
+    client._client.set_retry(redis.retry.Retry(redis.backoff.NoBackoff(), 1))
+    store = SessionStore(client._client, StoreSettings(namespace=namespace))
+    lease = store.acquire("a")
+    assert store.save(lease, "ID-1") is True
+    assert store.save(lease, "ID-1") is True
+    assert store.save(lease, "ID-2") is False
+    store.delete("a")
+
+
+def test_a_script_that_is_flushed_at_every_moment(store, client, valkey, monkeypatch):
+    send = client._client.execute_command
+
+    def execute_command(*args, **options):
+        flusher.script_flush()
+        return send(*args, **options)
+
+    with redis.Redis.from_url(valkey.url) as flusher:
+        monkeypatch.setattr(client._client, "execute_command", execute_command)
+        assert store.save(store.acquire("a"), "ID-1") is True
+        assert store.report().live == 1
+
+
 def test_scripts_load_themselves_again(store, client):
     lease = store.acquire("a")
     client._client.script_flush()

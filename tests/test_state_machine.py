@@ -77,7 +77,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
     @rule(lease=leases, session_id=IDS)
     def save(self, lease, session_id):
         owned = self._owns(lease)
-        assert self.store.save(lease, session_id) is (owned or self.ids.get(lease.key) == session_id)
+        assert self.store.save(lease, session_id) is owned
         if owned:
             self.ids[lease.key] = session_id
             self._disown(lease)
