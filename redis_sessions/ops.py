@@ -112,7 +112,8 @@ class Operations:
         return bool(mine)
 
     def release(self, lease: Lease) -> Op[bool]:
-        [released] = yield [Command((lease.token,), lease.key, scripts.DELETE_IF, (self.keys.lease(lease.key),))]
+        command = Command((lease.token,), lease.key, scripts.DELETE_IF, (self.keys.lease(lease.key),), tell_again=True)
+        [released] = yield [command]
         return bool(released)
 
     def increment(self, name: str) -> Op[int]:

@@ -133,6 +133,7 @@ class _Turn:
         # Named before it is asked for, so that a claim whose reply never came can still be given back.
         self.claim = Lease(request.key, new_token())
         self.claimed = False
+        self.ran = False
         self.away = False
         self.previous: str | None = None
         self.reasons: list[str] = []
@@ -206,6 +207,7 @@ class _Turn:
             pause_s = min(pause_s * 1.5, _POLL_S[1])
 
     def _run(self, session_id: str | None) -> Flow[Turn[Any]]:
+        self.ran = True
         turn = yield Run(session_id, self.claim if self.claimed else None)
         if not isinstance(turn, Turn):
             raise TypeError(f"run must return a redis_sessions.Turn, not {type(turn).__name__}")
@@ -278,7 +280,8 @@ class _Turn:
         if self.claimed and not self.away:
             self.claimed = False
             try:
-                yield from self._do(self.ops.release(self.claim))
+                if not (yield from self._do(self.ops.release(self.claim))) and self.ran:
+                    log.error("conversation %r was taken over before its turn ended", self.key)
             except SessionStoreError as error:
                 log.warning("lease of %r was not released, it lapses by itself: %s", self.key, error)
 

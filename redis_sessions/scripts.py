@@ -95,12 +95,17 @@ return 1
 """
 )
 
-# KEYS key; ARGV value. -> 1 if this call deleted it; sent again it answers 0 although the first has
+# KEYS key; ARGV value, whether it is sent again, if that is known. -> 1 if it was there, else 0
+# Sent again it takes «not there» for the work of the first; where that isn't told it answers 0.
 DELETE_IF: Final = Script(
     _PEEK
     + """
-if peek('GET', KEYS[1]) == ARGV[1] then
+local value = peek('GET', KEYS[1])
+if value == ARGV[1] then
   return redis.call('DEL', KEYS[1])
+end
+if ARGV[2] == '1' and not value then
+  return 1
 end
 return 0
 """

@@ -97,7 +97,7 @@ class TestEveryCommandThatMayBeSentTwice:
     def test_a_release_leaves_nothing_held(self):
         lease = self.store.acquire("a")
         self.lose()
-        self.store.release(lease)
+        assert self.store.release(lease) is True
         assert isinstance(self.store.acquire("a"), Lease)
 
     def test_a_release_sent_again_does_not_free_a_successor(self):
@@ -105,7 +105,7 @@ class TestEveryCommandThatMayBeSentTwice:
         self.store.release(late)
         successor = self.store.acquire("a")
         self.lose()
-        self.store.release(late)
+        assert self.store.release(late) is False
         assert self.store.acquire("a").holder == successor.token
 
     def test_a_delete_leaves_nothing_and_never_takes_a_newer_id(self):

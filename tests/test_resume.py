@@ -341,6 +341,23 @@ class TestLeaseOfATurn:
         assert store.get(KEY) == "S"
         assert counters() == (0, 0, 1)
 
+    @pytest.mark.parametrize("answer", [None, AgentError("boom")])
+    def test_taken_over_with_nothing_to_save_the_log_says_so(self, store, lapse, answer, caplog):
+        agent = Agent(answer)
+
+        def run(session_id):
+            lapse(KEY)
+            assert isinstance(store.acquire(KEY), Lease)
+            return agent(session_id)
+
+        if answer is None:
+            assert not store.resume(KEY, run).saved
+        else:
+            with pytest.raises(AgentError):
+                store.resume(KEY, run)
+        assert "was taken over before its turn ended" in caplog.text
+        assert isinstance(store.acquire(KEY), Held)
+
     def test_lapsed_and_untaken_it_still_saves(self, store, lapse):
         def run(session_id):
             lapse(KEY)
