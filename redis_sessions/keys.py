@@ -13,7 +13,8 @@ cluster slot. In it `%`, `{`, `}` and control characters are percent-escaped and
 it. A scanned key is ours only if escaping what was unescaped gives it back.
 
 The lease key outlives the lease for two reasons: a worker that was stopped and wakes late can tell «nobody came after
-me» from «somebody came, and went»; and `volatile-ttl` eviction, which takes what expires soonest, leaves leases alone.
+me» from «somebody came, and went»; and `volatile-ttl` eviction, which takes what expires soonest, leaves leases alone
+(with a max age beyond 30 days they would go before unused sessions).
 The time of last use is not stored: idle = max age - PTTL, since every set writes a whole new TTL.
 """
 
