@@ -1,4 +1,7 @@
-"""Files put in place whole or not at all, for their owner alone."""
+"""Files put in place whole or not at all, for their owner alone.
+
+A process that is killed meanwhile leaves its draft beside the file, as `.NAME.xxxxxxxx`; nothing ever reads it.
+"""
 
 from __future__ import annotations
 

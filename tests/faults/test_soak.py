@@ -137,7 +137,7 @@ def read_turns(path, killed_at_s):
 
 
 @pytest.mark.parametrize("name", ["valkey", "redis"])
-@pytest.mark.parametrize("seconds", [4, pytest.param(120, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("seconds", [3, pytest.param(120, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 def test_runs_overlap_only_beyond_the_promise(name, seconds, places, namespace, tmp_path, ledger):
     place, keys = places.get(name), Keys(namespace)
     tally = ledger("workers stopped and killed at random")
