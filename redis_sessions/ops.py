@@ -131,7 +131,7 @@ class Operations:
 
     def _count(self, name: str, raw: Any) -> int:
         try:
-            return int(raw or 0)
+            return 0 if raw is None else int(raw)
         except ValueError:
             redis_key = self.keys.counter(name).decode()
             raise CorruptValue(

@@ -98,13 +98,9 @@ def explain(error: Exception, key: str | None, address: str) -> Refusal:
         return Refusal(
             StoreUnavailable(f"{address} can't be reached ({words})", key=key, remedy=remedy), not wrong_certificate
         )
-    if code == "WRONGTYPE":
-        return Refusal(
-            CorruptValue(
-                f"the key of conversation {key!r} holds no string", key=key, remedy="find out who wrote it, and delete it"
-            ),
-            False,
-        )
+    if code == "WRONGTYPE" or "not an integer" in str(error):
+        what = "a counter holds no integer" if key is None else f"the key of conversation {key!r} holds no string"
+        return Refusal(CorruptValue(what, key=key, remedy="find out who wrote it, and delete it"), False)
     said = code or type(error).__name__
     return Refusal(
         SessionStoreError(f"{address} refused a command ({said})", key=key, remedy="check the server's version and log"),

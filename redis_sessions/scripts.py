@@ -25,6 +25,7 @@ end
 # KEYS lease, id; ARGV token, lease TTL, grace. -> {1, id or nil} or {0, holder, remaining ms}
 # A lease without a TTL (somebody's PERSIST) gets one, so that it can't shut a conversation for good.
 # A value too long to be an ID is cut one byte past the longest, one of the wrong type is given as empty: neither is valid.
+# A holder is cut likewise, since it may be anybody's value.
 ACQUIRE: Final = Script(
     _PEEK
     + """
@@ -37,7 +38,7 @@ if holder and holder ~= ARGV[1] then
   end
   local remaining = ttl - tonumber(ARGV[3])
   if remaining > 0 then
-    return {0, holder, remaining}
+    return {0, string.sub(holder, 1, 257), remaining}
   end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])

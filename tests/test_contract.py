@@ -10,7 +10,6 @@ from redis_sessions import (
     InvalidKey,
     InvalidSessionID,
     Lease,
-    SessionStoreError,
 )
 from redis_sessions.keys import LEASE_GRACE_MS, MAX_KEY_BYTES
 from redis_sessions.settings import DAY_MS
@@ -262,12 +261,19 @@ class TestCounter:
         assert int(raw.get(f"{namespace}:counter:resume_failures_total")) == 2
         assert raw.ttl(f"{namespace}:counter:resume_failures_total") == -1
 
-    def test_what_is_no_integer_is_an_error_with_a_remedy(self, store, raw, namespace):
-        raw.set(f"{namespace}:counter:resume_failures_total", "many")
+    @pytest.mark.parametrize("value", ["many", "", b"\xff"])
+    def test_what_is_no_integer_is_an_error_with_a_remedy(self, store, raw, namespace, value):
+        raw.set(f"{namespace}:counter:resume_failures_total", value)
         with pytest.raises(CorruptValue, match="redis-cli SET"):
             store.resume_failures_total()
-        with pytest.raises(SessionStoreError):
+        with pytest.raises(CorruptValue, match="a counter holds no integer"):
             store.increment_resume_failures()
+
+    def test_what_is_of_the_wrong_type_is_an_error_that_says_counter(self, store, raw, namespace):
+        raw.lpush(f"{namespace}:counter:resume_failures_total", 1)
+        for operation in (store.resume_failures_total, store.increment_resume_failures):
+            with pytest.raises(CorruptValue, match="a counter holds no integer"):
+                operation()
 
 
 def test_namespaces_do_not_see_each_other(make_store, raw):
