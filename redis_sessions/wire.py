@@ -103,6 +103,8 @@ def run(client: Client, op: Op[T], link: Link = Link()) -> T:
     except StopIteration as done:
         result: T = done.value
         return result
+    finally:
+        op.close()  # what it holds open is let go here and now, not wherever its error is dropped
 
 
 def _replies(client: Client, commands: list[Command], link: Link) -> list[Any]:
@@ -110,7 +112,8 @@ def _replies(client: Client, commands: list[Command], link: Link) -> list[Any]:
     if _goes_straight(commands):
         began_s = time.monotonic()
         try:
-            return [client.execute_command(*_arguments(commands[0], link.client_resends), **_options(commands[0]))]
+            arguments = _arguments(commands[0], again=link.client_resends)
+            return [client.execute_command(*arguments, **_options(commands[0]))]
         except _FAILURES as error:
             failed = _Failed(error, began_s)
     return _run_exchange(client, _exchange(commands, link, failed))
@@ -134,7 +137,7 @@ def _run_exchange(client: Client, exchange: _Exchange[T]) -> T:
 def _do(client: Any, step: _Step) -> Any:
     match step:
         case _Send(command, again, whole):
-            return client.execute_command(*_arguments(command, again, whole), **_options(command))
+            return client.execute_command(*_arguments(command, again=again, whole=whole), **_options(command))
         case _Pipeline(commands):
             return _filled(client.pipeline(transaction=False), commands).execute(raise_on_error=False)
         case _Wait(seconds):
@@ -155,6 +158,8 @@ async def arun(client: Client, op: Op[T], link: Link = Link()) -> T:
     except StopIteration as done:
         result: T = done.value
         return result
+    finally:
+        op.close()  # what it holds open is let go here and now, not wherever its error is dropped
 
 
 async def _areplies(client: Client, commands: list[Command], link: Link) -> list[Any]:
@@ -162,7 +167,9 @@ async def _areplies(client: Client, commands: list[Command], link: Link) -> list
     if _goes_straight(commands):
         began_s = time.monotonic()
         try:
-            return [await client.execute_command(*_arguments(commands[0], link.client_resends), **_options(commands[0]))]
+            return [
+                await client.execute_command(*_arguments(commands[0], again=link.client_resends), **_options(commands[0]))
+            ]
         except _FAILURES as error:
             failed = _Failed(error, began_s)
     return await _arun_exchange(client, _exchange(commands, link, failed))
@@ -186,7 +193,7 @@ async def _arun_exchange(client: Client, exchange: _Exchange[T]) -> T:
 async def _ado(client: Any, step: _Step) -> Any:
     match step:
         case _Send(command, again, whole):
-            return await client.execute_command(*_arguments(command, again, whole), **_options(command))
+            return await client.execute_command(*_arguments(command, again=again, whole=whole), **_options(command))
         case _Pipeline(commands):
             return await _filled(client.pipeline(transaction=False), commands).execute(raise_on_error=False)
         case _Wait(seconds):
@@ -270,7 +277,7 @@ def _persistently(step: _Step, commands: list[Command], link: Link, failed: _Fai
             pause_s = min(pause_s * 2, _BACKOFF_S[1])
 
 
-def _arguments(command: Command, again: bool, whole: bool = False) -> tuple[Any, ...]:  # noqa: FBT001, FBT002 - in every call
+def _arguments(command: Command, *, again: bool, whole: bool = False) -> tuple[Any, ...]:
     args = (*command.args, int(again)) if command.tell_again else command.args
     if command.script is None:
         return args

@@ -193,6 +193,24 @@ def test_tries_end(store, client):
     assert len(client.losses) == 95
 
 
+def test_an_operation_that_is_refused_is_closed_at_once(client):
+    from redis_sessions.commands import Command
+    from redis_sessions.wire import run
+
+    closed = []
+
+    def operation():
+        try:
+            yield [Command(("GET", "a"))]
+        finally:
+            closed.append(True)
+
+    client.losses = ["before"]
+    with pytest.raises(StoreUnavailable):
+        run(client, op := operation())
+    assert closed, op  # held until here, so that nothing but `run` can have closed it
+
+
 def test_a_whole_turn_through_losses_everywhere(store, client):
     """Whatever is lost, the turn runs once, is saved, and nothing stays leased."""
     from redis_sessions import Turn
