@@ -6,7 +6,7 @@
 | report | the scans: report, list, export; reads counters        | no        |
 | admin  | all of these, and import                               | yes       |
 
-HELLO and AUTH are open to all. What a list grants holds inside scripts as well: who may load a script gains no command
+HELLO and AUTH are open to all. What a list grants holds inside scripts as well: who may send a script gains no command
 and no key by it, but can keep the server busy with one. SCAN is bound to no pattern: whoever scans sees the names of
 other keys on that server, never their values.
 """
@@ -42,7 +42,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 # PING is the client's health check; SELECT goes where a URL names a database, of which a cluster has none.
-_ALWAYS: Final = _words("ping evalsha script|load get pttl")
+_ALWAYS: Final = _words("ping evalsha eval get pttl")
 _ALONE: Final = _words("select")
 _SCAN_ALONE: Final = _words("mget")
 _CONVERSE: Final = _words("set del pexpire incr")

@@ -112,8 +112,7 @@ def _replies(client: Client, commands: list[Command], link: Link) -> list[Any]:
     if _goes_straight(commands):
         began_s = time.monotonic()
         try:
-            arguments = _arguments(commands[0], again=link.client_resends)
-            return [client.execute_command(*arguments, **_options(commands[0]))]
+            return [client.execute_command(*_arguments(commands[0], again=link.client_resends), **_options(commands[0]))]
         except _FAILURES as error:
             failed = _Failed(error, began_s)
     return _run_exchange(client, _exchange(commands, link, failed))
@@ -271,8 +270,7 @@ def _persistently(step: _Step, commands: list[Command], link: Link, failed: _Fai
             if late or attempt >= link.attempts or not (may_resend and refusal.passing):
                 raise refusal.error from None
             attempt += 1
-            if isinstance(step, _Send):
-                step = replace(step, again=True)
+            step = replace(step, again=True) if isinstance(step, _Send) else step
             yield _Wait(pause_s * random.uniform(0.5, 1))
             pause_s = min(pause_s * 2, _BACKOFF_S[1])
 
