@@ -148,7 +148,7 @@ def test_runs_overlap_only_beyond_the_promise(name, seconds, places, namespace, 
         client = stack.enter_context(redis.Redis.from_url(place.url))
         monitor = stack.enter_context(client.monitor())
         chaos = Chaos(stack, [place.url, settings.model_dump_json(), ",".join(CONVERSATIONS), str(path)], tally)
-        wait_until(lambda: path.exists() and len(path.read_text().splitlines()) > 50, "workers at work")
+        wait_until(lambda: path.exists() and len(path.read_text().splitlines()) > 20, "workers at work", 60)
         chaos.go_on(seconds)
         chaos.finish()
         client.echo(end)
