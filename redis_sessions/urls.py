@@ -8,6 +8,7 @@ certificates.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -28,6 +29,8 @@ _SCHEMES: Mapping[str, tuple[Kind, bool]] = {
 }
 _DEFAULT_PORTS: Mapping[Kind, int] = {"standalone": 6379, "cluster": 6379, "sentinel": 26379}
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+# What Sentinel takes for a name. Anything else may be a part of a password with a bare slash.
+_SERVICE = re.compile(r"[A-Za-z0-9._-]+")
 _SHAPES = (
     "redis://host:port/db, rediss://…, unix:///path?db=0, redis+sentinel://h1:p,h2:p/SERVICE/DB or redis+cluster://h1:p,h2:p"
 )
@@ -99,12 +102,16 @@ def _parse(url: str) -> Target:
     if kind == "unix":
         if location or not path.startswith("/"):
             raise _refused("needs an absolute socket path after unix://")
+        if "@" in parts.netloc and "@" in parts.path:
+            raise _refused("has two '@'; in a password or path write the other as %40")
         return Target(kind, path=path, database=_database(options.get("db", "")), username=user, password=password)
     hosts = tuple(_host(item, _DEFAULT_PORTS[kind]) for item in location.split(","))
     if kind == "standalone" and len(hosts) > 1:
         raise _refused("names more than one host; use redis+cluster:// or redis+sentinel://")
     segments = path.strip("/").split("/") if path.strip("/") else []
     service = segments.pop(0) if kind == "sentinel" and segments else ""
+    if service and not _SERVICE.fullmatch(service):
+        raise _refused("names a service that Sentinel can't know; in a password write '/' as %2F and '@' as %40")
     if kind == "sentinel" and not service:
         raise _refused("names no service of Sentinel's: redis+sentinel://host:port/SERVICE")
     if len(segments) > 1:

@@ -102,12 +102,16 @@ def serve(binary, certificates):
 
 
 @contextmanager
-def door(port, loop):
-    """A port that leads to another one, and the list of who came."""
+def door(port, loop, *, shut=0):
+    """A port that leads to another one, and the list of who came; the first few it lets speak, and hangs up on."""
     came = []
 
     async def lead(reader, writer):
         came.append(writer.get_extra_info("peername"))
+        if len(came) <= shut:
+            await reader.read(1)
+            writer.close()
+            return
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
 
         async def carry(source, sink):
@@ -147,6 +151,20 @@ def opened(kind, url, loop, **settings):
         store.close()
 
 
+@pytest.fixture
+def refusals(monkeypatch):
+    """What was raised to the wire: one for each try."""
+    seen, explain = [], exchange.explain
+    monkeypatch.setattr(
+        exchange, "explain", lambda error, *rest, **more: (seen.append(error), explain(error, *rest, **more))[1]
+    )
+    return seen
+
+
+def refused():
+    return pytest.raises(StoreUnavailable, match=r"\(TLS failed\): check its certificate")
+
+
 @KINDS
 @pytest.mark.parametrize(("clients", "shown"), [("yes", "client"), ("optional", "client"), ("optional", ""), ("no", "")])
 def test_all_of_it_works(serve, certificates, loop, namespace, tmp_path, kind, clients, shown):
@@ -182,6 +200,32 @@ def test_a_wrong_certificate_is_refused_at_the_first_try(serve, certificates, lo
                 operation()
             assert "certificate" in caught.value.remedy
             assert len(came) <= 1
+
+
+@KINDS
+@pytest.mark.parametrize("shown", ["", "expired-client", "stranger"])
+def test_a_client_certificate_is_refused_at_the_first_try_however_the_words_get_lost(
+    serve, certificates, loop, kind, shown, refusals
+):
+    """The server hangs up while the client still writes, so that its reason comes through only at times."""
+    url = f"rediss://127.0.0.1:{serve().extra['tls-port']}/0{certificates.options(shown)}"
+    for _ in range(5):
+        refusals.clear()
+        with opened(kind, url, loop) as store, refused():
+            store.get("a")
+        assert len(refusals) == 1
+
+
+@KINDS
+def test_a_connection_that_was_cut_in_the_handshake_is_made_anew(serve, certificates, loop, kind):
+    """As behind a proxy whose server restarts: it is no refusal of a certificate."""
+    port = int(serve().extra["tls-port"])
+    with (
+        door(port, loop, shut=2) as (through, came),
+        opened(kind, f"rediss://127.0.0.1:{through}/0{certificates.options()}", loop) as store,
+    ):
+        assert store.get("a") is None
+    assert len(came) == 3
 
 
 @KINDS
@@ -249,16 +293,6 @@ def test_a_file_that_is_not_there_is_said_before_anything_is_sent(kind, scheme, 
         assert "s3cret" not in str(caught.value)
 
 
-@pytest.fixture
-def refusals(monkeypatch):
-    """What was raised to the wire: one for each try."""
-    seen, explain = [], exchange.explain
-    monkeypatch.setattr(
-        exchange, "explain", lambda error, *rest, **more: (seen.append(error), explain(error, *rest, **more))[1]
-    )
-    return seen
-
-
 class TLSCluster(Cluster):
     """Three primaries that speak TLS to clients and to each other, and plainly to this test."""
 
@@ -277,10 +311,6 @@ class TLSCluster(Cluster):
 def cluster_url(binary, certificates):
     with TLSCluster(binary, certificates) as cluster:
         yield cluster.url.replace("redis+", "rediss+")
-
-
-def refused():
-    return pytest.raises(StoreUnavailable, match=r"\(TLS failed\): check its certificate")
 
 
 @KINDS

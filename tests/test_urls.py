@@ -67,6 +67,9 @@ def test_what_can_not_be_is_refused(url):
         "redis://:s3cret?more@h",
         "redis://:pa?s3cret=x@h:1/0",
         "redis://u:s3cret@[::1",
+        "redis+sentinel://u:6379/s3cret@h",
+        "rediss+sentinel://u:1/s3cret@h/0",
+        "unix://u:p@/s3cret@/run/redis.sock",
         "s3cret",
     ],
 )
