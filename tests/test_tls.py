@@ -155,12 +155,9 @@ def opened(kind, url, loop, **settings):
 def refusals(monkeypatch):
     """What was raised to the wire: one for each try."""
     seen, explain = [], exchange.explain
-
-    def listening(error, *rest, **more):
-        seen.append(error)
-        return explain(error, *rest, **more)
-
-    monkeypatch.setattr(exchange, "explain", listening)
+    monkeypatch.setattr(
+        exchange, "explain", lambda error, *rest, **more: (seen.append(error), explain(error, *rest, **more))[1]
+    )
     return seen
 
 
