@@ -17,24 +17,16 @@ from urllib.parse import quote
 
 import redis
 import redis.asyncio
-import redis.asyncio.sentinel
-import redis.sentinel
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
 from redis_sessions import risks
 from redis_sessions.clusters import AsyncCluster, Cluster
-from redis_sessions.connections import (
-    AsyncTLSConnection,
-    AsyncTLSSentinel,
-    AsyncWatched,
-    TLSConnection,
-    TLSSentinel,
-    Watched,
-)
+from redis_sessions.connections import AsyncTLSConnection, AsyncWatched, TLSConnection, Watched
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.exchange import Link
-from redis_sessions.pools import AsyncPool, AsyncSentinelPool, Pool, SentinelPool
+from redis_sessions.pools import AsyncPool, Pool
+from redis_sessions.sentinels import AsyncPrimaryPool, AsyncSentinel, PrimaryPool, Sentinel
 from redis_sessions.settings import StoreSettings
 from redis_sessions.urls import Target
 
@@ -54,11 +46,10 @@ def connect(target: Target, settings: StoreSettings) -> SyncClient:
         return Cluster(lambda: _startup(target) | options | {"connection_pool_class": Pool})
     options |= {"db": _database(target)}
     if target.kind == "sentinel":
-        kind: Any = TLSSentinel if target.tls else redis.sentinel.Sentinel
-        sentinel = kind([])
+        sentinel = Sentinel([])
         sentinel.sentinels = [redis.Redis.from_pool(Pool(**watcher)) for watcher in _watchers(target, options, redis)]
-        client: SyncClient = sentinel.master_for(
-            target.service, redis_class=Watched, connection_pool_class=SentinelPool, **_tls(target), **options
+        client: SyncClient = sentinel.master_for(  # type: ignore[no-untyped-call] # redis-py's
+            target.service, redis_class=Watched, connection_pool_class=PrimaryPool, **_tls(target), **options
         )
         return client
     connection = {
@@ -85,15 +76,14 @@ def aconnect(target: Target, settings: StoreSettings) -> AsyncClient:
         return AsyncCluster(settings.max_connections, patience_s, lambda: shared | {"startup_nodes": nodes})
     options |= {"db": _database(target), "patience_s": patience_s}
     if target.kind == "sentinel":
-        kind: Any = AsyncTLSSentinel if target.tls else redis.asyncio.sentinel.Sentinel
-        sentinel = kind([])
+        sentinel = AsyncSentinel([])
         sentinel.sentinels = [
             redis.asyncio.Redis.from_pool(AsyncPool(**watcher)) for watcher in _watchers(target, options, redis.asyncio)
         ]
         client: AsyncClient = sentinel.master_for(
             target.service,
             redis_class=AsyncWatched,
-            connection_pool_class=AsyncSentinelPool,
+            connection_pool_class=AsyncPrimaryPool,
             **_tls(target),
             **options,
         )

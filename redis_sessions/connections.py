@@ -6,8 +6,6 @@ from typing import Any
 
 import redis
 import redis.asyncio
-import redis.asyncio.sentinel
-import redis.sentinel
 
 from redis_sessions.refusals import cut_off
 
@@ -37,38 +35,6 @@ class AsyncTLSConnection(redis.asyncio.SSLConnection):
             await self.read_response()
         except redis.ConnectionError as error:
             raise cut_off(error) from error
-
-
-class TLSSentinel(redis.sentinel.Sentinel):
-    """Says why it found no primary, which redis-py drops: a certificate that is refused is no reason to ask again."""
-
-    def discover_master(self, service_name: str) -> Any:
-        try:
-            return super().discover_master(service_name)  # type: ignore[no-untyped-call]
-        except redis.sentinel.MasterNotFoundError as error:
-            not_found = error
-        # Asked outside of the handler, so that what it raises has no context but its own.
-        try:
-            self.sentinels[0].ping()
-        except redis.RedisError as cause:
-            raise not_found from cause
-        raise not_found
-
-
-class AsyncTLSSentinel(redis.asyncio.sentinel.Sentinel):
-    """Same as TLSSentinel, for asyncio."""
-
-    async def discover_master(self, service_name: str) -> Any:
-        try:
-            return await super().discover_master(service_name)
-        except redis.asyncio.sentinel.MasterNotFoundError as error:
-            not_found = error
-        # Asked outside of the handler, so that what it raises has no context but its own.
-        try:
-            await self.sentinels[0].ping()
-        except redis.RedisError as cause:
-            raise not_found from cause
-        raise not_found
 
 
 class Watched(redis.Redis):

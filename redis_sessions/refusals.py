@@ -24,6 +24,8 @@ _NOT_NOW: Final = {
     "MASTERDOWN": True,
     "CLUSTERDOWN": True,
     "TRYAGAIN": True,
+    "MOVED": True,
+    "ASK": True,
     "READONLY": True,
     "NOREPLICAS": True,
     "OOM": False,
@@ -40,6 +42,10 @@ _CODES_BY_CLASS: Final = (
     (redis_errors.MasterDownError, "MASTERDOWN"),
     (redis_errors.ClusterDownError, "CLUSTERDOWN"),
     (redis_errors.TryAgainError, "TRYAGAIN"),
+    # redis-py was sent to and fro, or told to try again, more often than it puts up with: slots are moving.
+    (redis_errors.ClusterError, "TRYAGAIN"),
+    (redis_errors.MovedError, "MOVED"),
+    (redis_errors.AskError, "ASK"),
 )
 # RedisClusterException is no RedisError.
 _EXPECTED: Final = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError)

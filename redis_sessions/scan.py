@@ -2,7 +2,7 @@
 
 SCAN promises that a key which is there all the time is returned at least once, and keeps no state on the server; so a
 page may be asked for again. It doesn't promise «once», and its cursor means nothing to another server or after slots have
-moved: both are looked for, before the first page and after the last.
+moved: both are looked for, before the first page and after the last. A slot that went and came back has raised an epoch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Page(NamedTuple):
 
     Attributes:
         redis_keys: their names in Redis.
-        pttls_ms: milliseconds left to live, -1 without a TTL, -2 if expired since it was listed.
+        pttls_ms: milliseconds left to live, -1 without a TTL, -2 if expired since, -3 if its slot is on its way.
         values: the first 257 bytes of their values; None of what is no string.
         now_ms: the server's time when they were looked at, milliseconds since 1970.
     """
@@ -61,6 +61,7 @@ class Scan:
         self._cursors: dict[Any, bytes | str] | None = None
         self._nodes: list[Any] = []
         self._before: list[_Mark] | None = None
+        self._on_its_way = False
         self._looked_at = 0
         self._size = 0
 
@@ -74,7 +75,8 @@ class Scan:
                 self._size = sum((yield [Command(("DBSIZE",), node=node) for node in self._nodes]))
         if not self._cursors:
             if self.exact is None:
-                self.exact = _unmoved(self._before, (yield from self._marks()))
+                after = yield from self._marks()
+                self.exact = not self._on_its_way and _unmoved(self._before, after)
             return None
         count = self._settings.scan_count
         nodes = list(self._cursors)
@@ -85,6 +87,7 @@ class Scan:
         pages: list[Page] = []
         for node, (cursor, now_ms, redis_keys, pttls_ms, values) in zip(nodes, replies, strict=True):
             pages.append(Page(redis_keys, pttls_ms, values, now_ms))
+            self._on_its_way = self._on_its_way or -3 in pttls_ms
             self._cursors[node] = cursor
             if cursor == b"0":
                 del self._cursors[node]
@@ -95,7 +98,7 @@ class Scan:
 
     def _marks(self) -> Op[list[_Mark] | None]:
         infos = yield [Command(("INFO", "server"), node=node, optional=True) for node in self._nodes]
-        slots: list[Any] = [_ALL_SLOTS]
+        slots: list[Any] = [_Held(_ALL_SLOTS)]
         if self._nodes != [None]:
             maps = yield [Command(("CLUSTER NODES",), node=node, optional=True) for node in self._nodes]
             slots = [_settled_slots(nodes) for nodes in maps]
@@ -109,27 +112,35 @@ class Scan:
 
 
 class _Mark(NamedTuple):
-    """What must be the same before and after an exact scan: which process answers, and for which slots."""
+    """What must be the same before and after an exact scan: which process answers, for which slots, and since when."""
 
     run_id: str | None
+    held: _Held
+
+
+class _Held(NamedTuple):
+    """The slots of a node. Who takes a slot takes a higher epoch than all others have, so none comes back unnoticed."""
+
     slots: frozenset[int]
+    epoch: str = ""
 
 
 _ALL_SLOTS = frozenset(range(16_384))
 
 
 def _unmoved(before: list[_Mark] | None, after: list[_Mark] | None) -> bool:
-    return before is not None and before == after and frozenset().union(*(mark.slots for mark in before)) == _ALL_SLOTS
+    return before is not None and before == after and frozenset().union(*(mark.held.slots for mark in before)) == _ALL_SLOTS
 
 
-def _settled_slots(nodes: Any) -> frozenset[int] | None:
-    """The slots the answering node holds; None while it is giving any away or taking any, or is no primary."""
+def _settled_slots(nodes: Any) -> _Held | None:
+    """What the answering node holds; None while it is giving any away or taking any, or is no primary."""
     if isinstance(nodes, SessionStoreError):
         return None
     [myself] = [node for node in nodes.values() if "myself" in node["flags"]]
     if myself["migrations"] or "master" not in myself["flags"]:
         return None
-    return frozenset(slot for bounds in myself["slots"] for slot in range(int(bounds[0]), int(bounds[-1]) + 1))
+    slots = frozenset(slot for bounds in myself["slots"] for slot in range(int(bounds[0]), int(bounds[-1]) + 1))
+    return _Held(slots, myself["epoch"])
 
 
 def report(settings: StoreSettings, counters: Op[dict[str, int]], progress: Progress | None = None) -> Op[Report]:

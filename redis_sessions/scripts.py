@@ -123,7 +123,8 @@ return written
 
 # ARGV cursor, pattern, count, 1 where one MGET may read all. -> {next cursor, now ms, keys, PTTLs, values}
 # The last three are as long as each other. A value is cut one byte past the longest session ID; nil stands for one of the
-# wrong type. MGET takes half the time of a GET for each, but a cluster refuses it across slots.
+# wrong type. A PTTL of -3 and nil stand for a key whose slot is still on its way here, which no script may read. MGET takes
+# half the time of a GET for each, but a cluster refuses it across slots.
 PAGE: Final = Script(
     _PEEK
     + """
@@ -138,8 +139,14 @@ if ARGV[4] == '1' then
   end
 end
 for i, key in ipairs(keys) do
-  pttls[i] = redis.call('PTTL', key)
-  if values[i] == nil then
+  pttls[i] = redis.pcall('PTTL', key)
+  if type(pttls[i]) == 'table' then
+    if not string.find(tostring(pttls[i].err), 'non local key', 1, true) then
+      return pttls[i]
+    end
+    pttls[i] = -3
+    values[i] = false
+  elseif values[i] == nil then
     local value = peek('GETRANGE', key, 0, 256)
     values[i] = type(value) == 'string' and value
   elseif values[i] and #values[i] > 257 then

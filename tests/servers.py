@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Self
@@ -55,6 +56,16 @@ def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = CLU
         time.sleep(POLL_S)
 
 
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Hold a process by SIGSTOP: it keeps its sockets and answers nothing. It goes on afterwards, whatever happened."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def exists(pid: int) -> bool:
     """Whether there is a process of that number."""
     try:
@@ -72,9 +83,11 @@ class Cluster:
             return; `stop()` makes it forget the cluster.
     """
 
-    def __init__(self, binary: Path | None = None, *, replicas: int = 0) -> None:
+    def __init__(
+        self, binary: Path | None = None, *, replicas: int = 0, extra: Mapping[str, str] = CLUSTER_SETTINGS
+    ) -> None:
         count = PRIMARIES * (1 + replicas)
-        self.nodes = [EmbeddedServer(binary=binary, extra=CLUSTER_SETTINGS) for _ in range(count)]
+        self.nodes = [EmbeddedServer(binary=binary, extra=extra) for _ in range(count)]
 
     def __enter__(self) -> Self:
         self.start()
@@ -103,6 +116,37 @@ class Cluster:
         except BaseException:
             self.stop()
             raise
+
+    def primary_of(self, slot: int) -> EmbeddedServer:
+        """The node that serves a slot, as all that run agree; waits until they do."""
+        found: set[int] = set()
+
+        def agreed() -> bool:
+            found.clear()
+            for node in self.nodes:
+                if node.is_running:
+                    with redis.Redis.from_url(node.url) as client:
+                        if b"cluster_state:ok" not in _send(client, "CLUSTER", "INFO"):
+                            return False
+                        ranges = _send(client, "CLUSTER", "SLOTS")
+                    found.update(int(primary[1]) for first, last, primary, *_ in ranges if first <= slot <= last)
+            return len(found) == 1 and any(node.is_running and {node.port} == found for node in self.nodes)
+
+        wait_until(agreed, f"every node names the same primary of slot {slot}")
+        return next(node for node in self.nodes if {node.port} == found)
+
+    def slots_of(self, primary: EmbeddedServer) -> set[int]:
+        """The slots that a node serves."""
+        with redis.Redis.from_url(primary.url) as client:
+            ranges = _send(client, "CLUSTER", "SLOTS")
+        return {slot for first, last, node, *_ in ranges if node[1] == primary.port for slot in range(first, last + 1)}
+
+    def settle(self) -> None:
+        """Wait until every node runs as a copy in sync, and knows all others."""
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(redis.Redis.from_url(node.url)) for node in self.nodes]
+            copies = len(clients) // PRIMARIES
+            wait_until(lambda: all(_serves(client, copies) for client in clients), "every node serves")
 
     def stop(self) -> None:
         """End every node at once. There is nothing to save, and in order they would wait for each other."""

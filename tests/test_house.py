@@ -15,10 +15,10 @@ ROOT = Path(redis_sessions.__file__).parent
 ORDER = """
     errors settings keys acl commands scripts ops report scan files shelf json_pairs legacy migrate
     verdicts evidence output placement recognise agents resume adapters
-    refusals exchange wire urls connections pools clusters risks client
+    refusals exchange wire urls connections pools sentinels clusters risks client
     keeper runner store async_store testing server __init__
 """.split()  # noqa: SIM905
-KNOW_REDIS = {"refusals", "exchange", "connections", "pools", "clusters", "risks", "client", "testing"}
+KNOW_REDIS = {"refusals", "exchange", "connections", "pools", "sentinels", "clusters", "risks", "client", "testing"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -1,0 +1,225 @@
+"""A cluster whose slots move, and whose primaries die, under load."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.crc import key_slot
+
+from redis_sessions import InexactScan, Lease
+from redis_sessions.keys import Keys
+from tests.faults.ledger import Tally
+from tests.faults.load import Load, both
+from tests.faults.slots import Slots
+from tests.servers import CLUSTER_SETTINGS, SLOTS, Cluster, find_redis_server, wait_until
+
+LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
+ENTRIES = 1_000
+SMALL_PAGES = {"scan_count": 20, "batch_size": 25}
+PATIENCE = redis.RedisCluster.RedisClusterRequestTTL
+# What a primary has acknowledged and not yet passed on when it dies is lost: replication is asynchronous.
+PASSING_ON_S = 0.5
+# Redis' replicas wait half a second to a second before they stand for election, however short the node timeout.
+NODE_TIMEOUTS_MS = {"valkey": 1_000, "redis": 2_000}
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def cluster(kind: str) -> Iterator[Cluster]:
+    binary = None if kind == "valkey" else find_redis_server()
+    if kind == "redis" and binary is None:
+        pytest.skip("no redis-server on the PATH")
+    settings = CLUSTER_SETTINGS | {"cluster-node-timeout": str(NODE_TIMEOUTS_MS[kind])}
+    with Cluster(binary, replicas=1, extra=settings) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slots(cluster: Cluster) -> Iterator[Slots]:
+    slots = Slots(cluster)
+    yield slots
+    slots.bring_home()
+    slots.close()
+    cluster.settle()
+
+
+@pytest.fixture
+def stores(cluster: Cluster, loop: Any, namespace: str) -> Iterator[tuple[Any, Any]]:
+    with both(cluster.url, loop, namespace, **SMALL_PAGES) as stores:
+        yield stores
+
+
+def slot_of(namespace: str, key: str) -> int:
+    return key_slot(Keys(namespace).session_id(key))
+
+
+def legacy_file(path: Path, name: str) -> dict[str, str]:
+    """Write a sessions.json; its session IDs by key."""
+    entries = {f"{name}{number}": f"{name}-{number}" for number in range(ENTRIES)}
+    used_at_ms = int(time.time() * 1000) - 60_000
+    path.write_text(json.dumps({key: {"id": one, "last_used_at": used_at_ms} for key, one in entries.items()}))
+    return entries
+
+
+def look(store: Any, expected: set[str], over: threading.Event, tally: Tally, outcomes: set[str]) -> None:
+    """Scan until told: what calls itself exact has it all."""
+    while not over.is_set():
+        report = store.report()
+        outcomes.add("approximate" if report.approximate else "exact")
+        tally.lost += not report.approximate and report.live < len(expected)
+        try:
+            tally.lost += not expected <= store.live_session_ids()
+            outcomes.add("IDs")
+        except InexactScan:
+            outcomes.add("no IDs")
+        tally.operations += 2
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=LONG)])
+def test_slots_move_under_scans_imports_and_load(cluster, slots, rounds, loop, namespace, tmp_path, ledger):
+    tally = ledger("cluster slots moved to and fro")
+    for number in range(rounds):
+        with both(cluster.url, loop, f"{namespace}-{number}", **SMALL_PAGES) as stores:
+            work_while_slots_move(stores, slots, tmp_path, tally)
+    tally.injected += slots.moves
+    tally.check()
+
+
+def work_while_slots_move(stores: tuple[Any, Any], slots: Slots, directory: Path, tally: Tally) -> None:
+    there = {f"still{number}": f"still-{number}" for number in range(300)}
+    for key, session_id in there.items():
+        stores[0].set(key, session_id)
+    moved = [slot_of(stores[0].settings.namespace, key) for key in there] + list(range(0, SLOTS, 500))
+    entries = [legacy_file(directory / name, name) for name in ("sync", "async")]
+    over, outcomes = threading.Event(), set()
+    looks = [threading.Thread(target=look, args=(store, set(there.values()), over, tally, outcomes)) for store in stores]
+    with Load(stores) as load, slots.moving(moved):
+        for thread in looks:
+            thread.start()
+        try:
+            for store, name in zip(stores, ("sync", "async"), strict=True):
+                result = store.import_legacy(directory / name)
+                assert result.imported + result.kept == result.total == ENTRIES
+                tally.operations += ENTRIES
+            load.goes_on()
+        finally:
+            over.set()
+            for thread in looks:
+                thread.join()
+    findings = load.settle(stores[0], tally)
+    for key, session_id in (there | entries[0] | entries[1]).items():
+        found = stores[1].get(key)
+        tally.lost += found is None
+        tally.wrong += found not in (None, session_id)
+    assert not findings.errors
+    assert not load.refusals
+    assert {"approximate", "no IDs"} <= outcomes
+
+
+def test_a_scan_while_a_slot_is_between_two_primaries_says_so(slots, stores, namespace):
+    key, slot = "somebody", slot_of(namespace, "somebody")
+    stores[0].set(key, "ID-1")
+    slots.begin(slot)
+    for carried in (False, True):
+        if carried:
+            slots.carry(slot, Keys(namespace).session_id(key))
+        for store in stores:
+            assert store.report().approximate
+            with pytest.raises(InexactScan):
+                store.live_session_ids()
+    slots.end(slot)
+    for store in stores:
+        assert not store.report().approximate
+        assert store.live_session_ids() == {"ID-1"}
+
+
+def test_a_scan_during_which_a_slot_went_and_came_back_says_so(slots, stores, namespace):
+    for number in range(100):
+        stores[0].set(f"key{number}", "ID-1")
+    for store in stores:
+        pages = []
+
+        def looked(*_: int, pages=pages) -> None:
+            if not pages:
+                slots.begin(slot_of(namespace, "key1"))
+                slots.end(slot_of(namespace, "key1"))
+                slots.bring_home()
+            pages.append(1)
+
+        assert store.report(looked).approximate
+        assert len(pages) > 1
+
+
+@pytest.mark.parametrize("first", ["id", "lease"])
+@pytest.mark.parametrize("flavour", [0, 1], ids=["sync", "async"])
+def test_a_conversation_split_between_two_primaries_is_waited_for(cluster, slots, stores, namespace, first, flavour):
+    """Neither of the two can run a script that needs both keys: TRYAGAIN, more often than redis-py puts up with."""
+    store, key, keys = stores[flavour], "somebody", Keys(namespace)
+    slot = slot_of(namespace, key)
+    store.set(key, "ID-1")
+    lease = store.acquire(key)
+    assert isinstance(lease, Lease)
+    slots.begin(slot)
+    slots.carry(slot, keys.session_id(key) if first == "id" else keys.lease(key))
+    refused = told_to_try_again(cluster)
+    saved: list[bool] = []
+    saving = threading.Thread(target=lambda: saved.append(store.save(lease, "ID-2")))
+    saving.start()
+    try:
+        wait_until(lambda: told_to_try_again(cluster) > refused + PATIENCE, "the save was told to try again")
+    finally:
+        slots.end(slot)
+        saving.join()
+    assert saved == [True]
+    assert store.get(key) == "ID-2"
+
+
+def told_to_try_again(cluster: Cluster) -> int:
+    count = 0
+    for node in cluster.nodes:
+        with redis.Redis.from_url(node.url) as client:
+            count += int(client.info("errorstats").get("errorstat_TRYAGAIN", {"count": 0})["count"])
+    return count
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=LONG)])
+def test_a_primary_is_killed_and_its_slots_are_back_within_three_node_timeouts(
+    cluster, stores, kind, rounds, namespace, ledger
+):
+    tally = ledger("cluster primary killed")
+    back_s: list[float] = []
+    with Load(stores) as load:
+        for _ in range(rounds):
+            load.goes_on()
+            victim = cluster.primary_of(slot_of(namespace, next(iter(load.saves))))
+            orphans = cluster.slots_of(victim)
+            fault_s = load.fault()
+            victim.kill()
+
+            def saved(orphans=orphans, fault_s=fault_s) -> list[float]:
+                saves = [
+                    save for key, of_key in list(load.saves.items()) if slot_of(namespace, key) in orphans for save in of_key
+                ]
+                return [save.acked_s for save in saves if save.acked_s and save.began_s > fault_s]
+
+            wait_until(lambda saved=saved: bool(saved()), "keys of its slots are saved again")
+            back_s.append(min(saved()) - fault_s)
+            load.goes_on(fault_s)
+            victim.start()
+            cluster.settle()
+    findings = load.settle(stores[0], tally, young_s=PASSING_ON_S)
+    assert not findings.errors
+    assert {what for what, _ in load.refusals} <= {"count"}
+    assert max(back_s) < 3 * NODE_TIMEOUTS_MS[kind] / 1000
+    tally.check()
