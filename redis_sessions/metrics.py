@@ -7,8 +7,8 @@ a worker or `redis-sessions metrics --listen`. Where several do, they all show t
   a counter reset, and the last known value would look like workers that have nothing to do.
 - The gauges are those of the last key scan, whose age is exported: an age, so that no clocks need to agree. It is scanned
   anew by the first scrape that finds the scan too old, in a thread of its own, never twice at once.
-- A scrape waits for Redis and for a scan no longer than about the store's `deadline_ms`. A scan that takes longer goes on,
-  and a later scrape shows it. (On a client that the caller built, its own timeouts apply.)
+- A scrape waits for Redis no longer than an operation may (the store's `deadline_ms`; on a client that the caller built,
+  its own timeouts apply), and for a scan a second. A scan that takes longer goes on, and a later scrape shows it.
 - Nothing is sent to Redis by registering, so it may be done before a fork.
 - In asyncio: register a SessionStore of the same URL and settings (a scrape blocks, so serve it from a thread, as
   `prometheus_client.start_http_server` does), or leave it to one exporter beside the workers.
@@ -43,6 +43,7 @@ except ImportError:
 log = logging.getLogger("redis_sessions")
 
 SCAN_MAX_AGE_MS: Final = 60_000
+SCAN_WAIT_MS: Final = 1_000
 UP: Final = "redis_sessions_up"
 IDLE: Final = "redis_sessions_idle_seconds"
 _LABEL: Final = "namespace"
@@ -122,7 +123,10 @@ _GAUGES: Final[tuple[_Gauge, ...]] = (
 
 
 def register(
-    *stores: SessionStore, registry: CollectorRegistry = REGISTRY, scan_max_age_ms: int = SCAN_MAX_AGE_MS
+    *stores: SessionStore,
+    registry: CollectorRegistry = REGISTRY,
+    scan_max_age_ms: int = SCAN_MAX_AGE_MS,
+    scan_wait_ms: int = SCAN_WAIT_MS,
 ) -> Collector:
     """Export the metrics of one or more stores, each with its namespace as label; `registry.unregister` takes them back.
 
@@ -130,10 +134,11 @@ def register(
         stores: all that this registry is to export, a namespace each.
         registry: prometheus_client's default one unless given.
         scan_max_age_ms: how old the key scan behind the gauges may get before a scrape has the keys scanned anew.
+        scan_wait_ms: how long a scrape waits for a scan that is under way, before it shows the last one.
 
     Raises InvalidSettings.
     """
-    collector = Collector(*stores, scan_max_age_ms=scan_max_age_ms)
+    collector = Collector(*stores, scan_max_age_ms=scan_max_age_ms, scan_wait_ms=scan_wait_ms)
     try:
         registry.register(collector)
     except ValueError:
@@ -146,7 +151,9 @@ def register(
 class Collector:
     """A collector for prometheus_client, on any registry. See `register`."""
 
-    def __init__(self, *stores: SessionStore, scan_max_age_ms: int = SCAN_MAX_AGE_MS) -> None:
+    def __init__(
+        self, *stores: SessionStore, scan_max_age_ms: int = SCAN_MAX_AGE_MS, scan_wait_ms: int = SCAN_WAIT_MS
+    ) -> None:
         if not stores or not all(isinstance(store, SessionStore) for store in stores):
             raise InvalidSettings(
                 "metrics are those of a SessionStore",
@@ -154,9 +161,9 @@ class Collector:
             )
         if len({store.settings.namespace for store in stores}) < len(stores):
             raise InvalidSettings("two of these stores have the same namespace", remedy="give one registry to each of them")
-        if scan_max_age_ms < 0:
-            raise InvalidSettings("scan_max_age_ms is negative", remedy="give milliseconds, 0 to scan at every scrape")
-        self._watches = [Watch(store, scan_max_age_ms) for store in stores]
+        if min(scan_max_age_ms, scan_wait_ms) < 0:
+            raise InvalidSettings("scan_max_age_ms or scan_wait_ms is negative", remedy="give milliseconds, or 0")
+        self._watches = [Watch(store, scan_max_age_ms, scan_wait_ms) for store in stores]
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples: what the registry asks for instead of a first collect."""
@@ -171,12 +178,12 @@ class Collector:
 
 
 class Watch:
-    """Looks at one store, and keeps its last key scan."""
+    """Looks at one store, and keeps its last key scan. With None for `scan_wait_ms` it waits for every scan to end."""
 
-    def __init__(self, store: SessionStore, scan_max_age_ms: int = SCAN_MAX_AGE_MS) -> None:
+    def __init__(self, store: SessionStore, scan_max_age_ms: int, scan_wait_ms: int | None) -> None:
         self._store = store
         self._scan_max_age_s = scan_max_age_ms / 1000
-        self._patience_s = store.settings.deadline_ms / 1000
+        self._scan_wait_s = None if scan_wait_ms is None else scan_wait_ms / 1000
         # One a process: a forked child may have inherited its parent's as somebody held it.
         self._locks: dict[int, threading.Lock] = {}
         self._scan: threading.Thread | None = None
@@ -184,12 +191,8 @@ class Watch:
         self._report: tuple[Report, float] | None = None
         self._trouble: dict[str, str | None] = {}
 
-    def look(self, *, wait_for_scan: bool = False) -> Look:
-        """Read the counters, and scan if the last scan is too old. With Redis away it returns what it has.
-
-        Waits for the scan for `deadline_ms` in all, or with `wait_for_scan` until it has ended.
-        """
-        began_s = time.monotonic()
+    def look(self) -> Look:
+        """Read the counters, and scan if the last scan is too old. With Redis away it returns what it has."""
         counters = None
         try:
             counters = self._store.counters()
@@ -198,7 +201,7 @@ class Watch:
         else:
             scan = self._scan_if_old()
             if scan is not None:
-                scan.join(None if wait_for_scan else max(0.0, began_s + self._patience_s - time.monotonic()))
+                scan.join(self._scan_wait_s)
             failure = self._scan_failure
         self._tell("counters", failure if counters is None else None)
         report, scanned_s = self._report or (None, 0.0)
@@ -250,7 +253,7 @@ class Once:
     """
 
     def __init__(self, store: SessionStore) -> None:
-        self._look = Watch(store).look(wait_for_scan=True)
+        self._look = Watch(store, 0, None).look()
         self.error = self._look.error
 
     def collect(self) -> Iterable[Metric]:

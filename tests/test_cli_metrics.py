@@ -118,9 +118,11 @@ def test_served(cli: Cli) -> None:
     cli.plant("a")
     with exporting(*cli.options, "--scan-max-age", "0s") as exporter:
         assert exporter.place.startswith("http://127.0.0.1:")
-        assert f'redis_sessions_live_sessions{{namespace="{cli.namespace}"}} 1.0' in exporter.get()
+        live = f'redis_sessions_live_sessions{{namespace="{cli.namespace}"}}'
+        # A scan may take longer than a scrape waits for it.
+        wait_until(lambda: f"{live} 1.0" in exporter.get(), "one is seen")
         cli.plant("b")
-        assert f'redis_sessions_live_sessions{{namespace="{cli.namespace}"}} 2.0' in exporter.get()
+        wait_until(lambda: f"{live} 2.0" in exporter.get(), "both are seen")
         assert exporter.get(Accept="application/openmetrics-text; version=1.0.0").endswith("# EOF\n")
         with pytest.raises(urllib.error.HTTPError, match="404"):
             exporter.get("/")
