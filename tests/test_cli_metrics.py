@@ -100,7 +100,12 @@ def test_the_rules_are_those_of_the_package() -> None:
             for place in ("", ":9464", "x:", "65536", "127.0.0.1:99999", "127.0.0.1", "::1:80", "1:2:3", "a b:1")
         ),
         *(["--listen", place] for place in ("redis://:s3cret@h:1", "no-such-host.invalid:0", "192.0.2.1:0")),
-        *(["--listen", "0", "--json"], ["--listen", "0", "--rules"], ["--listen", "0", "--scan-max-age", "60"]),
+        *(
+            ["--listen", "0", "--json"],
+            ["--listen", "0", "--rules"],
+            ["--rules", "--json"],
+            ["--listen", "0", "--scan-max-age", "60"],
+        ),
     ],
 )
 def test_bad_input(args: list[str]) -> None:

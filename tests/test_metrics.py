@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from redis_sessions.metrics import Once
 from redis_sessions.server import EmbeddedServer
 from redis_sessions.settings import DAY_MS
 from tests.servers import wait_until
+from tests.stores import ByUser
 
 FAILURES = "claude_session_resume_failures_total"
 UP = "redis_sessions_up"
@@ -85,11 +87,12 @@ def test_what_a_scrape_shows(place, raw, namespace, registry):
     raw.set(keys.session_id("immortal"), "ID-1")
     raw.set(keys.session_id("over"), "ID-1", px=2 * DAY_MS)
     raw.set(keys.session_id("words"), "two words", px=DAY_MS)
-    with place.sync(StoreSettings(namespace=namespace)) as store:
+    with contextlib.closing(place.sync(StoreSettings(namespace=namespace))) as store:
         for _ in range(2):
             store.increment_resume_failures()
         store.resume("turn", lambda _: Turn("E", None))
-        register(store, registry=registry)
+        # Of the users of least privilege, the one that can't write is enough.
+        register(store._stores["report"] if isinstance(store, ByUser) else store, registry=registry)
         shown = scrape(registry)
     timing = {name: shown.pop(name) for name in (AGE, NEXT, f"{SCAN}_duration_seconds", f"{SCAN}_approximate")}
     assert shown == {

@@ -40,15 +40,16 @@ def metrics(at: Options, *, listen: Listen = None, scan_max_age: ScanMaxAge = "6
 
     The counters, and how the session keys are by a key scan; with --json a line for each sample. All workers count in one
     place, so one exporter is enough; where there are several, aggregate with max, never sum. With --listen it goes on while
-    Redis is away, and says redis_sessions_up 0. It needs pip install 'redis-sessions[prometheus]'.
+    Redis is away, and says redis_sessions_up 0. Of the users of redis-sessions acl it needs report. It needs pip install
+    'redis-sessions[prometheus]'.
 
     Examples:
       redis-sessions metrics
       redis-sessions metrics --listen 127.0.0.1:9464
       redis-sessions metrics --rules > /etc/prometheus/rules/redis_sessions.yml
     """
-    if listen is not None and (rules or at.as_json):
-        raise InvalidSettings("--listen excludes --rules and --json", remedy="leave it out to print once")
+    if (listen is not None) + rules + at.as_json > 1:
+        raise InvalidSettings("--listen, --rules and --json exclude each other", remedy="give one of them")
     if rules:
         show.put(resources.files("redis_sessions").joinpath(RULES).read_text("utf-8").rstrip("\n"))
         return exits.DONE
