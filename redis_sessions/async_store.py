@@ -73,6 +73,10 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         """Same as SessionStore.resume_failures_total."""
         return await self._run(self._ops.counter(RESUME_FAILURES))
 
+    async def counters(self) -> dict[str, int]:
+        """Same as SessionStore.counters."""
+        return await self._run(self._ops.counters(*COUNTERS))
+
     async def report(self, progress: Progress | None = None) -> Report:
         """Same as SessionStore.report."""
         return await self._run(scan.report(self.settings, self._ops.counters(*COUNTERS), progress))

@@ -101,5 +101,9 @@ class InexactScan(SessionStoreError):
     """A scan that may have missed keys where only an exact one will do: slots moved, or the server changed under it."""
 
 
+class MissingExtra(SessionStoreError, ImportError):
+    """Something was asked for whose extra isn't installed. The remedy is the command that does it."""
+
+
 class ServerError(SessionStoreError):
     """The embedded server can't be started."""

@@ -113,6 +113,10 @@ class SessionStore(BaseStore[clients.SyncClient]):
         """How many resumes were refused. Raises CorruptValue if the counter holds no integer."""
         return self._run(self._ops.counter(RESUME_FAILURES))
 
+    def counters(self) -> dict[str, int]:
+        """Every counter: `resume_failures_total`, `resumes_total`, `fresh_starts_total`. Raises as resume_failures_total."""
+        return self._run(self._ops.counters(*COUNTERS))
+
     def report(self, progress: Progress | None = None) -> Report:
         """Scan all session keys and tell how they are. Deletes nothing; memory is bounded by the page.
 

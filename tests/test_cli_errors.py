@@ -152,7 +152,15 @@ def test_every_error_has_its_exit_code() -> None:
         if isinstance(kind, type) and issubclass(kind, errors.SessionStoreError)
     }
     codes = {kind.__name__: exits.code_of(error) for kind, error in made.items()}
-    usage = {"FileNotWritten", "InvalidKey", "InvalidSessionID", "InvalidSettings", "LegacyFileError", "ServerError"}
+    usage = {
+        "FileNotWritten",
+        "InvalidKey",
+        "InvalidSessionID",
+        "InvalidSettings",
+        "LegacyFileError",
+        "MissingExtra",
+        "ServerError",
+    }
     away = {"SessionStoreError", "StoreUnavailable", "AccessDenied"}
     assert {name for name, code in codes.items() if code == exits.USAGE} == usage
     assert {name for name, code in codes.items() if code == exits.UNREACHABLE} == away

@@ -61,6 +61,7 @@ def test_every_operation_says_so_within_its_deadline(store, server, tmp_path):
         store.live_session_ids,
         store.increment_resume_failures,
         store.resume_failures_total,
+        store.counters,
         lambda: store.import_legacy(tmp_path / "in.json"),
         lambda: store.export(tmp_path / "out.json"),
     ):

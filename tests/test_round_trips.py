@@ -70,6 +70,7 @@ def trips(client, namespace, valkey):
         lambda store: store.acquire("a"),
         lambda store: store.increment_resume_failures(),
         lambda store: store.resume_failures_total(),
+        lambda store: store.counters(),
     ],
 )
 def test_each_step_is_one(trips, operation):

@@ -29,6 +29,7 @@ _CALLERS_INPUT: Final = (
     errors.InvalidSettings,
     errors.FileNotWritten,
     errors.LegacyFileError,
+    errors.MissingExtra,
     errors.ServerError,
 )
 _NOT_AS_EXPECTED: Final = (errors.CorruptValue, errors.InexactScan, errors.LeaseHeld, errors.SessionBusy)

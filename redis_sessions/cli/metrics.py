@@ -1,0 +1,111 @@
+"""`metrics`: what Prometheus scrapes, printed once or served; and the alert rules that go with it."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from typing import Annotated, Final
+
+import typer
+
+from redis_sessions.cli import exits, show
+from redis_sessions.cli.options import Options, duration_ms, on_a_store
+from redis_sessions.cli.stop import until_asked_to_stop
+from redis_sessions.errors import InvalidSettings
+
+RULES: Final = "alerts.yml"
+LOOPBACK: Final = "127.0.0.1"
+_ADDRESS = re.compile(r"(?:(?:([\w.-]+)|\[([\da-fA-F:.]+)\]):)?(\d{1,5})", re.ASCII)
+
+Listen = Annotated[
+    str | None,
+    typer.Option(
+        "--listen",
+        metavar="[HOST:]PORT",
+        help=f"Serve them at /metrics there, such as {LOOPBACK}:9464, until stopped. HOST is {LOOPBACK} unless told; port 0 "
+        "takes a free one.",
+    ),
+]
+ScanMaxAge = Annotated[
+    str,
+    typer.Option("--scan-max-age", metavar="TIME", help="With --listen: scan the keys anew if the last scan is older."),
+]
+Rules = Annotated[bool, typer.Option("--rules", help="Print alert rules for these metrics instead, and ask Redis nothing.")]
+
+
+@on_a_store
+def metrics(at: Options, *, listen: Listen = None, scan_max_age: ScanMaxAge = "60s", rules: Rules = False) -> int:
+    """Export metrics for Prometheus.
+
+    The counters, and how the session keys are by a key scan; with --json a line for each sample. All workers count in one
+    place, so one exporter is enough; where there are several, aggregate with max, never sum. With --listen it goes on while
+    Redis is away, and says redis_sessions_up 0. Of the users of redis-sessions acl it needs report. It needs pip install
+    'redis-sessions[prometheus]'.
+
+    Examples:
+      redis-sessions metrics
+      redis-sessions metrics --listen 127.0.0.1:9464
+      redis-sessions metrics --rules > /etc/prometheus/rules/redis_sessions.yml
+    """
+    if (listen is not None) + rules + at.as_json > 1:
+        raise InvalidSettings("--listen, --rules and --json exclude each other", remedy="give one of them")
+    if rules:
+        show.put(resources.files("redis_sessions").joinpath(RULES).read_text("utf-8").rstrip("\n"))
+        return exits.DONE
+    if listen is None:
+        return _print_once(at)
+    host, port = _address(listen)
+    return _serve(at, host, port, duration_ms(scan_max_age, "--scan-max-age"))
+
+
+def _print_once(at: Options) -> int:
+    from redis_sessions.metrics import Once
+
+    with at.store() as store:
+        once = Once(store)
+    if at.as_json:
+        for family in once.collect():
+            for name, labels, value, *_ in family.samples:
+                show.put_json({"name": name, "labels": labels, "value": value})
+    else:
+        show.put(once.text().rstrip("\n"))
+    if once.error is None:
+        return exits.DONE
+    show.complain(str(once.error))
+    return exits.code_of(once.error)
+
+
+def _serve(at: Options, host: str, port: int, scan_max_age_ms: int) -> int:
+    from redis_sessions import metrics as library
+    from redis_sessions.cli.exporter import Exporter
+
+    with until_asked_to_stop(), _log_told(), at.store() as store:
+        collector = library.Collector(store, scan_max_age_ms=scan_max_age_ms)
+        with Exporter(host, port, collector) as exporter:
+            if not exporter.is_loopback:
+                show.complain(f"whoever reaches {exporter.place} can read these numbers: there is no password and no TLS")
+            show.complain(f"metrics are at http://{exporter.place}/metrics; stop with Ctrl-C or SIGTERM")
+            exporter.serve_forever()
+    return exits.DONE
+
+
+def _address(text: str) -> tuple[str, int]:
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match[3]) > 65_535:
+        # It may be a URL with a password.
+        raise InvalidSettings("--listen is no address", remedy=f"write {LOOPBACK}:9464, [::1]:9464 or 9464")
+    return match[1] or match[2] or LOOPBACK, int(match[3])
+
+
+@contextmanager
+def _log_told() -> Iterator[None]:
+    """The package's warnings as lines on stderr."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: show.complain(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("redis_sessions")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -1,0 +1,39 @@
+"""How what runs in the foreground until somebody asks it to stop is asked."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final, NoReturn
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Stopped(BaseException):
+    """Somebody asked to stop. No Exception, so that nothing on the way takes it for a failure."""
+
+
+@contextmanager
+def until_asked_to_stop() -> Iterator[None]:
+    """End the block, in order, at Ctrl-C, SIGTERM or SIGHUP; what follows it is run as if it had ended by itself."""
+    before = {number: signal.signal(number, _stop) for number in _SIGNALS}
+    try:
+        yield
+    except _Stopped:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    # A second Ctrl-C must not cut short the orderly end that the first one began.
+    for number in _SIGNALS:
+        signal.signal(number, _stopping)
+    raise _Stopped
+
+
+def _stopping(_number: int, _frame: FrameType | None) -> None:
+    pass

@@ -1,0 +1,180 @@
+"""`metrics`: printed once, served to Prometheus, and its alert rules."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import redis_sessions
+from redis_sessions.cli import exits
+from redis_sessions.server import EmbeddedServer
+from tests import test_cli_support
+from tests.servers import wait_until
+from tests.test_cli_support import Cli, run, spawn
+
+url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
+
+DEADLINE_S = 30.0
+AWAY = "unix:///nowhere/sock"
+
+
+class Exporter:
+    """`metrics --listen` as a process that has said where it listens."""
+
+    def __init__(self, process: subprocess.Popen[bytes], place: str, said: list[str]) -> None:
+        self.process, self.place, self.said = process, place, said
+
+    def get(self, path: str = "/metrics", **headers: str) -> str:
+        request = urllib.request.Request(self.place.replace("/metrics", path), headers=headers)
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+            return answer.read().decode()
+
+    def up(self) -> str:
+        [value] = re.findall(r"^redis_sessions_up\{.*\} (\S+)$", self.get(), re.MULTILINE)
+        return value
+
+    def end(self, *signals: signal.Signals) -> tuple[int, str, str]:
+        for number in signals:
+            self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=DEADLINE_S)
+        return self.process.returncode, out.decode(), err.decode()
+
+
+@contextmanager
+def exporting(*args: str | Path, listen: str = "0") -> Iterator[Exporter]:
+    process = spawn("metrics", "--listen", listen, *args)
+    said: list[str] = []
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line.decode())
+            if found := re.search(r"metrics are at (http://\S+/metrics); stop with", said[-1]):
+                yield Exporter(process, found[1], said)
+                break
+        else:
+            pytest.fail(f"it did not listen: {said}")
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=DEADLINE_S)
+
+
+def test_printed_once(cli: Cli) -> None:
+    cli.plant("a")
+    cli("failures", "--increment")
+    shown = cli("metrics").stdout
+    assert f'claude_session_resume_failures_total{{namespace="{cli.namespace}"}} 1.0\n' in shown
+    assert f'redis_sessions_live_sessions{{namespace="{cli.namespace}"}} 1.0\n' in shown
+    samples = [json.loads(line) for line in cli("metrics", "--json").stdout.splitlines()]
+    assert {"name": "redis_sessions_up", "labels": {"namespace": cli.namespace}, "value": 1} in samples
+
+
+def test_printed_once_while_redis_is_away() -> None:
+    result: Any = test_cli_support.CliRunner().invoke(test_cli_support.app, ["metrics", "--url", AWAY])
+    assert result.exit_code == exits.UNREACHABLE
+    assert [line for line in result.stdout.splitlines() if line[0] != "#"] == ['redis_sessions_up{namespace="sessions"} 0.0']
+    assert re.fullmatch(r"redis-sessions: [^\n]+ can't be reached [^\n]+\n", result.stderr)
+
+
+def test_the_rules_are_those_of_the_package() -> None:
+    file = Path(redis_sessions.__file__).parent / "alerts.yml"
+    assert run("metrics", "--rules", "--url", AWAY).stdout == file.read_text()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(
+            ["--listen", place]
+            for place in ("", ":9464", "x:", "65536", "127.0.0.1:99999", "127.0.0.1", "::1:80", "1:2:3", "a b:1")
+        ),
+        *(["--listen", place] for place in ("redis://:s3cret@h:1", "no-such-host.invalid:0", "192.0.2.1:0")),
+        *(
+            ["--listen", "0", "--json"],
+            ["--listen", "0", "--rules"],
+            ["--rules", "--json"],
+            ["--listen", "0", "--scan-max-age", "60"],
+        ),
+    ],
+)
+def test_bad_input(args: list[str]) -> None:
+    assert "s3cret" not in run("metrics", "--url", AWAY, *args, code=exits.USAGE).stderr
+
+
+def test_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = run("metrics", "--listen", f"127.0.0.1:{port}", "--url", AWAY, code=exits.USAGE).stderr
+    assert f"port {port} of 127.0.0.1" in said
+
+
+def test_served(cli: Cli) -> None:
+    cli.plant("a")
+    with exporting(*cli.options, "--scan-max-age", "0s") as exporter:
+        assert exporter.place.startswith("http://127.0.0.1:")
+        live = f'redis_sessions_live_sessions{{namespace="{cli.namespace}"}}'
+        # A scan may take longer than a scrape waits for it.
+        wait_until(lambda: f"{live} 1.0" in exporter.get(), "one is seen")
+        cli.plant("b")
+        wait_until(lambda: f"{live} 2.0" in exporter.get(), "both are seen")
+        assert exporter.get(Accept="application/openmetrics-text; version=1.0.0").endswith("# EOF\n")
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            exporter.get("/")
+        # One that says nothing, and one that goes away, keep nobody else from scraping.
+        host, port = exporter.place.split("/")[2].split(":")
+        with socket.create_connection((host, int(port))), socket.create_connection((host, int(port))) as hasty:
+            hasty.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            hasty.close()
+            assert exporter.up() == "1.0"
+        assert exporter.end(signal.SIGTERM) == (exits.DONE, "", "")
+    assert len(exporter.said) == 1
+
+
+def test_served_to_other_machines_it_says_so() -> None:
+    with exporting("--url", AWAY, listen="0.0.0.0:0") as exporter:
+        assert len(exporter.said) == 2
+        assert "no password" in exporter.said[0]
+        assert exporter.end(signal.SIGINT) == (exits.DONE, "", "")
+
+
+def test_served_over_ipv6() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 on loopback")
+    with exporting("--url", AWAY, listen="[::1]:0") as exporter:
+        assert exporter.place.startswith("http://[::1]:")
+        assert (exporter.up(), len(exporter.said)) == ("0.0", 1)
+        code, out, err = exporter.end(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    assert (code, out, err.count("\n")) == (exits.DONE, "", 1)
+
+
+def test_it_goes_on_while_redis_restarts(tmp_path: Path) -> None:
+    with EmbeddedServer(directory=tmp_path / "data") as server:
+        assert run("failures", "--increment", "--url", server.url).stdout == "1\n"
+        server.kill()
+        with exporting("--url", server.url) as exporter:
+            for _ in range(2):
+                assert exporter.up() == "0.0"
+                server.start()
+                wait_until(lambda: exporter.up() == "1.0", "it reads the counters again")
+                assert 'claude_session_resume_failures_total{namespace="sessions"} 1.0' in exporter.get()
+                server.kill()
+            assert exporter.up() == "0.0"
+            code, out, err = exporter.end(signal.SIGTERM)
+    assert (code, out) == (exits.DONE, "")
+    # Away, back, away, back, away: a line each, however often it was scraped.
+    told = ["again" if "can be had again" in line else "away" for line in err.splitlines()]
+    assert told == ["away", "again", "away", "again", "away"]
+    assert err.count("\n") == 5

@@ -1,0 +1,365 @@
+"""The metrics: what a scrape shows, what it costs Redis, and that it fails and waits for nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, StoreSettings, Turn, metrics
+from redis_sessions.keys import Keys
+from redis_sessions.metrics import Once
+from redis_sessions.server import EmbeddedServer
+from redis_sessions.settings import DAY_MS
+from tests.servers import wait_until
+from tests.stores import ByUser
+
+FAILURES = "claude_session_resume_failures_total"
+UP = "redis_sessions_up"
+LIVE = "redis_sessions_live_sessions"
+SCAN = "redis_sessions_scan"
+AGE = f"{SCAN}_age_seconds"
+NEXT = "redis_sessions_next_expiry_seconds"
+
+
+@pytest.fixture
+def registry():
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def server():
+    with EmbeddedServer() as server:
+        yield server
+
+
+def register(*stores, **options):
+    """Register with all the patience there is: on a busy machine any scan may take a second."""
+    return metrics.register(*stores, **{"scan_wait_ms": 60_000} | options)
+
+
+def a_store(server, namespace="sessions", kind=SessionStore, **settings):
+    return kind.from_url(server.url, StoreSettings(namespace=namespace, **settings))
+
+
+def scrape(registry):
+    """What a scrape shows: values by name, and of a histogram by name and bound."""
+    return {
+        (sample.name if "le" not in sample.labels else (sample.name, sample.labels["le"])): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+    }
+
+
+class Slow(SessionStore):
+    """A store whose scans wait until they are let go."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.began, self.go = [], threading.Event()
+
+    def report(self, progress=None):
+        self.began.append(threading.current_thread())
+        self.go.wait()
+        return super().report(progress)
+
+
+# What it shows
+
+
+@pytest.mark.plants_immortal_keys
+def test_what_a_scrape_shows(place, raw, namespace, registry):
+    keys = Keys(namespace)
+    for number in range(3):
+        raw.set(keys.session_id(f"fresh#{number}"), "ID-1", px=DAY_MS - 1_000)
+    raw.set(keys.session_id("older"), "ID-1", px=DAY_MS - 7_200_000)
+    raw.set(keys.session_id("immortal"), "ID-1")
+    raw.set(keys.session_id("over"), "ID-1", px=2 * DAY_MS)
+    raw.set(keys.session_id("words"), "two words", px=DAY_MS)
+    with contextlib.closing(place.sync(StoreSettings(namespace=namespace))) as store:
+        for _ in range(2):
+            store.increment_resume_failures()
+        store.resume("turn", lambda _: Turn("E", None))
+        # Of the users of least privilege, the one that can't write is enough.
+        register(store._stores["report"] if isinstance(store, ByUser) else store, registry=registry)
+        shown = scrape(registry)
+    timing = {name: shown.pop(name) for name in (AGE, NEXT, f"{SCAN}_duration_seconds", f"{SCAN}_approximate")}
+    assert shown == {
+        FAILURES: 2,
+        "redis_sessions_resumes_total": 0,
+        "redis_sessions_fresh_starts_total": 1,
+        UP: 1,
+        LIVE: 7,
+        "redis_sessions_keys_without_ttl": 1,
+        "redis_sessions_keys_over_max_age": 1,
+        "redis_sessions_keys_invalid": 1,
+        **{("redis_sessions_idle_seconds_bucket", bound): 4 for bound in ("60.0", "300.0", "900.0", "1800.0", "3600.0")},
+        **{
+            ("redis_sessions_idle_seconds_bucket", bound): 5
+            for bound in ("10800.0", "21600.0", "43200.0", "86400.0", "+Inf")
+        },
+    }
+    age_s, next_s, duration_s, approximate = timing.values()
+    assert 0 <= age_s < 30
+    assert 0 <= 79_200 - next_s < 30
+    assert 0 <= duration_s < 30
+    assert approximate == 0
+
+
+def test_every_sample_has_its_namespace_and_both_formats_hold(valkey, namespace, registry):
+    with a_store(valkey, namespace) as one, a_store(valkey, f"{namespace}.2") as other:
+        one.set("a", "ID-1")
+        register(one, other, registry=registry)
+        for text in (openmetrics(registry), openmetrics(registry.restricted_registry([LIVE]))):
+            families = list(text_string_to_metric_families(text.decode()))
+            for family in families:
+                labels = {sample.labels["namespace"] for sample in family.samples}
+                assert labels == ({namespace} if "next_expiry" in family.name else {namespace, f"{namespace}.2"})
+        assert [family.name for family in families] == [LIVE]
+        plain = generate_latest(registry).decode()
+        assert len(re.findall(f"^# TYPE {FAILURES} counter$", plain, re.MULTILINE)) == 1
+        assert f'{LIVE}{{namespace="{namespace}"}} 1.0' in plain
+        one.delete("a")
+
+
+# What it costs
+
+
+def calls(store, command):
+    found = store.client.info("commandstats").get(f"cmdstat_{command}")
+    return found["calls"] if found else 0
+
+
+def test_registering_sends_nothing(server, registry):
+    server.kill()
+    with a_store(server) as store:
+        register(store, registry=registry)
+        assert scrape(registry) == {UP: 0}
+
+
+def test_a_scan_is_kept_until_it_is_too_old(server, registry):
+    with a_store(server) as store:
+        collector = register(store, registry=registry)
+        store.set("a", "ID-1")
+        first = scrape(registry)
+        store.set("b", "ID-1")
+        store.increment_resume_failures()
+        second = scrape(registry)
+        assert (first[LIVE], second[LIVE]) == (1, 1)
+        assert (first[FAILURES], second[FAILURES]) == (0, 1)  # counters are never those of the last scrape
+        assert second[AGE] > first[AGE]
+        assert calls(store, "scan") == 1
+        registry.unregister(collector)
+        register(store, registry=registry, scan_max_age_ms=0)
+        assert scrape(registry)[LIVE] == 2
+        assert scrape(registry)[LIVE] == 2
+        assert calls(store, "scan") == 3
+
+
+def test_scrapes_at_once_share_one_scan(server, registry):
+    with a_store(server, kind=Slow) as store, ThreadPoolExecutor(8) as threads:
+        register(store, registry=registry, scan_max_age_ms=60_000)
+        store.set("a", "ID-1")
+        scrapes = [threads.submit(scrape, registry) for _ in range(8)]
+        wait_until(lambda: calls(store, "get") == 8 * 3, "all have read the counters")
+        store.go.set()
+        assert {scrape.result()[LIVE] for scrape in scrapes} == {1}
+        assert len(store.began) == 1
+        assert calls(store, "scan") == 1
+
+
+def test_a_scan_that_outlasts_a_scrape_is_shown_by_a_later_one(server, registry):
+    with a_store(server, kind=Slow) as store:
+        register(store, registry=registry, scan_wait_ms=1)
+        for _ in range(3):
+            shown = scrape(registry)
+            assert shown[UP] == 1
+            assert LIVE not in shown
+            assert AGE not in shown
+        [scan] = store.began
+        store.go.set()
+        scan.join()
+        assert scrape(registry)[LIVE] == 0
+        assert len(store.began) == 1
+
+
+# Redis away
+
+
+def test_an_outage_leaves_out_the_counters_and_keeps_the_last_scan(tmp_path, registry, caplog):
+    with EmbeddedServer(directory=tmp_path / "data") as server, a_store(server) as store:
+        register(store, registry=registry, scan_max_age_ms=0)
+        store.set("a", "ID-1")
+        for _ in range(7):
+            store.increment_resume_failures()
+        before = scrape(registry)
+        server.kill()
+        for _ in range(2):
+            away = scrape(registry)
+            assert away[UP] == 0
+            assert FAILURES not in away
+            assert away[LIVE] == 1
+            assert away[AGE] > before[AGE]
+        server.start()
+        for _ in range(2):
+            assert (scrape(registry)[UP], scrape(registry)[FAILURES]) == (1, 7)
+        assert scrape(registry)[AGE] < away[AGE]
+    # Told when it begins and when it ends, not at every scrape.
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "no counters: " in said[0]
+    assert server.url.split("/")[2] in said[0]
+    assert "can be had again" in said[1]
+
+
+def test_a_server_that_hangs_holds_up_no_scrape_for_long(server, registry):
+    with a_store(server, deadline_ms=1_000, socket_timeout_ms=300) as store:
+        register(store, registry=registry, scan_max_age_ms=0)
+        assert scrape(registry)[UP] == 1
+        with store.client.client() as own:
+            pid = own.info("server")["process_id"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            began_s = time.monotonic()
+            with ThreadPoolExecutor(4) as threads:
+                shown = [scrape.result() for scrape in [threads.submit(scrape, registry) for _ in range(4)]]
+            assert time.monotonic() - began_s < 8  # far above the deadline: only «not for ever»
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert [(each[UP], each[LIVE]) for each in shown] == [(0, 0)] * 4
+        wait_until(lambda: scrape(registry)[UP] == 1, "it answers again")
+
+
+def test_a_user_who_may_not_scan_gets_the_counters(valkey, namespace, registry, caplog):
+    valkey.raw.acl_setuser("counting", enabled=True, passwords=["+p"], keys=["*"], commands=["+get", "+hello"])
+    try:
+        place = valkey.url.replace("redis://", "redis://counting:p@")
+        with SessionStore.from_url(place, StoreSettings(namespace=namespace)) as store:
+            register(store, registry=registry)
+            for _ in range(2):
+                shown = scrape(registry)
+                assert (shown[UP], shown[FAILURES]) == (1, 0)
+                assert LIVE not in shown
+            assert "NOPERM" in str(Once(store).error)
+    finally:
+        valkey.raw.acl_deluser("counting")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2  # one by each of the two that looked
+    assert all("no key scan: " in line for line in said)
+
+
+# Where it is registered
+
+
+def test_what_can_not_be_registered(valkey, namespace, registry):
+    with a_store(valkey, namespace) as store:
+        for stores in ((), (store, store), (AsyncSessionStore(None),), (valkey.raw,)):
+            with pytest.raises(InvalidSettings):
+                register(*stores, registry=registry)
+        with pytest.raises(InvalidSettings):
+            register(store, registry=registry, scan_max_age_ms=-1)
+        with pytest.raises(InvalidSettings):
+            register(store, registry=registry, scan_wait_ms=-1)
+        collector = register(store, registry=registry)
+        with pytest.raises(InvalidSettings, match="already"):
+            register(store, registry=registry)
+        registry.unregister(collector)
+        register(store, registry=registry)
+        assert scrape(registry)[UP] == 1
+
+
+def python(program, *arguments, **environment):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | environment,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    return done.stdout
+
+
+def test_only_who_asks_for_metrics_needs_their_client():
+    program = """
+import sys
+sys.modules["prometheus_client"] = None
+import redis_sessions.cli.app
+try:
+    import redis_sessions.metrics
+except redis_sessions.SessionStoreError as error:
+    print(type(error).__name__, error.remedy)
+"""
+    assert python(program) == "MissingExtra pip install 'redis-sessions[prometheus]'\n"
+
+
+def test_a_fork_while_the_parent_scans(server):
+    """The child scrapes for itself, although it inherits a lock that is held and a scan that goes on elsewhere."""
+    program = """
+import os, sys, threading, warnings
+from prometheus_client import generate_latest
+from redis_sessions import SessionStore
+from redis_sessions.metrics import register
+
+class Held(SessionStore):
+    def report(self, progress=None):
+        if os.getpid() == parent:
+            began.set()
+            go.wait()
+        return super().report(progress)
+
+def live():
+    return b'redis_sessions_live_sessions{namespace="sessions"} 1.0' in generate_latest()
+
+warnings.simplefilter("ignore")  # newer Pythons warn of any fork beside threads
+parent, began, go = os.getpid(), threading.Event(), threading.Event()
+store = Held.from_url(sys.argv[1])
+store.set("a", "ID-1")
+collector = register(store, scan_wait_ms=60_000)
+scrape = threading.Thread(target=generate_latest)
+scrape.start()
+began.wait()
+with collector._watches[0]._lock:
+    child = os.fork()
+    if child == 0:
+        os._exit(int(not live()))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+go.set()
+scrape.join()
+print(live())
+"""
+    assert python(program, server.url) == "0\nTrue\n"
+
+
+def test_prometheus_clients_multiprocess_mode(server, tmp_path):
+    program = """
+import sys
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from redis_sessions import SessionStore
+from redis_sessions.metrics import register
+
+Counter("of_the_program", "Its own.").inc()
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+with SessionStore.from_url(sys.argv[1]) as store:
+    store.increment_resume_failures()
+    register(store, registry=registry)
+    print(generate_latest(registry).decode())
+"""
+    shown = python(program, server.url, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    assert "of_the_program_total 1.0" in shown
+    assert re.findall(rf"^{FAILURES}\{{.*", shown, re.MULTILINE) == [f'{FAILURES}{{namespace="sessions"}} 1.0']
