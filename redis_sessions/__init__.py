@@ -21,6 +21,7 @@ from redis_sessions.migrate import ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
 from redis_sessions.resume import ResumeResult, Turn
+from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import SessionRow
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import SessionStore
@@ -48,6 +49,7 @@ __all__ = [
     "Peek",
     "Report",
     "ResumeResult",
+    "RetimeResult",
     "SessionBusy",
     "SessionRow",
     "SessionStore",

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from redis_sessions import client as clients
-from redis_sessions import legacy, migrate, runner, scan
+from redis_sessions import legacy, migrate, retime, runner, scan
 from redis_sessions.commands import Op
 from redis_sessions.keys import COUNTERS, RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
 from redis_sessions.resume import Judge, OnOutage, Request, ResumeResult, Turn, resume
+from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.store import BaseStore
 from redis_sessions.verdicts import judge_by_phrase
@@ -105,6 +106,12 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         """Same as SessionStore.export."""
         with legacy.Writer(path) as writer:
             return await self._run(migrate.export_entries(self.settings, writer.add, progress))
+
+    async def retime(
+        self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
+    ) -> RetimeResult:
+        """Same as SessionStore.retime."""
+        return await self._run(retime.retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
 
     async def resume(
         self,

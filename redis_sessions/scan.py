@@ -29,12 +29,14 @@ class Page(NamedTuple):
         pttls_ms: milliseconds left to live, -1 without a TTL, -2 if expired since it was listed.
         values: the first 257 bytes of their values; None of what is no string.
         now_ms: the server's time when they were looked at, milliseconds since 1970.
+        node: the primary that has them, as PRIMARIES gave it.
     """
 
     redis_keys: list[bytes]
     pttls_ms: list[int]
     values: list[bytes | None]
     now_ms: int
+    node: object = None
 
 
 class SessionRow(NamedTuple):
@@ -84,7 +86,7 @@ class Scan:
         ]
         pages: list[Page] = []
         for node, (cursor, now_ms, redis_keys, pttls_ms, values) in zip(nodes, replies, strict=True):
-            pages.append(Page(redis_keys, pttls_ms, values, now_ms))
+            pages.append(Page(redis_keys, pttls_ms, values, now_ms, node))
             self._cursors[node] = cursor
             if cursor == b"0":
                 del self._cursors[node]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 from redis_sessions import client as clients
-from redis_sessions import legacy, migrate, runner, scan, urls
+from redis_sessions import legacy, migrate, retime, runner, scan, urls
 from redis_sessions.commands import Op
 from redis_sessions.exchange import Link
 from redis_sessions.keeper import Keeper
@@ -17,6 +17,7 @@ from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Operations, Peek
 from redis_sessions.report import Report
 from redis_sessions.resume import Judge, OnOutage, Request, ResumeResult, Turn, resume
+from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
 from redis_sessions.verdicts import judge_by_phrase
@@ -157,6 +158,18 @@ class SessionStore(BaseStore[clients.SyncClient]):
         """Write every live session to a sessions.json: whole or not at all, mode 0600. Raises FileNotWritten."""
         with legacy.Writer(path) as writer:
             return self._run(migrate.export_entries(self.settings, writer.add, progress))
+
+    def retime(
+        self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
+    ) -> RetimeResult:
+        """Let no session live longer than a max age from now on, after it was lowered; `retime.py` says what is touched.
+
+        Args:
+            max_age_ms: milliseconds; None takes the store's own. Raises InvalidSettings if it can be none.
+            dry_run: change nothing.
+            progress: as for `report`.
+        """
+        return self._run(retime.retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
 
     def resume(
         self,

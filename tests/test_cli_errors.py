@@ -124,7 +124,7 @@ def assert_no_password(result: Any) -> None:
             ["list", "--json"],
             ["report"],
         ),
-        *(["failures"], ["failures", "--increment"], ["export", "out.json"], ["import", "in.json"]),
+        *(["retime"], ["failures"], ["failures", "--increment"], ["export", "out.json"], ["import", "in.json"]),
     ],
 )
 def test_redis_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:

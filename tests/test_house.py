@@ -13,7 +13,7 @@ import redis_sessions
 ROOT = Path(redis_sessions.__file__).parent
 # A file imports only from those before it.
 ORDER = """
-    errors settings keys acl commands scripts ops report scan files shelf json_pairs legacy migrate
+    errors settings keys acl commands scripts ops report scan retime files shelf json_pairs legacy migrate
     verdicts evidence output placement recognise agents resume adapters
     refusals exchange wire urls connections pools clusters risks client
     keeper runner store async_store testing server __init__
