@@ -17,6 +17,7 @@ from redis_sessions.errors import (
     SessionStoreError,
     StoreUnavailable,
 )
+from redis_sessions.findings import Diagnosis, Finding
 from redis_sessions.migrate import ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
@@ -34,8 +35,10 @@ __all__ = [
     "AccessDenied",
     "AsyncSessionStore",
     "CorruptValue",
+    "Diagnosis",
     "ExportResult",
     "FileNotWritten",
+    "Finding",
     "Held",
     "ImportResult",
     "InexactScan",

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from redis_sessions import client as clients
-from redis_sessions import legacy, migrate, retime, runner, scan
+from redis_sessions import doctor, legacy, migrate, retime, runner, scan
 from redis_sessions.commands import Op
+from redis_sessions.errors import StoreUnavailable
+from redis_sessions.findings import Connection, Diagnosis
 from redis_sessions.keys import COUNTERS, RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
@@ -107,6 +109,12 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         with legacy.Writer(path) as writer:
             return await self._run(migrate.export_entries(self.settings, writer.add, progress))
 
+    async def doctor(self, agent: str | None = None, progress: Progress | None = None) -> Diagnosis:
+        """Same as SessionStore.doctor."""
+        quorums = [await self._quorum(sentinel, service) for sentinel, service in clients.sentinels(self.client)]
+        connection = Connection(self._link.tls, self._link.risks)
+        return await self._run(doctor.examine(self.settings, connection, quorums, agent, progress))
+
     async def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
     ) -> RetimeResult:
@@ -136,6 +144,12 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    async def _quorum(self, sentinel: clients.AsyncClient, service: str) -> object:
+        try:
+            return await arun(sentinel, doctor.ask_quorum(service))
+        except StoreUnavailable as error:
+            return error
 
     async def _run(self, op: Op[T]) -> T:
         return await arun(self.client, op, self._link)
