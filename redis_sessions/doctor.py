@@ -19,7 +19,7 @@ from redis_sessions.commands import PRIMARIES, Command, Op
 from redis_sessions.errors import AccessDenied, SessionStoreError
 from redis_sessions.findings import Connection, Diagnosis, Finding, diagnosis, judged, seen
 from redis_sessions.keys import COUNTERS, RESUME_FAILURES, Keys
-from redis_sessions.retime import retime
+from redis_sessions.retime import RetimeResult, retime
 from redis_sessions.scan import Progress, Scan
 from redis_sessions.settings import StoreSettings
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from contextlib import contextmanager
 
@@ -9,20 +11,28 @@ import pytest
 import redis
 import time_machine
 
-from redis_sessions import InvalidSettings, SessionStore, StoreSettings, StoreUnavailable
-from redis_sessions.findings import LOOK_RIGHTS
+from redis_sessions import InvalidSettings, SessionStore, StoreSettings, StoreUnavailable, upkeep
+from redis_sessions.access import login, place_of, tls
+from redis_sessions.acl import USERS
+from redis_sessions.checks import NODE_CHECKS, Node
+from redis_sessions.cli import exits
+from redis_sessions.errors import SessionStoreError
+from redis_sessions.findings import LOOK_RIGHTS, Connection
 from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer
 from redis_sessions.settings import DAY_MS
 from tests import test_cli_support
 from tests.servers import find_redis_server, wait_until
+from tests.test_cli_support import run
 from tests.test_report import plant_poison
 
 pytestmark = pytest.mark.plants_immortal_keys
 
 no_variables = test_cli_support.no_variables
 
-NEEDED = "+get +set +del +incr +pttl +pexpire +evalsha +script|load +scan +mget +getrange +dbsize +time +ping +select"
+ADMIN = USERS["admin"]
+LOOK = LOOK_RIGHTS.split()
+NEEDED = " ".join(f"+{word}" for word in ADMIN.commands | ADMIN.alone | ADMIN.on_cluster if f"+{word}" not in LOOK)
 CHECKS = [
     *("server", "role", "cluster", "eviction", "memory", "append-only", "appendfsync", "disk", "replicas"),
     *("login", "rights", "tls", "round-trip", "clock", "client"),
@@ -230,6 +240,8 @@ def test_a_cluster_with_a_slot_that_nobody_serves(tmp_path):
             keys = ("no-ttl", "max-age", "values", "leases", "counters")
             assert troubles(diagnosis) == {"cluster": "broken"} | dict.fromkeys(keys, "unknown")
             assert found(diagnosis, "cluster").found == "state fail, 16,383 of 16,384 slots served"
+        raw.execute_command("CLUSTER ADDSLOTS", 16_383)
+        wait_until(lambda: b"cluster_state:ok" in raw.execute_command("CLUSTER", "INFO"), "the cluster serves")
         assert troubles(store.doctor()) == {"cluster": "broken"}
         assert "redis+cluster://" in found(store.doctor(), "cluster").remedy
 
@@ -282,3 +294,99 @@ def test_the_age_that_the_agent_minds(valkey, namespace, agent, max_age_ms, stat
         assert found(store.doctor(agent), "agent").status == status
         with pytest.raises(InvalidSettings, match="name one of agentcore, claude"):
             store.doctor("nobody")
+
+
+@pytest.mark.parametrize(
+    ("info", "status"),
+    [
+        ({"redis_version": "6.0.16"}, "broken"),
+        ({"redis_version": "6.2.14"}, "ok"),
+        ({"redis_version": "8.6.2"}, "ok"),
+        ({"redis_version": "9.0.0"}, "warning"),
+        ({"redis_version": "7.2.4", "valkey_version": "7.2.9"}, "warning"),
+        ({"redis_version": "7.2.4", "valkey_version": "8.1.1"}, "ok"),
+        ({"redis_version": "7.2.4", "valkey_version": "10.0.0"}, "warning"),
+    ],
+)
+def test_versions(info, status):
+    _, look = NODE_CHECKS["server"]
+    assert look(Node(info, {}))[0] == status
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        *(("127.0.0.1:6379", "here"), ("[::1]:6379", "here"), ("::1:6379", "here"), ("/run/redis.sock:0", "here")),
+        *(("10.0.0.9:6379", "private"), ("[fe80::1%eth0]:6379", "private"), ("172.18.0.2:6379", "private")),
+        *(("8.8.8.8:6379", "open"), ("[2606:4700::1]:1", "open"), ("*:6379", "open"), ("0.0.0.0:1", "private")),
+    ],
+)
+def test_where_an_address_is(address, place):
+    assert place_of(address) == place
+
+
+def test_who_gets_in_from_elsewhere_and_who_reads_on_the_way():
+    nobody = Node(SessionStoreError("unseen"), {})
+    open_to_all = {"flags": ["on", "nopass"]}
+    assert login(open_to_all, "10.0.0.9:6379", nobody)[0] == "warning"
+    assert login(open_to_all, "8.8.8.8:6379", nobody)[0] == "broken"
+    assert login({"flags": ["off", "nopass"]}, "8.8.8.8:6379", nobody)[0] == "ok"
+    assert tls(used=False, address="10.0.0.9:6379")[0] == "warning"
+    assert tls(used=True, address="10.0.0.9:6379")[0] == tls(used=False, address="/run/redis.sock:0")[0] == "ok"
+
+
+def test_sentinels_that_see_no_quorum():
+    away, denied = StoreUnavailable("away"), SessionStoreError("h refused a command (NOQUORUM)")
+    for quorums, status in (([True, True], "ok"), ([True, away], "warning"), ([away, denied], "broken")):
+        assert upkeep.quorum(quorums)[0] == status
+    with pytest.raises(StoreUnavailable):
+        upkeep.quorum([away, away])
+
+
+def test_slow_round_trips_and_clients_of_which_nothing_is_known():
+    assert [upkeep.round_trip(trip_ms)[0] for trip_ms in (0.2, 49.9, 50)] == ["ok", "ok", "warning"]
+    with pytest.raises(SessionStoreError):
+        upkeep.client(Connection())
+
+
+@pytest.mark.parametrize("age_ms", [1, 999, 1_000, 90_000, 5_400_000, DAY_MS, 2 * DAY_MS, 3 * DAY_MS + 1])
+def test_durations_in_remedies_are_exact(age_ms):
+    from redis_sessions.cli.options import duration_ms
+
+    assert duration_ms(upkeep.written(age_ms)) == age_ms
+
+
+def test_the_command(tmp_path):
+    with healthy(tmp_path / "data", maxmemory_policy="allkeys-lru") as (_, raw):
+        port = raw.get_connection_kwargs()["port"]
+        url = ["--url", f"redis://sessions:s3cret%2Fx@127.0.0.1:{port}"]
+        shown = run("doctor", *url, code=exits.PARTLY)
+        assert shown.stderr == ""
+        lines = shown.stdout.splitlines()
+        assert "broken  eviction     allkeys-lru takes counters, too" in lines
+        [remedy] = [line.strip() for line in lines if line.strip().startswith("mend: ")]
+        assert remedy == "mend: redis-cli CONFIG SET maxmemory-policy volatile-ttl"
+        assert lines[-1] == f"1 broken, 0 warnings, 0 unknown, {len(CHECKS) - 1} ok"
+        result = json.loads(run("doctor", "--json", *url, code=exits.PARTLY).stdout)
+        assert list(result) == ["findings", "broken", "warnings", "unknown", "ok"]
+        assert [finding["check"] for finding in result["findings"]] == CHECKS
+        assert {tuple(finding) for finding in result["findings"]} == {("check", "status", "found", "why", "remedy")}
+        raw.config_set("maxmemory-policy", "volatile-ttl")
+        shown = run("doctor", "--agent", "agentcore", "--max-age", "15m", *url)
+        assert re.search(r"^ok +agent +max age 15m; agentcore keeps a session 15m$", shown.stdout, re.MULTILINE)
+        raw.config_set("maxmemory-policy", "volatile-lru")
+        assert run("doctor", *url).stdout.endswith(f"0 broken, 1 warning, 0 unknown, {len(CHECKS) - 1} ok\n")
+
+
+def test_no_secret_is_shown(tmp_path):
+    """Not the passwords of the server, its replicas and its users, nor their hashes."""
+    secrets = {"requirepass": "s3cret/y", "masterauth": "s3cret/z", "tls_key_file_pass": "s3cret/w"}
+    with EmbeddedServer(directory=tmp_path / "data", extra={n.replace("_", "-"): v for n, v in secrets.items()}) as server:
+        url = server.url.replace("//", "//:s3cret%2Fy@")
+        with SessionStore.from_url(url) as store:
+            hashes = [str(word) for word in store.client.execute_command("ACL", "LIST")]
+            said = store.doctor().model_dump_json() + run("doctor", "--url", url).output
+    assert "s3cret" not in said
+    digests = re.findall(r"#([0-9a-f]{64})", " ".join(hashes))
+    assert digests
+    assert not any(digest in said for digest in digests)

@@ -25,7 +25,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; tell ho
 
 @on_a_store
 def doctor(at: Options, *, agent: Agent = None) -> int:
-    """Look at the server, the way to it and the keys, and tell what is not as it should be.
+    """Find what is wrong with the server, the way to it, or the keys.
 
     A line a finding: ok, warning, broken, or unknown where it could not be looked at, as where a managed service forbids
     CONFIG. What is not ok comes with why that matters, and the command that mends it. Nothing is changed. Workers should not
@@ -46,6 +46,7 @@ def doctor(at: Options, *, agent: Agent = None) -> int:
 
 
 def _show(diagnosis: "Diagnosis") -> None:
+    from rich.console import Group
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -59,7 +60,7 @@ def _show(diagnosis: "Diagnosis") -> None:
             table.add_row("", "", show.cell(f"mend: {finding.remedy}", "dim"))
     warnings = show.count(diagnosis.warnings, "warning")
     summary = f"{diagnosis.broken} broken, {warnings}, {diagnosis.unknown} unknown, {diagnosis.ok} ok"
-    show.display(table, show.cell(summary, "bold"))
+    show.display(table, Group(show.cell(summary, "bold")))
 
 
 @on_a_store
