@@ -18,10 +18,12 @@ from redis_sessions.errors import (
     SessionStoreError,
     StoreUnavailable,
 )
+from redis_sessions.findings import Diagnosis, Finding
 from redis_sessions.migrate import ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
 from redis_sessions.resume import ResumeResult, Turn
+from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import SessionRow
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import SessionStore
@@ -34,8 +36,10 @@ __all__ = [
     "AccessDenied",
     "AsyncSessionStore",
     "CorruptValue",
+    "Diagnosis",
     "ExportResult",
     "FileNotWritten",
+    "Finding",
     "Held",
     "ImportResult",
     "InexactScan",
@@ -50,6 +54,7 @@ __all__ = [
     "Peek",
     "Report",
     "ResumeResult",
+    "RetimeResult",
     "SessionBusy",
     "SessionRow",
     "SessionStore",

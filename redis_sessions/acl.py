@@ -4,7 +4,7 @@
 | ------ | ------------------------------------------------------ | --------- |
 | worker | conversations: get, set, delete, leases, counters, run | yes       |
 | report | the scans: report, list, export; reads counters        | no        |
-| admin  | all of these, and import                               | yes       |
+| admin  | all of these, import, retime, and most of the doctor   | yes       |
 
 HELLO and AUTH are open to all. What a list grants holds inside scripts as well: who may run a script gains no command
 and no key by it, but can keep the server busy with one. SCAN is bound to no pattern: whoever scans sees the names of
@@ -48,6 +48,9 @@ _SCAN_ALONE: Final = _words("mget")
 _CONVERSE: Final = _words("set del pexpire incr")
 _SCAN: Final = _words("scan time dbsize info|server")
 _IMPORT: Final = _words("set exists time")
+# All of the doctor's but CONFIG GET and ACL GETUSER: these show passwords, or their hashes.
+_LOOK: Final = _words("info acl|whoami client|info")
+_LOOK_ROUTE: Final = _words("cluster|info")
 # COMMAND tells redis-py where the keys of a command stand; ASKING follows a slot that is moving.
 _ROUTE: Final = _words("command cluster|slots asking")
 _SCAN_ROUTE: Final = _words("cluster|nodes getrange")
@@ -56,7 +59,13 @@ USERS: Final[Mapping[str, User]] = {
     "worker": User(_ALWAYS | _CONVERSE, _ALONE, _ROUTE, ("*",), writes=True),
     "report": User(_ALWAYS | _SCAN, _ALONE | _SCAN_ALONE, _ROUTE | _SCAN_ROUTE, ("id:*", "counter:*"), writes=False),
     # A command that changes or inspects more than conversations adds here what it sends.
-    "admin": User(_ALWAYS | _CONVERSE | _SCAN | _IMPORT, _ALONE | _SCAN_ALONE, _ROUTE | _SCAN_ROUTE, ("*",), writes=True),
+    "admin": User(
+        (_ALWAYS | _CONVERSE | _SCAN | _IMPORT | _LOOK) - {"info|server"},
+        _ALONE | _SCAN_ALONE,
+        _ROUTE | _SCAN_ROUTE | _LOOK_ROUTE,
+        ("*",),
+        writes=True,
+    ),
 }
 
 

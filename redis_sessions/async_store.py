@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from redis_sessions import client as clients
-from redis_sessions import legacy, migrate, runner, scan
+from redis_sessions import doctor, legacy, migrate, retime, runner, scan
 from redis_sessions.commands import Op
+from redis_sessions.errors import StoreUnavailable
+from redis_sessions.findings import Connection, Diagnosis
 from redis_sessions.keys import COUNTERS, RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
 from redis_sessions.resume import Judge, OnOutage, Request, ResumeResult, Turn, resume
+from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.store import BaseStore
 from redis_sessions.verdicts import judge_by_phrase
@@ -110,6 +113,18 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         with legacy.Writer(path) as writer:
             return await self._run(migrate.export_entries(self.settings, writer.add, progress))
 
+    async def doctor(self, agent: str | None = None, progress: Progress | None = None) -> Diagnosis:
+        """Same as SessionStore.doctor."""
+        quorums = [await self._quorum(sentinel, service) for sentinel, service in clients.sentinels(self.client)]
+        connection = Connection(self._link.tls, self._link.risks)
+        return await self._run(doctor.examine(self.settings, connection, quorums, agent, progress))
+
+    async def retime(
+        self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
+    ) -> RetimeResult:
+        """Same as SessionStore.retime."""
+        return await self._run(retime.retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
+
     async def resume(
         self,
         key: str,
@@ -133,6 +148,12 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    async def _quorum(self, sentinel: clients.AsyncClient, service: str) -> object:
+        try:
+            return await arun(sentinel, doctor.ask_quorum(service))
+        except StoreUnavailable as error:
+            return error
 
     async def _run(self, op: Op[T]) -> T:
         return await arun(self.client, op, self._link)

@@ -108,13 +108,29 @@ def link(target: Target, settings: StoreSettings) -> Link:
         attempts=_STANDALONE_ATTEMPTS if target.kind in ("standalone", "unix") else _FAILOVER_ATTEMPTS,
         deadline_s=settings.deadline_ms / 1000,
         cluster=target.kind == "cluster",
+        tls=target.tls,
+        risks=(),
     )
 
 
 def callers_link(client: Any) -> Link:
     """How the wire is to treat a client that the caller built: its own retries apply. What is risky in it is logged once."""
     risks.tell(client)
-    return Link(cluster=hasattr(client, "get_primaries"), client_resends=risks.resends(client))
+    return Link(
+        cluster=hasattr(client, "get_primaries"),
+        client_resends=risks.resends(client),
+        tls=risks.speaks_tls(client),
+        risks=risks.known(client),
+    )
+
+
+def sentinels(client: Any) -> list[tuple[Any, str]]:
+    """Clients of the Sentinel processes behind a client, each with the name of what it watches."""
+    # A cluster client would be begun by asking it for what it has not got.
+    pool = client.connection_pool if isinstance(client, redis.Redis | redis.asyncio.Redis) else None
+    if not isinstance(pool, redis.sentinel.SentinelConnectionPool | redis.asyncio.sentinel.SentinelConnectionPool):
+        return []
+    return [(sentinel, pool.service_name) for sentinel in pool.sentinel_manager.sentinels]
 
 
 def _options(target: Target, settings: StoreSettings) -> dict[str, Any]:

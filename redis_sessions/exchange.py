@@ -32,6 +32,8 @@ class Link(NamedTuple):
         deadline_s: no further try begins that would end later than this many seconds after the first, if it takes as long.
         cluster: whether the client is a cluster client, whose own mistakes during a failover are taken for an outage.
         client_resends: whether the client sends again by itself what got no reply.
+        tls: whether what is sent is encrypted.
+        risks: what in the client's settings may go wrong; None where nothing is known of them.
     """
 
     address: str = "Redis"
@@ -39,6 +41,8 @@ class Link(NamedTuple):
     deadline_s: float = 0.0
     cluster: bool = False
     client_resends: bool = False
+    tls: bool = False
+    risks: tuple[str, ...] | None = None
 
 
 CALLERS: Final = Link()

@@ -21,9 +21,28 @@ _LONG_S: Final = 15
 _told: set[str] = set()
 
 
+def known(client: Any) -> tuple[str, ...] | None:
+    """What is risky in a client; None for one of which nothing is known, such as an emulation."""
+    # Of what a mock says nothing is believed, either.
+    return tuple(_risks(client)) if isinstance(client, _KNOWN) and not _is_fake(client) else None
+
+
+def speaks_tls(client: Any) -> bool:
+    """Whether a client is seen to encrypt. Sends nothing."""
+    if isinstance(client, redis.RedisCluster):
+        options = client.get_connection_kwargs()
+    elif isinstance(client, redis.asyncio.RedisCluster):
+        options = client.connection_kwargs
+    else:
+        options = {"connection_class": getattr(getattr(client, "connection_pool", None), "connection_class", None)}
+    kind = options.get("connection_class")
+    encrypts = isinstance(kind, type) and issubclass(kind, redis.SSLConnection | redis.asyncio.SSLConnection)
+    return encrypts or options.get("ssl") is True
+
+
 def tell(client: Any) -> None:
     """Log what is risky in a client, in one warning; what this process was told before is left out."""
-    untold = [risk for risk in _risks(client) if risk not in _told]
+    untold = [risk for risk in known(client) or () if risk not in _told]
     if untold:
         _told.update(untold)
         log.warning(
@@ -32,9 +51,6 @@ def tell(client: Any) -> None:
 
 
 def _risks(client: Any) -> Iterator[str]:
-    # Of a mock, an emulation or somebody's own class nothing is known, and of what a mock says nothing is believed.
-    if not isinstance(client, _KNOWN) or _is_fake(client):
-        return
     for check in (_resending, _pooling, _waiting, _parsing):
         try:
             yield from check(client)

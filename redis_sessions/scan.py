@@ -29,12 +29,14 @@ class Page(NamedTuple):
         pttls_ms: milliseconds left to live, -1 without a TTL, -2 if expired since, -3 if its slot is on its way.
         values: the first 257 bytes of their values; None of what is no string.
         now_ms: the server's time when they were looked at, milliseconds since 1970.
+        node: the primary that has them, as PRIMARIES gave it.
     """
 
     redis_keys: list[bytes]
     pttls_ms: list[int]
     values: list[bytes | None]
     now_ms: int
+    node: object = None
 
 
 class SessionRow(NamedTuple):
@@ -51,12 +53,27 @@ class Scan:
     """One walk over all session keys of a namespace.
 
     `exact` is None until the walk has ended; then it says whether no key that was there all along can have been missed.
+
+    Args:
+        settings: whose namespace, and how large a page.
+        progress: called after every page.
+        pattern: which keys instead of those of sessions.
+        optional: let a refusal by the server end the walk, and stand in `refused`, instead of being raised.
     """
 
-    def __init__(self, settings: StoreSettings, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        settings: StoreSettings,
+        progress: Progress | None = None,
+        *,
+        pattern: bytes | None = None,
+        optional: bool = False,
+    ) -> None:
         self.exact: bool | None = None
+        self.refused: SessionStoreError | None = None
         self._settings = settings
-        self._pattern = Keys(settings.namespace).pattern
+        self._pattern = pattern or Keys(settings.namespace).pattern
+        self._optional = optional
         self._progress = progress
         self._cursors: dict[Any, bytes | str] | None = None
         self._nodes: list[Any] = []
@@ -72,7 +89,8 @@ class Scan:
             self._cursors = dict.fromkeys(self._nodes, "0")
             self._before = yield from self._marks()
             if self._progress:
-                self._size = sum((yield [Command(("DBSIZE",), node=node) for node in self._nodes]))
+                sizes = yield [Command(("DBSIZE",), node=node, optional=self._optional) for node in self._nodes]
+                self._size = sum(size for size in sizes if isinstance(size, int))
         if not self._cursors:
             if self.exact is None:
                 after = yield from self._marks()
@@ -82,11 +100,16 @@ class Scan:
         nodes = list(self._cursors)
         alone = int(nodes == [None])
         replies = yield [
-            Command((self._cursors[node], self._pattern, count, alone), script=PAGE, node=node) for node in nodes
+            Command((self._cursors[node], self._pattern, count, alone), script=PAGE, node=node, optional=self._optional)
+            for node in nodes
         ]
+        for reply in replies:
+            if isinstance(reply, SessionStoreError):
+                self.refused = reply
+                return None
         pages: list[Page] = []
         for node, (cursor, now_ms, redis_keys, pttls_ms, values) in zip(nodes, replies, strict=True):
-            pages.append(Page(redis_keys, pttls_ms, values, now_ms))
+            pages.append(Page(redis_keys, pttls_ms, values, now_ms, node))
             self._on_its_way = self._on_its_way or -3 in pttls_ms
             self._cursors[node] = cursor
             if cursor == b"0":

@@ -84,6 +84,12 @@ class StoreSettings(BaseModel):
             overrides.setdefault("session_max_age_ms", value)
         return cls(**overrides)
 
+    def with_max_age(self, max_age_ms: int | None) -> Self:
+        """These settings with another max age, None leaving it. Raises InvalidSettings."""
+        if max_age_ms is None:
+            return self
+        return type(self)(**self.model_dump() | {"session_max_age_ms": max_age_ms})
+
 
 def _read_object(path: Path) -> dict[str, Any]:
     remedy = "name a readable UTF-8 file that holds one JSON object"

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 from redis_sessions import client as clients
-from redis_sessions import legacy, migrate, runner, scan, urls
+from redis_sessions import doctor, legacy, migrate, retime, runner, scan, urls
 from redis_sessions.commands import Op
+from redis_sessions.errors import StoreUnavailable
 from redis_sessions.exchange import Link
+from redis_sessions.findings import Connection, Diagnosis
 from redis_sessions.keeper import Keeper
 from redis_sessions.keys import COUNTERS, RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Operations, Peek
 from redis_sessions.report import Report
 from redis_sessions.resume import Judge, OnOutage, Request, ResumeResult, Turn, resume
+from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
 from redis_sessions.verdicts import judge_by_phrase
@@ -162,6 +165,29 @@ class SessionStore(BaseStore[clients.SyncClient]):
         with legacy.Writer(path) as writer:
             return self._run(migrate.export_entries(self.settings, writer.add, progress))
 
+    def doctor(self, agent: str | None = None, progress: Progress | None = None) -> Diagnosis:
+        """Look at the server, the way to it and the keys, and tell what is not as it should be; changes nothing.
+
+        Args:
+            agent: the runtime whose sessions these are, to hold the max age against. Raises InvalidSettings if unknown.
+            progress: as for `report`.
+        """
+        quorums = [self._quorum(sentinel, service) for sentinel, service in clients.sentinels(self.client)]
+        connection = Connection(self._link.tls, self._link.risks)
+        return self._run(doctor.examine(self.settings, connection, quorums, agent, progress))
+
+    def retime(
+        self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
+    ) -> RetimeResult:
+        """Let no session live longer than a max age from now on, after it was lowered; `retime.py` says what is touched.
+
+        Args:
+            max_age_ms: milliseconds; None takes the store's own. Raises InvalidSettings if it can be none.
+            dry_run: change nothing.
+            progress: as for `report`.
+        """
+        return self._run(retime.retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
+
     def resume(
         self,
         key: str,
@@ -200,6 +226,12 @@ class SessionStore(BaseStore[clients.SyncClient]):
     @cached_property
     def _keeper(self) -> Keeper:
         return Keeper(self._ops, self._run)
+
+    def _quorum(self, sentinel: clients.SyncClient, service: str) -> object:
+        try:
+            return run(sentinel, doctor.ask_quorum(service))
+        except StoreUnavailable as error:
+            return error
 
     def _run(self, op: Op[T]) -> T:
         return run(self.client, op, self._link)

@@ -98,9 +98,9 @@ class DecodingPlace(Place):
 class ByUser:
     """One store made of three, each connected as one of the users of `acl.py`: every method goes to the one it is for."""
 
-    MEANT_FOR: Final = dict.fromkeys(("report", "sessions", "live_session_ids", "export"), "report") | {
-        "import_legacy": "admin"
-    }
+    MEANT_FOR: Final = dict.fromkeys(("report", "sessions", "live_session_ids", "export"), "report") | dict.fromkeys(
+        ("import_legacy", "retime", "doctor"), "admin"
+    )
 
     def __init__(self, connect: Callable[[str], Any]) -> None:
         self._stores = {user: connect(user) for user in USERS}

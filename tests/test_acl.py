@@ -193,6 +193,12 @@ def move(store, tmp_path):
     for dry_run in (True, False):
         result = store.import_legacy(tmp_path / "in.json", assume_used_at="mtime", dry_run=dry_run)
         assert (result.imported, result.kept) == (1, 1)
+    assert store.retime(60_000).shortened == 2
+    diagnosis = store.doctor()
+    unseen = {finding.check for finding in diagnosis.findings if finding.status == "unknown"}
+    # It fails for nothing that it may not see.
+    if unseen - {"replicas", "login", "rights"}:
+        raise AccessDenied(f"the doctor does not see {unseen}", remedy="grant it")
 
 
 WORK = {"worker": converse, "report": scan, "admin": move}

@@ -53,6 +53,7 @@ ARGUMENTS: list[list[str]] = [
         ["serve", "--port", "0", "--socket", "/nowhere/x"],
         ["serve", "--dir", "/", "--port", "0"],
         ["demo", "--workers", "0"],
+        ["doctor", "--agent", "nobody"],
     ),
 ]
 
@@ -124,7 +125,7 @@ def assert_no_password(result: Any) -> None:
             ["list", "--json"],
             ["report"],
         ),
-        *(["failures"], ["failures", "--increment"], ["export", "out.json"], ["import", "in.json"]),
+        *(["doctor"], ["retime"], ["failures"], ["failures", "--increment"], ["export", "out.json"], ["import", "in.json"]),
     ],
 )
 def test_redis_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:

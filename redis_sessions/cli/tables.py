@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from redis_sessions.migrate import ImportResult
     from redis_sessions.report import Report
+    from redis_sessions.retime import RetimeResult
     from redis_sessions.scan import SessionRow
 
 # Rows that shape a table. A longer list goes on in its columns line by line, which is 50 times as fast.
@@ -108,6 +109,18 @@ def show_import(result: ImportResult, *, dry_run: bool) -> None:
         title = _first_of("Rejected", len(shown), result.rejected)
         sections.append(_section(title, _pairs((reject.key, reject.reason) for reject in shown)))
     display(*sections)
+
+
+def show_retime(result: RetimeResult, max_age_ms: int, *, dry_run: bool) -> None:
+    """What became of the lives of all sessions."""
+    would = "would be, this was a dry run" if dry_run else ""
+    lives = _facts(
+        ("shortened", result.shortened, would if result.shortened else ""),
+        ("given a TTL", result.given_ttl, would if result.given_ttl else ""),
+        ("left", result.left, f"live no longer than {duration(max_age_ms)}" if result.left else ""),
+        ("invalid", result.invalid, "no session IDs, not touched: see redis-sessions report" if result.invalid else ""),
+    )
+    display(_section("Lives of sessions", lives))
 
 
 def _counters(counters: dict[str, int]) -> Table:

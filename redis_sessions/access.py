@@ -1,0 +1,88 @@
+"""What the doctor makes of who may come in, what they may do, and who can read it on the way."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Any, Final
+
+from redis_sessions.checks import Node
+from redis_sessions.findings import BROKEN, OK, WARNING, Outcome
+
+# What flushes, stops or reconfigures the server, or lists what others keep there.
+_TOO_MUCH: Final = frozenset(
+    (
+        *("@all", "@admin", "@dangerous", "@write", "@keyspace", "flushall", "flushdb", "config", "config|set", "shutdown"),
+        *(
+            "debug",
+            "module",
+            "acl",
+            "acl|setuser",
+            "replicaof",
+            "slaveof",
+            "migrate",
+            "swapdb",
+            "failover",
+            "monitor",
+            "keys",
+        ),
+    )
+)
+
+
+def place_of(address: str) -> str:
+    """Where a server's own end of the connection is: "here", "private", "open", by CLIENT INFO's laddr."""
+    host = address.rpartition(":")[0].strip("[]")
+    if address.startswith("/"):
+        return "here"
+    try:
+        ip = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return "open"
+    return "here" if ip.is_loopback else "private" if ip.is_private else "open"
+
+
+def login(default: Mapping[str, Any], address: str, node: Node) -> Outcome:
+    """Whether somebody may come in without a password."""
+    remedy = "an ACL file by redis-sessions acl, which turns the default user off; or requirepass"
+    if "on" not in default["flags"]:
+        return OK, "the default user is off", None
+    if "nopass" not in default["flags"]:
+        return OK, "the default user needs a password", None
+    place = place_of(address)
+    if place != "here":
+        who = "whoever is on its private network" if place == "private" else "anybody who reaches it"
+        return WARNING if place == "private" else BROKEN, f"{who} gets in without a password", remedy
+    bound = [word.removeprefix("-") for word in node.setting("bind").split()]
+    if all(place_of(f"{host}:0") == "here" for host in bound):
+        return OK, "no password, but on loopback only", None
+    if node.setting("protected-mode") == "yes":
+        return OK, "no password, but protected mode refuses other hosts", None
+    return BROKEN, "other hosts get in without a password", remedy
+
+
+def rights(user: str, acl: Mapping[str, Any], namespace: str, *, clustered: bool) -> Outcome:
+    """Whether the user may do more than a worker needs."""
+    granted: set[str] = set()
+    for rule in str(acl["commands"]).split():
+        if rule == "-@all":
+            granted.clear()
+        elif rule.startswith("-"):
+            granted.discard(rule[1:])
+        else:
+            granted.add(rule.removeprefix("+"))
+    excess = [f"+{rule}" for rule in sorted(granted & _TOO_MUCH)]
+    excess += ["all keys"] if any(pattern.rpartition("~")[2] == "*" for pattern in acl["keys"]) else []
+    if not excess:
+        return OK, f"user {user} is granted no more than it should be", None
+    remedy = f"redis-sessions acl --namespace {namespace}{' --cluster' if clustered else ''}, and be its user worker"
+    return WARNING, f"user {user} is granted {', '.join(excess)}", remedy
+
+
+def tls(*, used: bool, address: str) -> Outcome:
+    """Whether what is sent can be read on the way."""
+    if used:
+        return OK, "in use", None
+    if place_of(address) == "here":
+        return OK, "none, and the connection does not leave the machine", None
+    return WARNING, "none: the network sees passwords and session IDs", "a server with tls-port, and rediss:// in the URL"
