@@ -1,0 +1,194 @@
+"""Where the work is done: servers that are started once, processes of one job, and who is told how far it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, Protocol, Self
+
+import redis
+
+from redis_sessions.keys import Keys
+from redis_sessions.server import EmbeddedServer
+from tests.benchmarks import bare
+from tests.benchmarks.pairs import Contest, Measure, Sample, interleave
+from tests.servers import find_redis_server
+
+ROOT: Final = Path(__file__).parents[2]
+NAMESPACE: Final = "sessions"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is measured.
+
+    Attributes:
+        calls, rounds: single steps in one timing, and timings of each side.
+        long_rounds: timings of what takes seconds.
+        sessions: in the store that is scanned, imported and exported.
+        sizes: of stores as they grow.
+        hammer_s: how long worker processes go on for one timing.
+    """
+
+    calls: int = 100
+    rounds: int = 75
+    long_rounds: int = 3
+    sessions: int = 1_000_000
+    sizes: tuple[int, ...] = (1_000, 10_000, 100_000)
+    hammer_s: float = 1.0
+
+
+QUICK: Final = Scale(calls=20, rounds=3, long_rounds=1, sessions=3_000, sizes=(100, 1_000), hammer_s=0.1)
+
+
+class Watch(Protocol):
+    """Is told how far the work is."""
+
+    def begin(self, what: str, total: int) -> None: ...
+    def tick(self) -> None: ...
+
+
+class Server:
+    """One of the lab's servers, and a client to look into it."""
+
+    def __init__(self, embedded: EmbeddedServer) -> None:
+        self.url = embedded.url
+        self.raw = redis.Redis.from_url(embedded.url, socket_timeout=60)
+        told: dict[str, Any] = self.raw.info("server")
+        self.name = "Valkey" if told.get("server_name") == "valkey" else "Redis"
+        self.version = str(told.get("valkey_version") or told["redis_version"])
+
+    def cpu_s(self) -> float:
+        """Processor time that the server has taken so far."""
+        told = self.raw.info("cpu")
+        return float(told["used_cpu_user"]) + float(told["used_cpu_sys"])
+
+
+class Lab:
+    """Use it in a `with`: then everything it started is ended."""
+
+    def __init__(self, scale: Scale, watch: Watch) -> None:
+        self.scale = scale
+        self.versions: dict[str, None] = {}
+        self._watch = watch
+        self._stack = ExitStack()
+        self._servers: dict[tuple[bool, int, str], Server] = {}
+
+    def __enter__(self) -> Self:
+        self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="redis-sessions-benchmarks-")))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def server(self, *, redis_kind: bool = False, sessions: int = 0, name: str = "") -> Server:
+        """A server that holds so many sessions, the same one each time: the embedded Valkey, or `redis-server`.
+
+        One with a `name` is apart from the others; with a name that ends in a slash it keeps its data, as in production.
+        """
+        place = (redis_kind, sessions, name)
+        if place not in self._servers:
+            directory = self.directory / name if name.endswith("/") else None
+            binary = find_redis_server() if redis_kind else None
+            embedded = EmbeddedServer(binary=binary, directory=directory, extra={"maxmemory": "8gb"})
+            server = Server(self._stack.enter_context(embedded))
+            self._stack.callback(server.raw.close)
+            self.versions[f"{server.name} {server.version}"] = None
+            self._servers[place] = server
+            self._watch.begin(f"filling {server.name} with {sessions:,} sessions" if sessions else "starting", 1)
+            fill(server, sessions)
+        return self._servers[place]
+
+    @property
+    def has_redis(self) -> bool:
+        """Whether there is a `redis-server` on the PATH."""
+        return find_redis_server() is not None
+
+    def contest(self, what: str, sides: Mapping[str, Measure], rounds: int | None = None) -> Contest:
+        """Measure sides in turn, and tell how far that is."""
+        rounds = rounds or self.scale.rounds
+        self._watch.begin(what, rounds * len(sides))
+        return interleave(sides, rounds, self._watch.tick)
+
+    def job(self, server: Server, name: str, *arguments: object, then: Callable[[], object] | None = None) -> Measure:
+        """A measure of a job of `child.py`, in a process of its own; `then` is called after each, untimed."""
+
+        def measure() -> Sample:
+            cpu_s = server.cpu_s()
+            sample = run_job(name, *arguments)
+            server_s = server.cpu_s() - cpu_s
+            if then is not None:
+                then()
+            return Sample(sample.wall_s, sample.cpu_s + server_s, sample.peak_bytes, sample.done)
+
+        return measure
+
+    def program(self, server: Server | None, *command: str, stdin: Path | None = None, then: Any = None) -> Measure:
+        """A measure of a whole process, from its start to its end."""
+
+        def measure() -> Sample:
+            cpu_s = server.cpu_s() if server else 0.0
+            wall_s, own_s = run_program(command, stdin)
+            server_s = server.cpu_s() - cpu_s if server else 0.0
+            if then is not None:
+                then()
+            return Sample(wall_s, own_s + server_s)
+
+        return measure
+
+
+def run_job(name: str, *arguments: object) -> Sample:
+    """Run a job of `child.py` once, in a process of its own."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as figures:
+        command = [sys.executable, "-m", "tests.benchmarks.child", str(writer), name, *map(str, arguments)]
+        try:
+            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, pass_fds=[writer], cwd=ROOT)
+        finally:
+            os.close(writer)
+        told = figures.read()
+    if child.wait():
+        raise RuntimeError(f"{name} ended with {child.returncode}")
+    return Sample(**json.loads(told))
+
+
+def run_program(command: tuple[str, ...], stdin: Path | None = None) -> tuple[float, float]:
+    """How long a process took from start to end, and its processor time."""
+    source: IO[bytes] | int = stdin.open("rb") if stdin else subprocess.DEVNULL
+    began_s = time.perf_counter()
+    child = subprocess.Popen(command, stdin=source, stdout=subprocess.DEVNULL, cwd=ROOT)
+    _, status, usage = os.wait4(child.pid, 0)
+    wall_s = time.perf_counter() - began_s
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if not isinstance(source, int):
+        source.close()
+    if child.returncode:
+        raise RuntimeError(f"{command[0]} ended with {child.returncode}")
+    return wall_s, usage.ru_utime + usage.ru_stime
+
+
+def fill(server: Server, sessions: int) -> None:
+    """Put sessions into a server that has none, as `set` would have, some time ago."""
+    keys = Keys(NAMESPACE)
+    rows = zip(range(sessions), bare.session_ids(), bare.ages_ms(), strict=False)
+
+    def command(number: int, session_id: str, age_ms: int) -> bytes:
+        left = b"%d" % (bare.MAX_AGE_MS - age_ms)
+        return bare.packed(b"SET", keys.session_id(bare.conversation(number)), session_id.encode(), b"PX", left)
+
+    bare.send_all(server.url, (command(*row) for row in rows))
+    assert server.raw.dbsize() == sessions
+
+
+def redis_cli() -> str | None:
+    """Where `redis-cli` is, or `valkey-cli`."""
+    return shutil.which("redis-cli") or shutil.which("valkey-cli")

@@ -1,0 +1,40 @@
+"""What the figures were measured on, in words."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def load() -> float:
+    """How many processes want a processor now, by the last minute: 0 on a machine that is quiet."""
+    return os.getloadavg()[0]
+
+
+def facts(servers: list[str], load_before: float) -> list[str]:
+    """Machine, system, Python, servers, packages; and how busy the machine was before, as that is in every figure."""
+    system = f"{platform.system()} {platform.release()}"
+    return [
+        f"{_processor()}, {os.cpu_count()} cores, {system}, load average {load_before:.1f} before the run",
+        f"{platform.python_implementation()} {platform.python_version()}, {', '.join(servers) or 'no server'}",
+        ", ".join(f"{name} {installed(name) or 'not installed'}" for name in ("redis", "hiredis", "pydantic")),
+    ]
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

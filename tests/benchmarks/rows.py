@@ -1,0 +1,90 @@
+"""The one kind of row, the small charts, and how numbers are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tests.benchmarks.pairs import Contest
+
+MIB: Final = 1024 * 1024
+BAR_WIDTH: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison, in words.
+
+    Attributes:
+        work: what is done.
+        ours: what it takes here.
+        compared: with what, and what that takes.
+        ratio: ours by the other.
+        cpu_ratio: the same of processor time, client and server together.
+        to_reach: what was promised; "" where a figure is only shown.
+        reached: whether it is; None where nothing was promised.
+    """
+
+    work: str
+    ours: str
+    compared: str = ""
+    ratio: str = ""
+    cpu_ratio: str = ""
+    to_reach: str = ""
+    reached: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """How something grows: bars with a label and a text each."""
+
+    title: str
+    bars: tuple[tuple[str, float, str], ...]
+
+    def lines(self) -> list[str]:
+        """The chart as plain text."""
+        largest = max(value for _, value, _ in self.bars)
+        label_width = max(len(label) for label, _, _ in self.bars)
+        text_width = max(len(text) for _, _, text in self.bars)
+        return [
+            f"{label:>{label_width}}  {text:>{text_width}}  {'█' * max(1, round(value / largest * BAR_WIDTH))}"
+            for label, value, text in self.bars
+        ]
+
+
+def timed(work: str, contest: Contest, ours: str, other: str, at_most: float | None = None) -> Row:
+    """A row from a contest: how many times as long ours takes, which is to be at most so much."""
+    ratio = contest.ratio(ours, other)
+    return Row(
+        work,
+        seconds(contest.wall_s(ours)),
+        f"{other}: {seconds(contest.wall_s(other))}",
+        f"{ratio:.2f}",
+        f"{contest.cpu_ratio(ours, other):.2f}",
+        "" if at_most is None else f"≤ {at_most:.2f}",
+        None if at_most is None else ratio <= at_most,
+    )
+
+
+def limited(work: str, figure: float, text: str, limit: float, limit_text: str, *, compared: str = "") -> Row:
+    """A row of a figure that is to be at most so much."""
+    return Row(work, text, compared, to_reach=f"≤ {limit_text}", reached=figure <= limit)
+
+
+def seconds(value_s: float) -> str:
+    """A time in the unit that suits it."""
+    if value_s < 0.001:
+        return f"{value_s * 1e6:.0f} µs"
+    if value_s < 0.1:
+        return f"{value_s * 1e3:.1f} ms"
+    return f"{value_s:.2f} s"
+
+
+def mebibytes(size_bytes: float) -> str:
+    """A size in MiB."""
+    return f"{size_bytes / MIB:.0f} MiB"
+
+
+def each_second(value_s: float) -> str:
+    """How many of what takes so long there are in a second."""
+    return f"{1 / value_s:,.0f}/s"

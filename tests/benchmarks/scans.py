@@ -1,0 +1,82 @@
+"""What walks over all sessions: `report`, `sessions()`, `list --json`, beside the shortest script that could."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+from typing import Final
+
+from tests.benchmarks.lab import Lab, Server, run_job
+from tests.benchmarks.pairs import extrapolated
+from tests.benchmarks.rows import MIB, Row, limited, mebibytes, timed
+
+FLOOR: Final = "script of SCAN + PTTL"
+LONGEST_MS: Final = 15
+PEAK_BYTES: Final = 100 * MIB
+ONE_BY_ONE: Final = 5_000
+
+
+def report(lab: Lab) -> Iterator[Row]:
+    """Count all sessions and how idle they are."""
+    yield from _report(lab, lab.server(sessions=lab.scale.sessions))
+    if lab.has_redis:
+        yield from _report(lab, lab.server(redis_kind=True, sessions=lab.scale.sessions))
+    else:
+        yield Row("report, Redis", "", "no redis-server on the PATH")
+
+
+def _report(lab: Lab, server: Server) -> Iterator[Row]:
+    count = lab.scale.sessions
+    work = f"report, {count:,} sessions, {server.name}"
+    pipelined = extrapolated(lab.job(server, "pipelined", server.url, max(1, count // 10_000)), count)
+    one_by_one = extrapolated(lab.job(server, "one-by-one", server.url, ONE_BY_ONE), count)
+    sides = {
+        "ours": lab.job(server, "report", server.url),
+        FLOOR: lab.job(server, "floor", server.url),
+        "SCAN alone": lab.job(server, "scan", server.url),
+        "SCAN, PTTL pipelined (from a tenth)": pipelined,
+        f"SCAN, PTTL one by one (from {ONE_BY_ONE:,})": one_by_one,
+    }
+    contest = lab.contest(work, sides, lab.scale.long_rounds)
+    for other in list(sides)[1:]:
+        yield timed(work, contest, "ours", other, 2.0 if other == FLOOR else None)
+    peak_bytes = contest.peak_bytes("ours")
+    yield limited(f"{work}: peak memory", peak_bytes, mebibytes(peak_bytes), PEAK_BYTES, mebibytes(PEAK_BYTES))
+    longest: dict[str, list[float]] = {"report": [], "floor": []}
+    for _ in range(lab.scale.long_rounds):
+        for name, times_ms in longest.items():
+            times_ms.append(_longest_ms(server, name))
+    ours_ms, floor_ms = (median(times_ms) for times_ms in longest.values())
+    yield limited(
+        f"{work}: longest call at the server",
+        ours_ms,
+        f"{ours_ms:.1f} ms",
+        LONGEST_MS,
+        f"{LONGEST_MS} ms",
+        compared=f"{FLOOR}: {floor_ms:.1f} ms (SLOWLOG, median of the runs' longest)",
+    )
+
+
+def _longest_ms(server: Server, job: str) -> float:
+    """The longest that the server worked on one command of a job."""
+    server.raw.config_set("slowlog-max-len", 100_000)
+    server.raw.config_set("slowlog-log-slower-than", 0)
+    server.raw.slowlog_reset()
+    run_job(job, server.url)
+    server.raw.config_set("slowlog-log-slower-than", -1)
+    calls = server.raw.slowlog_get(100_000)
+    longest_us: int = max(call["duration"] for call in calls if call["command"].startswith(b"EVALSHA"))
+    return longest_us / 1_000
+
+
+def list_(lab: Lab) -> Iterator[Row]:
+    """Every session, with idle time and expiry."""
+    server = lab.server(sessions=lab.scale.sessions)
+    sides = {
+        "sessions()": lab.job(server, "sessions", server.url),
+        "list --json": lab.job(server, "command-line", "list", "--json", "--url", server.url),
+        FLOOR: lab.job(server, "floor", server.url),
+    }
+    contest = lab.contest("list", sides, lab.scale.long_rounds)
+    for ours in ("sessions()", "list --json"):
+        yield timed(f"{ours}, {lab.scale.sessions:,} sessions", contest, ours, FLOOR, 5.0)
