@@ -17,7 +17,7 @@ from tests.servers import Cluster
 from tests.stores import Blocking
 
 PASSWORDS = ["s3cret", "s3/c@r:e#t%", "s3'c\"ret\\n", "s3%2Fcret", "s3 c?r&e=t;", "s3çrét\N{SNOWMAN}"]
-SETTINGS = StoreSettings(deadline_ms=600, socket_timeout_ms=200, connect_timeout_ms=200)
+SETTINGS = StoreSettings(deadline_ms=250, socket_timeout_ms=200, connect_timeout_ms=200)
 
 
 def spellings(password: str) -> set[str]:
@@ -155,18 +155,19 @@ class TestAWrongPasswordIsTriedOnce:
                     assert sum(entry["count"] for entry in raw.acl_log()) == 1
             store.close()
 
-    @pytest.mark.parametrize("flavour", ["sync", "async"])
-    def test_at_the_nodes_of_a_cluster(self, flavour, loop):
+    def test_at_the_nodes_of_a_cluster(self, loop):
         with Cluster() as cluster:
             raws = [redis.Redis(port=node.port) for node in cluster.nodes]
             for raw in raws:
                 raw.config_set("requirepass", "right")
-            store = open_store(flavour, cluster.url.replace("://", "://:wrong@"), loop)
-            with pytest.raises(AccessDenied, match="WRONGPASS"):
-                store.get("a")
-            store.close()
-            tries = [sum(entry["count"] for entry in raw.acl_log()) for raw in raws]
-            assert max(tries) == 1
+            for flavour in ("sync", "async"):
+                for raw in raws:
+                    raw.acl_log_reset()
+                store = open_store(flavour, cluster.url.replace("://", "://:wrong@"), loop)
+                with pytest.raises(AccessDenied, match="WRONGPASS"):
+                    store.get("a")
+                store.close()
+                assert max(sum(entry["count"] for entry in raw.acl_log()) for raw in raws) == 1
             for raw in raws:
                 raw.close()
 
