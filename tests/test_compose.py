@@ -87,7 +87,7 @@ def test_the_keys_are_made_once_and_open_the_server(tmp_path):
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for _ in range(2):
         subprocess.run(
-            ["sh", "-ec", script.replace("redis-sessions acl", f"{sys.executable} -m redis_sessions.cli acl")],
+            ["sh", "-ec", re.sub(r"redis-sessions (?=acl|metrics)", f"{sys.executable} -m redis_sessions.cli ", script)],
             env=environment(tmp_path, PATH=paths),
             timeout=DEADLINE_S,
             check=True,
@@ -108,8 +108,9 @@ def test_the_keys_are_made_once_and_open_the_server(tmp_path):
 
 def test_nothing_listens_beyond_this_host_and_every_image_is_pinned():
     text = COMPOSE.read_text()
-    assert re.findall(r"ports: (.*)", text) == ['["127.0.0.1:${REDIS_PORT:-6379}:6379"]']
-    assert set(re.findall(r"image: (.*)", text)) == {"redis:8.2.3-alpine", "redis-sessions-worker"}
+    published = re.findall(r"ports: (.*)", text)
+    assert published == ['["127.0.0.1:${REDIS_PORT:-6379}:6379"]', '["127.0.0.1:${PROMETHEUS_PORT:-9090}:9090"]']
+    assert set(re.findall(r"image: (.*)", text)) == {"redis:8.2.3-alpine", "prom/prometheus:v3.5.0", "redis-sessions-worker"}
     assert set(re.findall(r"^    FROM (\S+)", text, re.MULTILINE)) == {"python:3.13-slim", "base"}
     for target in re.findall(r"target: (\w+)", text):
         assert f" AS {target}\n" in text
@@ -121,7 +122,7 @@ def test_the_image_is_built_without_what_no_test_reads():
     assert not {"tests", "redis_sessions", "pyproject.toml", "README.md", "LICENSE"} & set(ignored)
 
 
-SERVICES = re.findall(r"^  ([a-z0-9-]+):", COMPOSE.read_text().split("services:\n")[1].split("\nvolumes:")[0], re.MULTILINE)
+SERVICES = re.findall(r"^  ([a-z0-9-]+):", COMPOSE.read_text().split("services:\n")[1].split("\nconfigs:")[0], re.MULTILINE)
 ONE_SHOT = {"keys", "admin", "cluster", "test"}
 
 
