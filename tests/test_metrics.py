@@ -309,7 +309,7 @@ except redis_sessions.SessionStoreError as error:
 def test_a_fork_while_the_parent_scans(server):
     """The child scrapes for itself, although it inherits a lock that is held and a scan that goes on elsewhere."""
     program = """
-import os, sys, threading, warnings
+import os, signal, sys, threading, warnings
 from prometheus_client import generate_latest
 from redis_sessions import SessionStore
 from redis_sessions.metrics import register
@@ -335,6 +335,7 @@ began.wait()
 with collector._watches[0]._lock:
     child = os.fork()
     if child == 0:
+        signal.alarm(30)  # one that hangs must not outlive the test
         os._exit(int(not live()))
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 go.set()
