@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,8 @@ def test_the_keys_are_made_once_and_open_the_server(tmp_path):
     for directory in ("worker", "report", "admin", "operator"):
         (tmp_path / "keys" / directory).mkdir(parents=True)
     (tmp_path / "config").mkdir()
-    script = re.findall(r"      - \|\n((?:        .*\n)+)", service("keys"))[0].replace("$$", "$")
+    script = re.findall(r"      - \|\n((?:        .*\n)+)", service("keys"))[0]
+    script = textwrap.dedent(script).replace("$$", "$")
     script = script.replace("/keys/", f"{tmp_path}/keys/").replace("/config/", f"{tmp_path}/config/")
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for _ in range(2):
