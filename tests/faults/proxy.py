@@ -43,6 +43,11 @@ class Fault(StrEnum):
         return self.partition(",")[0]
 
     @property
+    def hangs(self) -> bool:
+        """Whether the client has to run into its timeout."""
+        return self.endswith("open") or self is Fault.REPLY_LATE
+
+    @property
     def never_runs(self) -> bool:
         """Whether the server never sees the command."""
         return self.startswith("request")
@@ -125,6 +130,10 @@ class Proxy:
             self._orders.clear()
             self._chance = lambda: None
 
+    def settle(self) -> None:
+        """Return when all that clients had sent is on its way to the server, also what they have given up meanwhile."""
+        self._loop.run(_some_rounds())
+
     def _fault_for(self, command: list[bytes]) -> Fault | None:
         with self._lock:
             self.commands.append(command)
@@ -164,7 +173,13 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._listener.wait_closed()
-        await asyncio.sleep(0)  # what was closed last is told so in the loop's next round
+        await _some_rounds()  # what was closed last is told so in the loop's next one
+
+
+async def _some_rounds() -> None:
+    # One to see that there is something to read, one to read it, one to pass it on; and some to be sure.
+    for _ in range(8):
+        await asyncio.sleep(0)
 
 
 class _Connection:

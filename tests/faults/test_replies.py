@@ -23,18 +23,14 @@ from tests.faults.proxy import Fault, Proxy, named
 from tests.servers import find_redis_server, standalone
 from tests.stores import Blocking
 
-WORLDS = 12
-SETTINGS = {
-    "socket_timeout_ms": 100,
-    "connect_timeout_ms": 500,
-    "deadline_ms": 2_000,
-    "lease_ms": 600_000,
-    "scan_count": 5,
-    "batch_size": 4,
-}
+WORLDS = 10
+COMMON = {"lease_ms": 600_000, "scan_count": 5, "batch_size": 4}
+# Where a fault makes the client wait, it is not to wait for long; elsewhere a machine that stalls is not to add timeouts.
+HASTY = {"socket_timeout_ms": 150, "connect_timeout_ms": 500, "deadline_ms": 5_000}
+PATIENT = {"socket_timeout_ms": 5_000, "connect_timeout_ms": 5_000, "deadline_ms": 15_000}
 STANDING = 16
 SPOILING = [fault for fault in Fault if fault is not Fault.REPLY_IN_BYTES]
-OPERATION_BOUND_S = 15
+OPERATION_BOUND_S = 30
 
 
 class World:
@@ -42,27 +38,34 @@ class World:
 
     def __init__(self, flavour, loop, stack, directory):
         self.directory = directory
-        settings = StoreSettings(namespace=f"test-{uuid.uuid4().hex}", **SETTINGS)
-        patient = settings.model_copy(update={"socket_timeout_ms": 5_000})
+        self._common = {"namespace": f"test-{uuid.uuid4().hex}", **COMMON}
         # One of each kind: the proxy sees both flavours and both servers.
         server = stack.enter_context(standalone(find_redis_server() if flavour == "async" else None))
         self.raw = stack.enter_context(redis.Redis.from_url(server.url))
-        self.direct = stack.enter_context(SessionStore.from_url(server.url, patient))
-        late_s = settings.socket_timeout_ms / 1000 * 1.5
-        self.proxy = stack.enter_context(Proxy(server.port, loop, late_s=late_s))
-        self.flavour, self._loop, self._settings = flavour, loop, settings
-        self.store = self.new_store()
-        stack.callback(self.store.close)
+        self.direct = stack.enter_context(SessionStore.from_url(server.url, StoreSettings(**self._common, **PATIENT)))
+        self.proxy = stack.enter_context(Proxy(server.port, loop, late_s=HASTY["socket_timeout_ms"] / 1000 * 1.5))
+        self.flavour, self._loop = flavour, loop
+        self.hasty, self.patient = self.new_store(HASTY), self.new_store(PATIENT)
+        stack.callback(self.hasty.close)
+        stack.callback(self.patient.close)
+        self.store = self.patient
         self.standing = {f"standing-{n}": f"STANDING-{n}" for n in range(STANDING)}
         for key, session_id in self.standing.items():
             self.direct.set(key, session_id)
         self._numbers = itertools.count()
 
-    def new_store(self):
+    def new_store(self, times):
         """A store behind the proxy."""
+        settings = StoreSettings(**self._common, **times)
         if self.flavour == "sync":
-            return SessionStore.from_url(self.proxy.url, self._settings)
-        return Blocking(AsyncSessionStore.from_url(self.proxy.url, self._settings), self._loop)
+            return SessionStore.from_url(self.proxy.url, settings)
+        return Blocking(AsyncSessionStore.from_url(self.proxy.url, settings), self._loop)
+
+    def settle(self):
+        """Return when the server has done all that it was sent, also what the client has given up meanwhile."""
+        self.proxy.settle()
+        self.raw.ping()
+        self.raw.ping()  # the first may have been read together with what it is to come after
 
     def case(self, kind):
         """A new case, ready; the next command connects, and the scripts are not loaded."""
@@ -116,7 +119,7 @@ def spoil(world, kind, fault, tally, harms, *, every, times=1, match=of_case):
         for position in positions(world, kind, fault, harms, match, every=every):
             case = world.case(kind)
             order = world.proxy.inject(fault, position, match, times=times)
-            answered = call(case, tally, harms)
+            answered = call(world, case, tally, harms)
             world.proxy.calm()
             if order.fired.is_set():
                 tally.injected += 1
@@ -138,7 +141,7 @@ def positions(world, kind, fault, harms, match, *, every):
     """
     case = world.case(kind)
     world.proxy.commands.clear()
-    call(case, Tally(fault.row), harms)
+    call(world, case, Tally(fault.row), harms)
     commands = [command for command in list(world.proxy.commands) if match(command)]
     case.clean()
     if every:
@@ -151,29 +154,32 @@ def positions(world, kind, fault, harms, match, *, every):
     return found[(list(Fault).index(fault) + (world.flavour == "sync")) % 2 :: 2]
 
 
-def call(case, tally, harms):
+def call(world, case, tally, harms):
     """Whether the operation was answered; what it left behind is looked at either way."""
     tally.operations += 1
+    reply = refusal = None
     began_s = time.monotonic()
     try:
         reply = case.act()
     except SessionStoreError as error:
+        refusal = error
         tally.refused += 1
-        case.refused(error)
-        answered = False
     except Exception as error:  # noqa: BLE001 - that none comes is what is tested
         tally.untyped += 1
         harms.append(f"{case.key}: {error!r}")
-        answered = False
-    else:
+        return False
+    took_s = time.monotonic() - began_s
+    if took_s > OPERATION_BOUND_S:
+        harms.append(f"{case.key} took {took_s} s")
+    world.settle()
+    if refusal is None:
         case.answered(reply)
-        answered = True
-    if time.monotonic() - began_s > OPERATION_BOUND_S:
-        harms.append(f"{case.key} took {time.monotonic() - began_s} s")
+    else:
+        case.refused(refusal)
     for harm, what in case.harms:
         setattr(tally, harm, getattr(tally, harm) + 1)
         harms.append(what)
-    return answered
+    return refusal is None
 
 
 @pytest.fixture(scope="module", params=["sync", "async"])
@@ -191,6 +197,7 @@ def spoil_all(worlds, total, fault, **options):
     def one(kind):
         tally, harms = Tally(fault.row), []
         world = worlds.get()
+        world.store = world.hasty if fault.hangs else world.patient
         try:
             answers = spoil(world, kind, fault, tally, harms, **options)
         finally:
@@ -211,14 +218,15 @@ def spoil_all(worlds, total, fault, **options):
 @pytest.mark.parametrize("fault", Fault)
 def test_every_operation(fault, worlds, ledger, every):
     calls, answers = spoil_all(worlds, ledger(fault.row), fault, every=every)
-    # One fault is ridden out; a machine that stalls at the same time may make it more than one.
-    assert answers >= 0.9 * calls
+    # One fault is ridden out. Where timeouts are short, a machine that stalls may add others; without a second try, only
+    # what the fault has hit after it was answered would be.
+    assert answers >= calls * (0.5 if fault.hangs else 1)
 
 
 @pytest.mark.parametrize(
     ("fault", "every"),
     [
-        *((fault, False) for fault in (Fault.REPLY_DROPPED, Fault.REPLY_LATE, Fault.REQUEST_LOST)),
+        *((fault, False) for fault in (Fault.REPLY_DROPPED, Fault.REQUEST_LOST)),
         *(pytest.param(fault, True, marks=[pytest.mark.long, pytest.mark.timeout(1800)]) for fault in SPOILING),
     ],
 )
@@ -234,15 +242,15 @@ def test_a_health_check(fault, worlds, ledger, monkeypatch):
     """A PING goes before each command of this store, as after a pause: its reply is nobody's, and INCR doesn't go twice."""
     monkeypatch.setattr(pools, "HEARD_OF_S", -1)
     tally, harms, world = ledger("health check spoiled"), [], worlds.get()
-    usual, world.store = world.store, world.new_store()
+    usual, world.store = world.store, world.new_store(HASTY if fault.hangs else PATIENT)
     try:
         for kind in (Get, PeekIt, Set, Acquire, Increment):
             world.read_back(tally, harms)  # so that it is connected
             case = kind(world, 0)
             case.prepare()
             order = world.proxy.inject(fault, 0, named("PING"))
-            call(case, tally, harms)
-            assert order.fired.is_set()
+            call(world, case, tally, harms)
+            assert order.fired.wait(OPERATION_BOUND_S)
             tally.injected += 1
             world.read_back(tally, harms, 2)
             case.clean()

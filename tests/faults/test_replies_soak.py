@@ -28,8 +28,8 @@ FAULTS_AT_LEAST = 20
 class Writer:
     """The only one who writes to its keys. `ids` has all that a key may hold: one, unless the fate of a write is unknown."""
 
-    def __init__(self, name, store, raw, namespace, seed):
-        self.name, self.store, self.tally = name, store, Tally(name)
+    def __init__(self, name, store, proxy, raw, namespace, seed):
+        self.name, self.store, self.proxy, self.tally = name, store, proxy, Tally(name)
         self.raw, self.redis_keys = raw, Keys(namespace)
         self.dice = random.Random(seed)
         self.ids = {f"{name}-{n}": {None} for n in [*range(KEYS_EACH), "turns"]}
@@ -51,6 +51,7 @@ class Writer:
             action(key)
         except SessionStoreError:
             self.tally.refused += 1
+            self.proxy.settle()  # what was given up may be on its way; after that it is done or lost
         except Exception as error:  # noqa: BLE001 - that none comes is what is tested
             self.tally.untyped += 1
             self.harms.append(f"{action.__name__} {key}: {error!r}")
@@ -174,7 +175,7 @@ def test_many_at_once_while_any_reply_may_be_spoiled(flavour, seconds, loop, led
             store = SessionStore.from_url(proxy.url, settings)
         else:
             store = Blocking(AsyncSessionStore.from_url(proxy.url, settings), loop)
-        writers = [Writer(f"writer{n}", store, raw, settings.namespace, seed + n) for n in range(WORKERS)]
+        writers = [Writer(f"writer{n}", store, proxy, raw, settings.namespace, seed + n) for n in range(WORKERS)]
         over = threading.Event()
 
         def work(writer):
@@ -193,6 +194,8 @@ def test_many_at_once_while_any_reply_may_be_spoiled(flavour, seconds, loop, led
                 future.result()
         finally:
             store.close()
+        proxy.settle()
+        raw.ping()
         for writer in writers:
             writer.at_the_end()
         total = int(raw.get(Keys(settings.namespace).counter("resume_failures_total")) or 0)
