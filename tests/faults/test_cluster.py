@@ -123,7 +123,8 @@ def work_while_slots_move(stores: tuple[Any, Any], slots: Slots, directory: Path
         tally.lost += found is None
         tally.wrong += found not in (None, session_id)
     assert not findings.errors
-    assert not load.refusals
+    # A count is sent once, and redis-py may hang up on it when it looks anew at who serves what.
+    assert {what for what, _ in load.refusals} <= {"count"}
     assert {"approximate", "no IDs"} <= outcomes
 
 
