@@ -46,11 +46,14 @@ def cluster(kind: str) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def slots(cluster: Cluster) -> Iterator[Slots]:
+def slots(cluster: Cluster, kind: str) -> Iterator[Slots]:
     slots = Slots(cluster)
+    # No failover meanwhile, however long this machine may hold up a server.
+    cluster.patience_ms(60_000)
     yield slots
     slots.bring_home()
     slots.close()
+    cluster.patience_ms(NODE_TIMEOUTS_MS[kind])
     cluster.settle()
 
 
