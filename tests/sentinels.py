@@ -7,6 +7,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, Final, Self
@@ -95,10 +96,7 @@ class Watched:
 
     def __enter__(self) -> Self:
         try:
-            for server in self.servers:
-                server.start()
-            for server in self.servers[1:]:
-                self.follow(server, self.servers[0])
+            self.rejoin(self.servers[0])
             self._watch()
         except BaseException:
             self.stop()
@@ -135,19 +133,28 @@ class Watched:
         wait_until(agreed, "the sentinels agree on a primary that is one")
         return found[0]
 
-    def follow(self, replica: EmbeddedServer, primary: EmbeddedServer) -> None:
-        """Make one server the other's replica, and wait until it has its data."""
-        with redis.Redis.from_url(replica.url) as client:
-            client.config_set("min-replicas-to-write", SERVER_SETTINGS["min-replicas-to-write"])
-            client.replicaof("127.0.0.1", primary.port)
-            wait_until(lambda: client.info("replication")["master_link_status"] == "up", "the replica is in sync")
-        # The primary counts a replica as good from its first acknowledgement on.
-        with redis.Redis.from_url(primary.url) as client:
-            client.config_set("min-replicas-to-write", SERVER_SETTINGS["min-replicas-to-write"])
-            wait_until(lambda: client.info("replication").get("min_slaves_good_slaves", 1) > 0, "the replica counts as good")
+    def rejoin(self, primary: EmbeddedServer) -> None:
+        """Make all others replicas of this one, start who is down, and wait until each has what it has."""
+        with ExitStack() as stack:
+            for server in self.servers:
+                server.start()
+            raw, *others = [stack.enter_context(redis.Redis.from_url(server.url)) for server in self._first(primary)]
+            for client in (raw, *others):
+                client.config_set("min-replicas-to-write", SERVER_SETTINGS["min-replicas-to-write"])
+            for client in others:
+                client.replicaof("127.0.0.1", primary.port)
+            offset = raw.info("replication")["master_repl_offset"]
+            for client in others:
+                wait_until(lambda client=client: _has(client, primary.port, offset), "the replica is in sync")
+            # The primary counts a replica as good from its first acknowledgement on.
+            good = len(others)
+            wait_until(lambda: raw.info("replication")["min_slaves_good_slaves"] == good, "the replicas count as good")
+
+    def _first(self, primary: EmbeddedServer) -> list[EmbeddedServer]:
+        return sorted(self.servers, key=lambda server: server is not primary)
 
     def cut_off(self, primary: EmbeddedServer) -> None:
-        """Have the primary's replicas hear no more of it; it takes writes all the same. `follow` mends each of them."""
+        """Have the primary's replicas hear no more of it; it takes writes all the same. `rejoin` mends that."""
         for server in self.servers:
             with redis.Redis.from_url(server.url) as client:
                 client.config_set("min-replicas-to-write", 0)
@@ -158,6 +165,10 @@ class Watched:
         """What a sentinel says of the primary."""
         reply = self._ask(watcher, "MASTER", SERVICE)
         return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+
+    def failovers(self) -> int:
+        """How many there have been."""
+        return int(self.state(self.watchers[0])["config-epoch"])
 
     def fail_over(self, leader: Watcher) -> EmbeddedServer:
         """Have a sentinel put a replica in the primary's place; that replica, as soon as it has been promoted."""
@@ -191,6 +202,11 @@ class Watched:
     def _ask(self, watcher: Watcher, *words: str | int) -> Any:
         with watcher.client() as client:
             return client.execute_command(f"SENTINEL {words[0]}", *words[1:])
+
+
+def _has(replica: redis.Redis, port: int, offset: int) -> bool:
+    state = replica.info("replication")
+    return state["master_port"] == port and state["master_link_status"] == "up" and state["slave_repl_offset"] >= offset
 
 
 def role(server: EmbeddedServer) -> str | None:

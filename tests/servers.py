@@ -141,6 +141,12 @@ class Cluster:
             ranges = _send(client, "CLUSTER", "SLOTS")
         return {slot for first, last, node, *_ in ranges if node[1] == primary.port for slot in range(first, last + 1)}
 
+    def patience_ms(self, node_timeout_ms: int) -> None:
+        """Set how long a node may be silent before its primary's slots go to a replica."""
+        for node in self.nodes:
+            with redis.Redis.from_url(node.url) as client:
+                client.config_set("cluster-node-timeout", node_timeout_ms)
+
     def settle(self) -> None:
         """Wait until every node runs as a copy in sync, and knows all others."""
         with contextlib.ExitStack() as stack:

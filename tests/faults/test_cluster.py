@@ -46,11 +46,14 @@ def cluster(kind: str) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def slots(cluster: Cluster) -> Iterator[Slots]:
+def slots(cluster: Cluster, kind: str) -> Iterator[Slots]:
     slots = Slots(cluster)
+    # No failover meanwhile, however long this machine may hold up a server.
+    cluster.patience_ms(60_000)
     yield slots
     slots.bring_home()
     slots.close()
+    cluster.patience_ms(NODE_TIMEOUTS_MS[kind])
     cluster.settle()
 
 
@@ -123,7 +126,8 @@ def work_while_slots_move(stores: tuple[Any, Any], slots: Slots, directory: Path
         tally.lost += found is None
         tally.wrong += found not in (None, session_id)
     assert not findings.errors
-    assert not load.refusals
+    # A count is sent once, and redis-py may hang up on it when it looks anew at who serves what.
+    assert {what for what, _ in load.refusals} <= {"count"}
     assert {"approximate", "no IDs"} <= outcomes
 
 

@@ -92,8 +92,7 @@ def test_a_sentinel_amid_a_failover_is_not_listened_to(watched, loop, namespace,
         assert new is promoted
         with redis.Redis.from_url(new.url) as client:
             tally.lost += sum(not client.exists(Keys(namespace).session_id(f"{number}")) for number in range(len(stores)))
-        watched.follow(old, new)
-        raw.config_set("min-replicas-to-write", 1)
+        watched.rejoin(new)
     tally.check()
 
 
@@ -103,7 +102,7 @@ def only(watcher: Any) -> str:
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=LONG)])
 def test_the_primary_is_killed(watched, rounds, loop, namespace, ledger):
-    tally = ledger("Sentinel's primary killed")
+    tally, before = ledger("Sentinel's primary killed"), watched.failovers()
     with both(watched.url, loop, namespace) as stores:
         with Load(stores) as load:
             for _ in range(rounds):
@@ -113,11 +112,10 @@ def test_the_primary_is_killed(watched, rounds, loop, namespace, ledger):
                 primary.kill()
                 load.goes_on(fault_s)
                 # It comes back empty: while a sentinel or a replica still held it for the primary, it would empty that, too.
-                new = watched.primary(besides=primary)
-                primary.start()
-                watched.follow(primary, new)
+                watched.rejoin(watched.primary(besides=primary))
         findings = load.settle(stores[0], tally, young_s=PASSING_ON_S)
-    assert not findings.errors
+    # More failovers than faults: Sentinel took a primary that this machine held up for a dead one.
+    assert not findings.errors, f"{watched.failovers() - before} failovers"
     # Only a count is refused: it is sent once. What may be sent again rides the failover out.
     assert {what for what, _ in load.refusals} <= {"count"}
     tally.check()
@@ -152,7 +150,7 @@ def stop_and_go_on(watched: Watched, stores: tuple[Any, Any], idle: tuple[Any, A
     with redis.Redis.from_url(new.url) as raw:
         keys = Keys(stores[0].settings.namespace)
         tally.lost += sum(raw.get(keys.session_id(f"idle{number}")) != b"after" for number in range(len(idle)))
-    watched.follow(primary, new)
+    watched.rejoin(new)
     findings = load.settle(stores[0], tally, young_s=PASSING_ON_S)
     assert not findings.errors
     assert {what for what, _ in load.refusals} <= {"count"}
@@ -177,11 +175,7 @@ def test_a_lease_that_a_failover_lost_is_told_of_and_overwrites_nothing(watched,
         tally.operations += 2
         tally.reported += not late.saved and "took the conversation over" in (late.reason or "")
         tally.wrong += not late.value.saved or one.get(key) != "ID-1"
-        new = watched.primary(besides=old)
-        old.start()
-        for server in watched.servers:
-            if server is not new:
-                watched.follow(server, new)
+        watched.rejoin(watched.primary(besides=old))
     assert tally.reported == tally.injected
     tally.check()
 
