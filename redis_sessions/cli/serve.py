@@ -1,24 +1,18 @@
 """`serve`: the embedded server in the foreground."""
 
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final
 
 import typer
 
 from redis_sessions.cli import exits, show
+from redis_sessions.cli.stop import Stopped, stopped_by_signals
 from redis_sessions.errors import InvalidSettings
 
 DEFAULT_PORT: Final = 6379
 LOG_LINES: Final = 3
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class _Stopped(BaseException):
-    """Somebody asked to stop. No Exception, so that nothing on the way takes it for a failure."""
 
 
 def serve(
@@ -63,9 +57,8 @@ def serve(
         raise InvalidSettings("--port and --socket exclude each other", remedy="give one of them")
     directory = (directory or default_directory()).absolute()
     server = EmbeddedServer(directory=directory, port=DEFAULT_PORT if port is None else port, socket=socket)
-    before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:
-        with server:
+        with stopped_by_signals(), server:
             show.put(server.url)
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -73,11 +66,8 @@ def serve(
             status = server.wait()
             how = f"by signal {-status}" if status < 0 else f"with status {status}"
             show.complain(f"the server ended by itself, {how}; {directory / 'server.log'} ends: {_log_tail(directory)}")
-    except _Stopped:
+    except Stopped:
         return exits.DONE
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return exits.PARTLY
 
 
@@ -86,17 +76,6 @@ def default_directory() -> Path:
     base = Path(os.environ.get("XDG_DATA_HOME", ""))
     # The specification has relative paths ignored.
     return (base if base.is_absolute() else Path.home() / ".local/share") / "redis-sessions"
-
-
-def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
-    # A second Ctrl-C must not cut short the orderly end that the first one began.
-    for number in _SIGNALS:
-        signal.signal(number, _stopping)
-    raise _Stopped
-
-
-def _stopping(_number: int, _frame: FrameType | None) -> None:
-    pass
 
 
 def _log_tail(directory: Path) -> str:
