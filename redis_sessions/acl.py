@@ -49,7 +49,7 @@ _CONVERSE: Final = _words("set del pexpire incr")
 _SCAN: Final = _words("scan time dbsize info|server")
 _IMPORT: Final = _words("set exists time")
 # All of the doctor's but CONFIG GET and ACL GETUSER: these show passwords, or their hashes.
-_LOOK: Final = _words("info acl|whoami client|info")
+_LOOK: Final = _words("info client|info")
 _LOOK_ROUTE: Final = _words("cluster|info")
 # COMMAND tells redis-py where the keys of a command stand; ASKING follows a slot that is moving.
 _ROUTE: Final = _words("command cluster|slots asking")

@@ -95,27 +95,24 @@ def _who_comes_in(settings: StoreSettings, connection: Connection, handle: objec
         [reply] = yield [Command(words, node=handle, optional=True)]
         return reply
 
-    user, me = (yield from ask("ACL", "WHOAMI")), (yield from ask("CLIENT", "INFO"))
+    me = yield from ask("CLIENT", "INFO")
+    user = _told(me, "user")
     default = _rules((yield from ask("ACL", "GETUSER", "default")))
-    own = user if isinstance(user, SessionStoreError) else _rules((yield from ask("ACL", "GETUSER", _text(user))))
-
-    def address() -> str:
-        found = re.search(r"\bladdr=(\S+)", _text(seen(me)))
-        if found is None:
-            raise SessionStoreError("the server does not tell how it was reached")
-        return found[1]
-
+    own = user if isinstance(user, SessionStoreError) else _rules((yield from ask("ACL", "GETUSER", user)))
+    address = _told(me, "laddr")
     return [
-        judged("login", "who gets in may read, change and flush", lambda: access.login(seen(default), address(), server)),
+        judged(
+            "login", "who gets in may read, change and flush", lambda: access.login(seen(default), seen(address), server)
+        ),
         judged(
             "rights",
             "what a worker may not do, no defect and no intruder can do in its name",
-            lambda: access.rights(_text(seen(user)), seen(own), settings.namespace, clustered=server.cluster is not None),
+            lambda: access.rights(seen(user), seen(own), settings.namespace, clustered=server.cluster is not None),
         ),
         judged(
             "tls",
             "whoever sees a password or a session ID on the way can use it",
-            lambda: access.tls(used=connection.tls, address="" if connection.tls else address()),
+            lambda: access.tls(used=connection.tls, address="" if connection.tls else seen(address)),
         ),
     ]
 
@@ -191,6 +188,14 @@ def _leases_without_ttl(settings: StoreSettings, names: Keys) -> Op[int | Sessio
     while (pages := (yield from scan.next_pages())) is not None:
         without += sum(page.pttls_ms.count(-1) for page in pages)
     return scan.refused or without
+
+
+def _told(me: Any, name: str) -> str | SessionStoreError:
+    """A field of CLIENT INFO."""
+    if isinstance(me, SessionStoreError):
+        return me
+    found = re.search(rf"(?:^|\s){name}=(\S+)", _text(me))
+    return found[1] if found else SessionStoreError(f"the server's CLIENT INFO tells no {name}")
 
 
 def _rules(reply: Any) -> dict[str, Any] | SessionStoreError:

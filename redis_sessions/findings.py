@@ -46,7 +46,7 @@ Outcome: TypeAlias = tuple[Status, str, str | None]
 OK, UNKNOWN, WARNING, BROKEN = Status.ok, Status.unknown, Status.warning, Status.broken
 SEVERITY: Final = list(Status)
 # What a user needs beside a worker's rights, to be shown everything. Not for workers: GETUSER shows hashes of passwords.
-LOOK_RIGHTS: Final = "+info +config|get +cluster|info +acl|whoami +acl|getuser +client|info"
+LOOK_RIGHTS: Final = "+info +config|get +cluster|info +acl|getuser +client|info"
 
 
 class Connection(NamedTuple):

@@ -90,7 +90,7 @@ def round_trip(trip_ms: float) -> Outcome:
     """How long one takes."""
     if trip_ms >= SLOW_MS:
         return WARNING, f"{trip_ms:.0f} ms", "bring workers and server closer together"
-    return OK, f"{trip_ms:.1f} ms", None
+    return OK, f"{trip_ms:.2f} ms", None
 
 
 def clock(ahead_ms: int) -> Outcome:

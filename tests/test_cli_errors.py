@@ -54,6 +54,8 @@ ARGUMENTS: list[list[str]] = [
         ["serve", "--dir", "/", "--port", "0"],
         ["demo", "--workers", "0"],
         ["doctor", "--agent", "nobody"],
+        *(["report", "--watch"], ["report", "--every", "10s"], ["report", "--watch", "--json", "--every", "10"]),
+        ["report", "--watch", "--json", "--every", "999ms"],
     ),
 ]
 

@@ -7,7 +7,7 @@ import typer
 from redis_sessions.cli import acl, doctor, exits, metrics, run, serve, show, transfer
 from redis_sessions.cli.options import Json, Options, on_a_store
 from redis_sessions.cli.program import NAME, Program, add, exit_codes
-from redis_sessions.errors import InvalidSessionID
+from redis_sessions.errors import InvalidSessionID, InvalidSettings
 
 app = typer.Typer(
     cls=Program,
@@ -24,6 +24,11 @@ Key = Annotated[str, typer.Argument(metavar="KEY", help="The conversation, such 
 SessionID = Annotated[str, typer.Argument(metavar="ID", help="The agent's session ID.")]
 SameID = Annotated[str | None, typer.Argument(metavar="ID", help="Delete only if it is still this session ID.")]
 Increment = Annotated[bool, typer.Option("--increment", help="Count one more first, then print.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Stay, and show what changes, until Ctrl-C.")]
+Every = Annotated[
+    str | None,
+    typer.Option("--every", metavar="TIME", help="With --watch, the time between two key scans: 10s unless told."),
+]
 Version = Annotated[bool, typer.Option("--version", help="Print the version and exit.")]
 
 
@@ -143,18 +148,28 @@ def list_(at: Options) -> int:
 
 
 @on_a_store
-def report(at: Options) -> int:
+def report(at: Options, *, watch: Watch = False, every: Every = None) -> int:
     """Scan all session keys and tell how they are.
 
     It deletes nothing: Redis does that. How many sessions are live, how long they have been idle, which keys hold
     something else than a session ID, and how often an agent refused to resume. If the scan may have missed keys, because
     slots of a cluster moved, say, stderr tells so.
 
+    With --watch it stays until Ctrl-C and shows a terminal what changes, refusals by the minute as well; while Redis is away
+    it says so, and goes on. With --json besides, each scan is a line, for other programs.
+
     Examples:
       redis-sessions report
+      redis-sessions report --watch --every 30s
       redis-sessions report --namespace sessions.claude@build-7
       redis-sessions report --json | jq .counters.resume_failures_total
     """
+    if watch:
+        from redis_sessions.cli.watch import watch_report
+
+        return watch_report(at, every)
+    if every is not None:
+        raise InvalidSettings("--every is for --watch", remedy="give both, or neither")
     with at.store() as store, show.progress("scanning") as progress:
         found = store.report(progress)
         namespace = store.settings.namespace

@@ -77,6 +77,11 @@ def _show_table(rows: list[tuple[str, str, str, str]], key_width: int, id_width:
 
 def show_report(report: Report, namespace: str) -> None:
     """The report: what there is, how long it has been idle, the counters, and examples of what is not right."""
+    display(*report_sections(report, namespace))
+
+
+def report_sections(report: Report, namespace: str) -> list[RenderableType]:
+    """The parts of `show_report`."""
     soonest_ms = report.soonest_expiry_ms
     sessions = _facts(
         ("live", report.live, "" if soonest_ms is None else f"the next expires in {duration(soonest_ms)}"),
@@ -92,7 +97,7 @@ def show_report(report: Report, namespace: str) -> None:
     if examples := report.invalid_examples:
         title = _first_of("Invalid keys", len(examples), report.invalid)
         sections.append(_section(title, _pairs((example.key, example.reason) for example in examples)))
-    display(*sections)
+    return sections
 
 
 def show_import(result: ImportResult, *, dry_run: bool) -> None:
