@@ -12,8 +12,28 @@ import redis
 
 from redis_sessions import SessionStore, StoreSettings
 from redis_sessions.keys import LEASE_GRACE_MS, Keys
+from tests.faults.ledger import LEDGER
 from tests.servers import Cluster, find_redis_server, standalone
 from tests.stores import AclPlace, Blocking, DecodingPlace, FakePlace, Loop, Place
+
+
+# Where the tests are spread over several processes, each gives its part of the table to the first.
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = LEDGER.dump()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    LEDGER.take(getattr(node, "workeroutput", {}).get("faults", []))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if lines := LEDGER.lines():
+        terminalreporter.section("faults injected")
+        for line in lines:
+            terminalreporter.write_line(line)
+
 
 PLACES = ("fakeredis", "valkey", "valkey-decoding", "valkey-acl", "cluster", "cluster-acl", "redis", "redis-acl")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Final
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Final
 
 HARM: Final = ("lost", "wrong", "untyped", "double_runs")
 
@@ -53,6 +53,14 @@ class Ledger:
         self._tallies.append(Tally(fault))
         return self._tallies[-1]
 
+    def dump(self) -> list[dict[str, str | int]]:
+        """All of it, for another process to take up."""
+        return [asdict(tally) for tally in self._tallies]
+
+    def take(self, dumped: list[dict[str, Any]]) -> None:
+        """Take up what another process dumped."""
+        self._tallies += [Tally(**values) for values in dumped]
+
     def lines(self) -> list[str]:
         """The table: a row for each fault, and at last the sums."""
         if not self._tallies:
@@ -71,3 +79,4 @@ class Ledger:
 
 
 _NUMBERS: Final = tuple(field.name for field in fields(Tally) if field.name != "fault")
+LEDGER: Final = Ledger()
