@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import subprocess
 import time
 from contextlib import contextmanager
 
@@ -11,8 +13,8 @@ import pytest
 import redis
 import time_machine
 
-from redis_sessions import InvalidSettings, SessionStore, StoreSettings, StoreUnavailable, upkeep
-from redis_sessions.access import login, place_of, tls
+from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, StoreSettings, StoreUnavailable, upkeep
+from redis_sessions.access import login, place_of, rights, tls
 from redis_sessions.acl import USERS
 from redis_sessions.checks import NODE_CHECKS, Node
 from redis_sessions.cli import exits
@@ -23,6 +25,7 @@ from redis_sessions.server import EmbeddedServer
 from redis_sessions.settings import DAY_MS
 from tests import test_cli_support
 from tests.servers import find_redis_server, wait_until
+from tests.stores import Blocking
 from tests.test_cli_support import run
 from tests.test_report import plant_poison
 
@@ -156,13 +159,13 @@ def test_a_user_with_rights_that_no_worker_needs(tmp_path):
     with healthy(tmp_path / "data", user="") as (store, raw):
         assert troubles(store.doctor()) == {"rights": "warning"}
         assert found(store.doctor(), "rights").found == "user default is granted +@all, all keys"
-    for rights, excess in (
+    for granted, excess in (
         ("+config", "+config"),
         ("+@write", "+@write"),
         ("+@all -@dangerous", "+@all"),
         ("~*", "all keys"),
     ):
-        with healthy(tmp_path / "data", rights=f"{rights} {NEEDED} {LOOK_RIGHTS}") as (store, raw):
+        with healthy(tmp_path / "data", rights=f"{granted} {NEEDED} {LOOK_RIGHTS}") as (store, raw):
             assert troubles(store.doctor()) == {"rights": "warning"}
             assert found(store.doctor(), "rights").found == f"user sessions is granted {excess}"
             raw.close()
@@ -325,6 +328,12 @@ def test_where_an_address_is(address, place):
     assert place_of(address) == place
 
 
+def test_what_was_granted_and_taken_back_is_not_granted():
+    for commands, status in (("+@all -@all +get", "ok"), ("-@all +config -config", "ok"), ("-@all +keys", "warning")):
+        assert rights("u", {"commands": commands, "keys": ["~sessions:*"]}, "sessions", clustered=False)[0] == status
+    assert rights("u", {"commands": "+get", "keys": ["*"]}, "sessions", clustered=False)[0] == "warning"
+
+
 def test_who_gets_in_from_elsewhere_and_who_reads_on_the_way():
     nobody = Node(SessionStoreError("unseen"), {})
     open_to_all = {"flags": ["on", "nopass"]}
@@ -341,6 +350,44 @@ def test_sentinels_that_see_no_quorum():
         assert upkeep.quorum(quorums)[0] == status
     with pytest.raises(StoreUnavailable):
         upkeep.quorum([away, away])
+
+
+@pytest.fixture
+def sentinel(tmp_path):
+    """A Sentinel that watches a server in two ways: alone it is enough for the one, and not for the other."""
+    binary = find_redis_server()
+    if binary is None:
+        pytest.skip("no redis-server on the PATH")
+    with EmbeddedServer() as server, socket.socket() as taken:
+        # Nobody takes the port of a socket that is bound; only one that listens is in the way of another.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", 0))
+        watched = [f"sentinel monitor {name} 127.0.0.1 {server.port} {votes}" for name, votes in (("enough", 1), ("few", 2))]
+        lines = [f"port {taken.getsockname()[1]}", "bind 127.0.0.1", f"dir {tmp_path}", *watched]
+        (tmp_path / "sentinel.conf").write_text("\n".join(lines) + "\n")
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen([binary, tmp_path / "sentinel.conf", "--sentinel"], stdout=log, stderr=log)
+        try:
+            wait_until(lambda: (tmp_path / "log").read_text().count("+monitor master") == 2, "Sentinel watches")
+            yield f"127.0.0.1:{taken.getsockname()[1]}"
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
+def test_behind_sentinel(sentinel, kind, loop):
+    def look(hosts, service):
+        store = kind.from_url(f"redis+sentinel://{hosts}/{service}")
+        store = store if kind is SessionStore else Blocking(store, loop)
+        try:
+            return found(store.doctor(), "sentinel")
+        finally:
+            store.close()
+
+    assert look(sentinel, "enough").found == "1 of 1 see a quorum"
+    assert look(sentinel, "few").status == "broken"
+    assert look(f"{sentinel},127.0.0.1:1", "enough").found == "1 of 2 can't be reached"
 
 
 def test_slow_round_trips_and_clients_of_which_nothing_is_known():
