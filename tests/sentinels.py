@@ -19,7 +19,6 @@ from tests.servers import wait_until
 
 SERVICE: Final = "main"
 QUORUM: Final = 2
-WATCHERS: Final = 3
 NOBODY: Final = 1  # a port
 # A primary that lost its replicas, as one that was replaced while it was stopped, then takes no writes that would be lost.
 SERVER_SETTINGS: Final = {
@@ -28,7 +27,8 @@ SERVER_SETTINGS: Final = {
     "min-replicas-to-write": "1",
     "min-replicas-max-lag": "10",
 }
-WATCH_SETTINGS: Final = ("down-after-milliseconds", 1000, "failover-timeout", 5000, "parallel-syncs", 1)
+WATCH_SETTINGS: Final = ("failover-timeout", 5000, "parallel-syncs", 1)
+DOWN_AFTER_MS: Final = (1000, 1200, 1400)  # at once, they would vote each for itself, and try again ten seconds later
 
 
 class Watcher:
@@ -82,7 +82,7 @@ class Watcher:
 
 
 class Watched:
-    """A primary with replicas, under three sentinels with a down-after of 1 s. Use it in a `with`.
+    """A primary with replicas, under three sentinels that find it down after a good second. Use it in a `with`.
 
     Attributes:
         servers: all servers; `primary()` tells which of them is the primary now.
@@ -181,11 +181,13 @@ class Watched:
         return int(self._ask(watcher, "GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
 
     def _watch(self) -> None:
-        for _ in range(WATCHERS):
+        for down_after_ms in DOWN_AFTER_MS:
             self.watchers.append(watcher := Watcher(self._binary))
-            self._ask(watcher, "DEBUG", "PUBLISH-PERIOD", 100)
+            # Its pings, a second apart by default, would be as far apart as a primary may be silent: each failover then made
+            # for another one, away from a primary that was up.
+            self._ask(watcher, "DEBUG", "PUBLISH-PERIOD", 100, "PING-PERIOD", 200)
             self._ask(watcher, "MONITOR", SERVICE, "127.0.0.1", self.servers[0].port, QUORUM)
-            self._ask(watcher, "SET", SERVICE, *WATCH_SETTINGS)
+            self._ask(watcher, "SET", SERVICE, "down-after-milliseconds", down_after_ms, *WATCH_SETTINGS)
         wait_until(lambda: all(map(self._knows_all, self.watchers)), "each sentinel knows all others and every replica")
         for watcher in self.watchers:
             # As it is by default: it also tells how long a primary that comes back may go on as one, four times that.
@@ -194,7 +196,7 @@ class Watched:
     def _knows_all(self, watcher: Watcher) -> bool:
         state = self.state(watcher)
         return (
-            int(state["num-other-sentinels"]) == WATCHERS - 1
+            int(state["num-other-sentinels"]) == len(DOWN_AFTER_MS) - 1
             and int(state["num-slaves"]) == len(self.servers) - 1
             and state["flags"] in ("master", {"master"})
         )
