@@ -27,7 +27,7 @@ end
 return {scan[1], scan[2], pttls}
 """
 _OPTIONS: Final[dict[str, Any]] = {
-    "protocol": 3,
+    "protocol": 2,
     "socket_timeout": 1,
     "socket_connect_timeout": 1,
     "health_check_interval": 15,

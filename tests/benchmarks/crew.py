@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.benchmarks.lab import ROOT
-from tests.benchmarks.pairs import Sample
+from tests.benchmarks.pairs import Cpu, Sample
 from tests.benchmarks.peers import KINDS
 
 
@@ -45,9 +45,10 @@ class Crew:
         for worker in self._workers:
             worker.communicate()
 
-    def hammer(self, workers: int, seconds: float) -> Sample:
+    def hammer(self, workers: int, seconds: float, server_cpu: Cpu) -> Sample:
         """Let some of them work side by side: the time that a dispatch took, all of them taken as one worker."""
         chosen = self._workers[:workers]
+        server_s = server_cpu()
         for worker in chosen:
             assert worker.stdin is not None
             worker.stdin.write(f"{seconds}\n")
@@ -55,7 +56,8 @@ class Crew:
         told = [_answer(worker) for worker in chosen]
         done = sum(each["done"] for each in told)
         rate = sum(each["done"] / each["wall_s"] for each in told)
-        return Sample(1 / rate, sum(each["cpu_s"] for each in told) / done, done=done)
+        cpu_s = sum(each["cpu_s"] for each in told) + server_cpu() - server_s
+        return Sample(1 / rate, cpu_s / done, done=done)
 
 
 def _answer(worker: subprocess.Popen[str]) -> Any:

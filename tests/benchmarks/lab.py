@@ -36,7 +36,8 @@ class Scale:
         long_rounds: timings of what takes seconds.
         sessions: in the store that is scanned, imported and exported.
         sizes: of stores as they grow.
-        hammer_s: how long worker processes go on for one timing.
+        starts: of each program.
+        hammer_s, hammer_rounds: how long worker processes go on for one timing, and timings of each side.
     """
 
     calls: int = 100
@@ -44,10 +45,14 @@ class Scale:
     long_rounds: int = 3
     sessions: int = 1_000_000
     sizes: tuple[int, ...] = (1_000, 10_000, 100_000)
-    hammer_s: float = 1.0
+    starts: int = 15
+    hammer_s: float = 0.3
+    hammer_rounds: int = 12
 
 
-QUICK: Final = Scale(calls=20, rounds=3, long_rounds=1, sessions=3_000, sizes=(100, 1_000), hammer_s=0.1)
+QUICK: Final = Scale(
+    calls=20, rounds=3, long_rounds=1, sessions=3_000, sizes=(100, 1_000), starts=1, hammer_s=0.05, hammer_rounds=2
+)
 
 
 class Watch(Protocol):

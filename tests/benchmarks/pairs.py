@@ -39,6 +39,10 @@ class Contest:
         """The median time of a side."""
         return median(sample.wall_s for sample in self._samples[side])
 
+    def cpu_s(self, side: str) -> float:
+        """The median processor time of a side."""
+        return median(sample.cpu_s for sample in self._samples[side])
+
     def peak_bytes(self, side: str) -> int:
         """The most memory that a side ever had."""
         return max(sample.peak_bytes for sample in self._samples[side])

@@ -26,10 +26,10 @@ def workers(lab: Lab) -> Iterator[Row | Chart]:
     ):
         for count in WORKERS:
             sides = {
-                "ours": partial(ours.hammer, count, lab.scale.hammer_s),
-                PEER: partial(theirs.hammer, count, lab.scale.hammer_s),
+                "ours": partial(ours.hammer, count, lab.scale.hammer_s, server.cpu_s),
+                PEER: partial(theirs.hammer, count, lab.scale.hammer_s, server.cpu_s),
             }
-            contest = lab.contest(f"{count} workers", sides, lab.scale.long_rounds + 2)
+            contest = lab.contest(f"{count} workers", sides, lab.scale.hammer_rounds)
             rate = 1 / contest.ratio("ours", PEER)
             each_s = contest.wall_s("ours")
             yield Row(
