@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import hypothesis
 import pytest
 import redis
 
@@ -15,6 +16,10 @@ from redis_sessions.keys import LEASE_GRACE_MS, Keys
 from tests.faults.ledger import LEDGER
 from tests.servers import Cluster, find_redis_server, standalone
 from tests.stores import AclPlace, Blocking, DecodingPlace, FakePlace, Loop, Place
+
+# How long one example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 # Where the tests are spread over several processes, each gives its part of the table to the first.

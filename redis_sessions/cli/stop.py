@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -17,15 +17,24 @@ class _Stopped(BaseException):
 
 @contextmanager
 def until_asked_to_stop() -> Iterator[None]:
-    """End the block, in order, at Ctrl-C, SIGTERM or SIGHUP; what follows it is run as if it had ended by itself."""
+    """End the block, in order, at Ctrl-C, SIGTERM or SIGHUP; what follows it is run as if it had ended by itself.
+
+    Once asked, this process heeds no further one: what is left of its end is not to be cut short either.
+    """
     before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:
         yield
     except _Stopped:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return
+    except BaseException:
+        _restore(before)
+        raise
+    _restore(before)
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
