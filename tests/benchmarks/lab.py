@@ -47,7 +47,7 @@ class Scale:
     sizes: tuple[int, ...] = (1_000, 10_000, 100_000)
     starts: int = 15
     hammer_s: float = 0.3
-    hammer_rounds: int = 12
+    hammer_rounds: int = 8
 
 
 QUICK: Final = Scale(
