@@ -295,7 +295,7 @@ def test_a_client_that_was_passed_in(tmp_path):
 def test_the_age_that_the_agent_minds(valkey, namespace, agent, max_age_ms, status):
     with valkey.sync(StoreSettings(namespace=namespace, session_max_age_ms=max_age_ms)) as store:
         assert found(store.doctor(agent), "agent").status == status
-        with pytest.raises(InvalidSettings, match="name one of agentcore, .*claude"):
+        with pytest.raises(InvalidSettings, match=r"name one of agentcore, .*claude"):
             store.doctor("nobody")
 
 
