@@ -21,7 +21,7 @@ from tests.faults.slots import Slots
 from tests.servers import CLUSTER_SETTINGS, SLOTS, Cluster, find_redis_server, wait_until
 
 LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
-ENTRIES = 1_000
+ENTRIES = 500
 SMALL_PAGES = {"scan_count": 20, "batch_size": 25}
 PATIENCE = redis.RedisCluster.RedisClusterRequestTTL
 # What a primary has acknowledged and not yet passed on when it dies is lost: replication is asynchronous.

@@ -41,7 +41,7 @@ def durable(binary: Path | None, sync: str, tmp_path: Path) -> Iterator[Embedded
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(60, marks=LONG)])
-@pytest.mark.parametrize("sync", ["always", "everysec"])
+@pytest.mark.parametrize("sync", ["always", pytest.param("everysec", marks=LONG)])
 def test_killed_under_load_it_has_all_it_acknowledged(durable, sync, rounds, loop, namespace, ledger):
     tally = ledger(f"server killed, file synced {sync}")
     keys = Keys(namespace)
