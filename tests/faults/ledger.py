@@ -55,7 +55,8 @@ class Ledger:
 
     def dump(self) -> list[dict[str, str | int]]:
         """All of it, for another process to take up."""
-        return [asdict(tally) for tally in self._tallies]
+        # Of a name that is a member of an enumeration no more than the text can be handed over.
+        return [asdict(tally) | {"fault": str.__str__(tally.fault)} for tally in self._tallies]
 
     def take(self, dumped: list[dict[str, Any]]) -> None:
         """Take up what another process dumped."""
