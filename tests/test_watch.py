@@ -60,7 +60,9 @@ def watching(url, *args, rows=60):
     """The watch as a process at a terminal of its own; ended at the end if it still runs."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (rows, 120))
-    environment = {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
+    # These win over what the terminal says, and whoever runs the tests may have set them.
+    size = {"COLUMNS": "120", "LINES": str(rows)}
+    environment = {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **size}
     process = spawn("report", "--watch", "--url", url, *args, env=environment, stdout=theirs, stderr=theirs)
     os.close(theirs)
     try:
