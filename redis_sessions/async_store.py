@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from redis_sessions import client as clients
-from redis_sessions import doctor, legacy, migrate, retime, runner, scan
+from redis_sessions import legacy, migrate, retime, runner, scan
 from redis_sessions.commands import Op
 from redis_sessions.errors import StoreUnavailable
 from redis_sessions.findings import Connection, Diagnosis
@@ -115,9 +115,11 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
 
     async def doctor(self, agent: str | None = None, progress: Progress | None = None) -> Diagnosis:
         """Same as SessionStore.doctor."""
+        from redis_sessions.doctor import examine  # noqa: PLC0415 - one that few call, and long to import
+
         quorums = [await self._quorum(sentinel, service) for sentinel, service in clients.sentinels(self.client)]
         connection = Connection(self._link.tls, self._link.risks)
-        return await self._run(doctor.examine(self.settings, connection, quorums, agent, progress))
+        return await self._run(examine(self.settings, connection, quorums, agent, progress))
 
     async def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
@@ -150,8 +152,10 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         await self.aclose()
 
     async def _quorum(self, sentinel: clients.AsyncClient, service: str) -> object:
+        from redis_sessions.doctor import ask_quorum  # noqa: PLC0415 - see doctor
+
         try:
-            return await arun(sentinel, doctor.ask_quorum(service))
+            return await arun(sentinel, ask_quorum(service))
         except StoreUnavailable as error:
             return error
 

@@ -183,7 +183,7 @@ def _counters(names: Keys) -> Op[list[tuple[str, Any, Any]]]:
 
 
 def _leases_without_ttl(settings: StoreSettings, names: Keys) -> Op[int | SessionStoreError]:
-    scan = Scan(settings, pattern=names.lease_pattern, optional=True)
+    scan = Scan(settings, prefix=names.lease_prefix, optional=True)
     without = 0
     while (pages := (yield from scan.next_pages())) is not None:
         without += sum(page.pttls_ms.count(-1) for page in pages)

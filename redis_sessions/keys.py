@@ -52,8 +52,8 @@ class Keys:
         self._counter_prefix = f"{namespace}:counter:"
         self._id_prefix_bytes = self._id_prefix.encode()
         self._plain_keys = re.compile(rb"(?:%b%b\}\n)*" % (re.escape(self._id_prefix_bytes), _PLAIN))
-        self.pattern: Final = f"{namespace}:id:{{*}}".encode()
-        self.lease_pattern: Final = f"{namespace}:lease:{{*}}".encode()
+        self.prefix: Final = self._id_prefix_bytes
+        self.lease_prefix: Final = self._lease_prefix.encode()
 
     def session_id(self, key: str) -> bytes:
         """The Redis key that holds the session ID of conversation `key`. Raises InvalidKey."""

@@ -169,8 +169,8 @@ class Writer:
         return self
 
     def add(self, key: str, session_id: str, used_at_ms: int) -> None:
-        """Write one record."""
-        self.add_source(f'{_encode(key)}: {{"id": {_encode(session_id)}, "last_used_at": {used_at_ms}}}')
+        """Write one record, of a valid session ID: nothing in it needs escaping."""
+        self.add_source(f'{_encode(key)}: {{"id": "{session_id}", "last_used_at": {used_at_ms}}}')
 
     def add_source(self, pair: str) -> None:
         """Write one entry as it stood in another file."""

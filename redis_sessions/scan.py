@@ -57,7 +57,7 @@ class Scan:
     Args:
         settings: whose namespace, and how large a page.
         progress: called after every page.
-        pattern: which keys instead of those of sessions.
+        prefix: which keys instead of those of sessions.
         optional: let a refusal by the server end the walk, and stand in `refused`, instead of being raised.
     """
 
@@ -66,13 +66,13 @@ class Scan:
         settings: StoreSettings,
         progress: Progress | None = None,
         *,
-        pattern: bytes | None = None,
+        prefix: bytes | None = None,
         optional: bool = False,
     ) -> None:
         self.exact: bool | None = None
         self.refused: SessionStoreError | None = None
         self._settings = settings
-        self._pattern = pattern or Keys(settings.namespace).pattern
+        self._prefix = prefix or Keys(settings.namespace).prefix
         self._optional = optional
         self._progress = progress
         self._cursors: dict[Any, bytes | str] | None = None
@@ -100,7 +100,7 @@ class Scan:
         nodes = list(self._cursors)
         alone = int(nodes == [None])
         replies = yield [
-            Command((self._cursors[node], self._pattern, count, alone), script=PAGE, node=node, optional=self._optional)
+            Command((self._cursors[node], self._prefix, count, alone), script=PAGE, node=node, optional=self._optional)
             for node in nodes
         ]
         for reply in replies:

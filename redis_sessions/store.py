@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 from redis_sessions import client as clients
-from redis_sessions import doctor, legacy, migrate, retime, runner, scan, urls
+from redis_sessions import legacy, migrate, retime, runner, scan, urls
 from redis_sessions.commands import Op
 from redis_sessions.errors import StoreUnavailable
 from redis_sessions.exchange import Link
@@ -172,9 +172,11 @@ class SessionStore(BaseStore[clients.SyncClient]):
             agent: the runtime whose sessions these are, to hold the max age against. Raises InvalidSettings if unknown.
             progress: as for `report`.
         """
+        from redis_sessions.doctor import examine  # noqa: PLC0415 - one that few call, and long to import
+
         quorums = [self._quorum(sentinel, service) for sentinel, service in clients.sentinels(self.client)]
         connection = Connection(self._link.tls, self._link.risks)
-        return self._run(doctor.examine(self.settings, connection, quorums, agent, progress))
+        return self._run(examine(self.settings, connection, quorums, agent, progress))
 
     def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
@@ -228,8 +230,10 @@ class SessionStore(BaseStore[clients.SyncClient]):
         return Keeper(self._ops, self._run)
 
     def _quorum(self, sentinel: clients.SyncClient, service: str) -> object:
+        from redis_sessions.doctor import ask_quorum  # noqa: PLC0415 - see doctor
+
         try:
-            return run(sentinel, doctor.ask_quorum(service))
+            return run(sentinel, ask_quorum(service))
         except StoreUnavailable as error:
             return error
 

@@ -260,7 +260,7 @@ def test_a_denied_command_is_named(guarded):
         ("SAVE", ["t", "ID-1", 1]),
         ("REJECT", ["t", "ID-1", 1]),
         ("DELETE_IF", ["t"]),
-        ("PAGE", ["0", "*", "9"]),
+        ("PAGE", ["0", KEYS.prefix, "9", 0]),
     ],
 )
 def test_a_script_never_takes_what_is_denied_for_absent(guarded, name, words):

@@ -137,9 +137,7 @@ def list_(at: Options) -> int:
     """
     with at.store() as store:
         if at.as_json:
-            for row in store.sessions():
-                given = row._asdict()
-                show.put_json({name: given[name] for name in ("key", "session_id", "idle_ms", "expires_in_ms")})
+            show.put_sessions(store.sessions())
         else:
             from redis_sessions.cli.tables import show_sessions
 
