@@ -24,6 +24,7 @@ from tests.test_demo import DEADLINE_S, WORKER, environment, processes_of
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = ROOT / "compose.yaml"
+SERVICES = re.findall(r"^  ([a-z0-9-]+):", COMPOSE.read_text().split("services:\n")[1].split("\nvolumes:")[0], re.MULTILINE)
 
 
 def service(name: str) -> str:
@@ -48,6 +49,16 @@ def config():
         pytest.skip("docker has no compose plugin")
     program = ["docker", "compose", "--project-directory", str(ROOT), "--profile", "*", "config", "--format", "json"]
     return json.loads(subprocess.run(program, stdout=subprocess.PIPE, timeout=DEADLINE_S, check=True).stdout)
+
+
+def test_it_is_yaml_in_which_every_name_leads_somewhere():
+    document = pytest.importorskip("yaml").safe_load(COMPOSE.read_text())
+    services, volumes = document["services"], set(document["volumes"])
+    assert set(services) == set(SERVICES)
+    for service in services.values():
+        assert {"image", "build"} & set(service)
+        assert set(service.get("depends_on", ())) <= set(services)
+        assert {volume.partition(":")[0] for volume in service.get("volumes", ())} <= volumes
 
 
 def test_workers_are_given_arguments_that_they_take():
@@ -124,7 +135,6 @@ def test_the_image_is_built_without_what_no_test_reads():
     assert not {"tests", "redis_sessions", "pyproject.toml", "README.md", "LICENSE"} & set(ignored)
 
 
-SERVICES = re.findall(r"^  ([a-z0-9-]+):", COMPOSE.read_text().split("services:\n")[1].split("\nvolumes:")[0], re.MULTILINE)
 ONE_SHOT = {"keys", "admin", "cluster", "test"}
 
 
