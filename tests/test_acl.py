@@ -381,3 +381,25 @@ class TestPrinted:
         printed = run("acl", "--namespace", "a@b", "--cluster", "--redis-6", env=VARIABLES).stdout.splitlines()
         assert printed == acl_lines("a@b", password_hashes=HASHES, cluster=True, read_only_keys=False)
         assert all("+cluster|slots" in line and " ~a@b:" in line for line in printed[1:])
+
+
+@pytest.mark.parametrize("kind", ["valkey", "redis"])
+def test_what_its_users_wrote_is_there_after_a_restart(kind, tmp_path):
+    """Redis loads its append-only file as the default user, and drops what that one may not do."""
+    binary = find_redis_server() if kind == "redis" else None
+    if kind == "redis" and binary is None:
+        pytest.skip("no redis-server on the PATH")
+    (tmp_path / "users.acl").write_text("\n".join(acl_lines(password_hashes=HASHES)) + "\n")
+    extra = {"aclfile": str(tmp_path / "users.acl")}
+    with EmbeddedServer(directory=tmp_path / "data", binary=binary, extra=extra) as server:
+        url = server.url.replace("//", "//worker:s3cret%2Fworker@")
+        with SessionStore.from_url(url) as store:
+            assert store.save(store.acquire("leased"), "ID-1")
+            store.set("set", "ID-2")
+            held = store.acquire("held")
+            assert isinstance(held, Lease)
+        server.stop()
+        server.start()
+        with SessionStore.from_url(url) as store:
+            assert (store.get("leased"), store.get("set")) == ("ID-1", "ID-2")
+            assert store.acquire("held").holder == held.token
