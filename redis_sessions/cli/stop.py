@@ -25,14 +25,16 @@ def until_asked_to_stop() -> Iterator[None]:
     try:
         yield
     except _Stopped:
+        # Ignored, since Python takes handlers of ours away before it ends.
+        _set(dict.fromkeys(_SIGNALS, signal.SIG_IGN))
         return
     except BaseException:
-        _restore(before)
+        _set(before)
         raise
-    _restore(before)
+    _set(before)
 
 
-def _restore(handlers: dict[signal.Signals, Any]) -> None:
+def _set(handlers: dict[signal.Signals, Any]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
