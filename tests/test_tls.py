@@ -313,15 +313,20 @@ def cluster_url(binary, certificates):
         yield cluster.url.replace("redis+", "rediss+")
 
 
-@KINDS
-def test_a_cluster(cluster_url, certificates, loop, namespace, tmp_path, kind, refusals):
-    with opened(kind, cluster_url + certificates.options(), loop, namespace=namespace) as store:
+def serves_who_trusts_it(url, certificates, loop, namespace, tmp_path, kind, refusals):
+    """Everything goes over TLS there, and who trusts another CA is refused at the first try."""
+    with opened(kind, url + certificates.options(), loop, namespace=namespace) as store:
         store.set("a", "ID-1")
         move(store, tmp_path)
     refusals.clear()
-    with opened(kind, cluster_url + certificates.options(ca="stranger-ca.pem"), loop) as store, refused():
+    with opened(kind, url + certificates.options(ca="stranger-ca.pem"), loop) as store, refused():
         store.get("a")
     assert len(refusals) == 1
+
+
+@KINDS
+def test_a_cluster(cluster_url, certificates, loop, namespace, tmp_path, kind, refusals):
+    serves_who_trusts_it(cluster_url, certificates, loop, namespace, tmp_path, kind, refusals)
 
 
 @pytest.fixture(scope="module")
@@ -345,10 +350,4 @@ def sentinel_url(serve, binary, certificates, tmp_path_factory):
 
 @KINDS
 def test_behind_sentinel(sentinel_url, certificates, loop, namespace, tmp_path, kind, refusals):
-    with opened(kind, sentinel_url + certificates.options(), loop, namespace=namespace) as store:
-        store.set("a", "ID-1")
-        move(store, tmp_path)
-    refusals.clear()
-    with opened(kind, sentinel_url + certificates.options(ca="stranger-ca.pem"), loop) as store, refused():
-        store.get("a")
-    assert len(refusals) == 1
+    serves_who_trusts_it(sentinel_url, certificates, loop, namespace, tmp_path, kind, refusals)
