@@ -54,8 +54,8 @@ _UNREACHED: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, re
 _SILENT: Final = "no answer in time"
 _HUNG_UP: Final = "it hung up"
 
-# Redis 6.2 wraps what failed inside a script: «ERR Error running script (…): @user_script:2: -WRONGTYPE Operation …».
-_WRAPPED = re.compile(r"(?:^|[:\s]-)([A-Z]{3,})\b")
+# Redis 6.2 wraps what failed inside a script, with or without a dash: «Error running script (…): @user_script:2: -OOM …».
+_WRAPPED = re.compile(r"(?:^|[:\s]-|@user_script: ?\d+: )([A-Z]{3,})\b")
 
 # What a user's list forbids inside a script comes without a code: Valkey and Redis since 7.2, and those before.
 _DENIED_IN_SCRIPT = re.compile(r"ACL failure in script: |The user executing the script can't ")

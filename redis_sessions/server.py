@@ -34,9 +34,10 @@ SOCKET_PATH_MAX_BYTES: Final = 107
 # nor a client that reconnects to itself takes the port while the server is down.
 FREE_PORTS: Final = range(10_000, 22_768)
 PORT_ATTEMPTS: Final = 20
+# Only what Redis 6.2 knows, too; that DEBUG and MODULE are off is a default of those that can say so.
 DEFAULTS: Final = """
 --protected-mode yes --appendfsync everysec --maxmemory 256mb --maxmemory-policy volatile-ttl --maxmemory-samples 10
---lazyfree-lazy-expire yes --tcp-keepalive 60 --enable-debug-command no --enable-module-command no"""
+--lazyfree-lazy-expire yes --tcp-keepalive 60"""
 # $1 is the server, $2 its temporary directory or nothing. CONT, since a stopped process would leave TERM pending.
 LIFELINE: Final = """exec >/dev/null 2>&1; read -r _ && exit
 if [ -n "$2" ]; then kill -KILL "$1"; rm -rf -- "$2"; else kill -TERM "$1"; kill -CONT "$1"; fi"""

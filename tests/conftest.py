@@ -5,6 +5,7 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -14,7 +15,7 @@ import redis
 from redis_sessions import SessionStore, StoreSettings
 from redis_sessions.keys import LEASE_GRACE_MS, Keys
 from tests.faults.ledger import LEDGER
-from tests.servers import Cluster, find_redis_server, standalone
+from tests.servers import Cluster, find_redis_server, other_servers, standalone
 from tests.stores import AclPlace, Blocking, DecodingPlace, FakePlace, Loop, Place
 
 # How long one example takes says more about the machine than about the code.
@@ -40,7 +41,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
 
 
-PLACES = ("fakeredis", "valkey", "valkey-decoding", "valkey-acl", "cluster", "cluster-acl", "redis", "redis-acl")
+PLACES = (
+    *("fakeredis", "valkey", "valkey-decoding", "valkey-acl", "cluster", "cluster-acl", "redis", "redis-acl"),
+    *(f"{name}{users}" for name in other_servers() for users in ("", "-acl")),
+)
 
 
 class Places:
@@ -71,15 +75,18 @@ class Places:
             return Place(url, redis.RedisCluster.from_url(f"redis://{first}"))
         if name == "valkey-decoding":
             return DecodingPlace(self.get("valkey").url, redis.Redis.from_url(self.get("valkey").url))
-        url = self._stack.enter_context(standalone()).url if name == "valkey" else self._redis_url()
+        url = self._redis_url() if name == "redis" else self._started(other_servers().get(name))
         return Place(url, redis.Redis.from_url(url))
 
     def _redis_url(self) -> str:
         if url := os.environ.get("REDIS_URL"):
             return url
         if binary := find_redis_server():
-            return self._stack.enter_context(standalone(binary)).url
+            return self._started(binary)
         pytest.skip("no redis-server on the PATH, and REDIS_URL is not set")
+
+    def _started(self, binary: Path | None) -> str:
+        return self._stack.enter_context(standalone(binary)).url
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -101,6 +108,14 @@ def loop() -> Iterator[Loop]:
     loop = Loop()
     yield loop
     loop.close()
+
+
+@pytest.fixture(scope="session", params=["valkey", "redis", *other_servers()])
+def binary(request: pytest.FixtureRequest) -> Path | None:
+    """The program of each kind of server, for tests that start one of their own; None is the embedded Valkey."""
+    if request.param == "redis":
+        return find_redis_server() or pytest.skip("no redis-server on the PATH")
+    return other_servers().get(request.param)
 
 
 @pytest.fixture(params=PLACES)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +39,23 @@ def find_redis_server() -> Path | None:
     """Find the `redis-server` on PATH, if there is one."""
     found = shutil.which("redis-server")
     return None if found is None else Path(found)
+
+
+@functools.cache
+def other_servers() -> dict[str, Path]:
+    """Servers besides these two, as redis-6.2: REDIS_SERVERS names their programs, separated as on the PATH."""
+    named = {}
+    for binary in filter(None, os.environ.get("REDIS_SERVERS", "").split(os.pathsep)):
+        told = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+        found = re.match(r"(Redis|Valkey) server v=(\d+\.\d+)", told)
+        assert found, f"{binary} is no server: {told}"
+        named["-".join(found.groups()).lower()] = Path(binary)
+    return named
+
+
+def is_redis_6(binary: Path | None) -> bool:
+    """Whether it is the oldest of them, which has neither read-only key patterns nor a way to switch DEBUG on."""
+    return binary is not None and other_servers().get("redis-6.2") == binary
 
 
 def standalone(binary: Path | None = None) -> EmbeddedServer:

@@ -136,7 +136,8 @@ class AclPlace(Place):
         on_a_cluster = isinstance(self.raw, redis.RedisCluster)
         options = {"target_nodes": redis.RedisCluster.ALL_NODES} if on_a_cluster else {}
         hashes = dict.fromkeys(USERS, hashlib.sha256(self.PASSWORD.encode()).hexdigest())
-        for line in acl_lines(namespace, password_hashes=hashes, cluster=on_a_cluster)[1:]:
+        since_7 = on_a_cluster or int(self.raw.info("server")["redis_version"].split(".")[0]) >= 7
+        for line in acl_lines(namespace, password_hashes=hashes, cluster=on_a_cluster, read_only_keys=since_7)[1:]:
             _, user, *rules = line.split()
             self.raw.execute_command("ACL SETUSER", f"{user}.{namespace}", *rules, **options)
 
