@@ -6,27 +6,20 @@ import ipaddress
 from collections.abc import Mapping
 from typing import Any, Final
 
+from redis_sessions.acl import words
 from redis_sessions.checks import Node
-from redis_sessions.findings import BROKEN, OK, WARNING, Outcome
+from redis_sessions.errors import SessionStoreError
+from redis_sessions.findings import BROKEN, OK, WARNING, Outcome, seen
 
 # What flushes, stops or reconfigures the server, or lists what others keep there.
-_TOO_MUCH: Final = frozenset(
-    (
-        *("@all", "@admin", "@dangerous", "@write", "@keyspace", "flushall", "flushdb", "config", "config|set", "shutdown"),
-        *(
-            "debug",
-            "module",
-            "acl",
-            "acl|setuser",
-            "replicaof",
-            "slaveof",
-            "migrate",
-            "swapdb",
-            "failover",
-            "monitor",
-            "keys",
-        ),
-    )
+_TOO_MUCH: Final = words(
+    "@all @admin @dangerous @write @keyspace flushall flushdb config config|set shutdown debug module acl acl|setuser "
+    "replicaof slaveof migrate swapdb failover monitor keys"
+)
+# What an append-only file holds of ours, and the categories of these commands.
+_REPLAYED: Final = words(
+    "set del unlink incr pexpire pexpireat multi exec select "
+    "@all @write @keyspace @string @transaction @connection @fast @slow"
 )
 
 
@@ -59,6 +52,27 @@ def login(default: Mapping[str, Any], address: str, node: Node) -> Outcome:
     if node.setting("protected-mode") == "yes":
         return OK, "no password, but protected mode refuses other hosts", None
     return BROKEN, "other hosts get in without a password", remedy
+
+
+def replay(default: Mapping[str, Any] | SessionStoreError, node: Node) -> Outcome:
+    """Whether the server may read back what it wrote (redis/redis #14541, valkey-io/valkey #3983).
+
+    That a restart loses it was seen on Redis 7.0.15 and 8.0.2, Valkey 8.1.1, 9.0.0 and 9.1.1; that it does not, on Redis
+    6.2.5 and 8.6.3, and Valkey 9.1.2.
+    """
+    if not int(node.told("aof_enabled")):
+        return OK, "no append-only file", None
+    name, text, numbers = node.version()
+    if numbers >= (9, 1, 2) if name == "Valkey" else not (7,) <= numbers < (8, 6):
+        return OK, f"{name} {text} asks for no user's rights", None
+    rules = seen(default)
+    granted, *less = str(rules["commands"]).split()
+    keys = [pattern.removeprefix("~") for pattern in rules["keys"]]
+    if granted == "+@all" and "*" in keys and not {rule.lstrip("-") for rule in less} & _REPLAYED:
+        return OK, "the default user may write all of it", None
+    remedy = "redis-cli ACL SETUSER default ~* &* +@all, and the same in its ACL file, as redis-sessions acl prints it"
+    may = f"only {rules['commands']} on keys {' '.join(keys)}" if "+" in str(rules["commands"]) and keys else "nothing"
+    return BROKEN, f"the default user may do {may}: a restart may lose the rest", remedy
 
 
 def rights(user: str, acl: Mapping[str, Any], namespace: str, *, clustered: bool) -> Outcome:

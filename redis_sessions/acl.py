@@ -37,23 +37,24 @@ class User(NamedTuple):
     writes: bool
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """Names of commands and categories."""
     return frozenset(text.split())
 
 
 # PING is the client's health check; SELECT goes where a URL names a database, of which a cluster has none.
-_ALWAYS: Final = _words("ping eval evalsha get pttl")
-_ALONE: Final = _words("select")
-_SCAN_ALONE: Final = _words("mget")
-_CONVERSE: Final = _words("set del pexpire incr")
-_SCAN: Final = _words("scan time dbsize info|server")
-_IMPORT: Final = _words("set exists time")
+_ALWAYS: Final = words("ping eval evalsha get pttl")
+_ALONE: Final = words("select")
+_SCAN_ALONE: Final = words("mget")
+_CONVERSE: Final = words("set del pexpire incr")
+_SCAN: Final = words("scan time dbsize info|server")
+_IMPORT: Final = words("set exists time")
 # All of the doctor's but CONFIG GET and ACL GETUSER: these show passwords, or their hashes.
-_LOOK: Final = _words("info client|info")
-_LOOK_ROUTE: Final = _words("cluster|info")
+_LOOK: Final = words("info client|info")
+_LOOK_ROUTE: Final = words("cluster|info")
 # COMMAND tells redis-py where the keys of a command stand; ASKING follows a slot that is moving.
-_ROUTE: Final = _words("command cluster|slots asking")
-_SCAN_ROUTE: Final = _words("cluster|nodes getrange")
+_ROUTE: Final = words("command cluster|slots asking")
+_SCAN_ROUTE: Final = words("cluster|nodes getrange")
 
 USERS: Final[Mapping[str, User]] = {
     "worker": User(_ALWAYS | _CONVERSE, _ALONE, _ROUTE, ("*",), writes=True),
@@ -87,8 +88,8 @@ def acl_lines(
     """
     # No namespace that passes holds a glob, a space, or a line's end.
     prefix = StoreSettings(namespace=namespace).namespace
-    # Nobody can log in as it. Its rights stay, for as this user Redis (7.0 to 8.0 at least) reads its append-only file:
-    # without them it drops, at a restart, all that a script wrote by more than one command, and so every leased save.
+    # Nobody can log in as it. Its rights stay, for as this user many servers read their append-only file (`access.replay`):
+    # without them they drop, at a restart, all that a script wrote by more than one command, and so every leased save.
     lines = ["user default off resetpass ~* &* +@all"]
     for name, user in USERS.items():
         password_hash = (password_hashes or {}).get(name)

@@ -44,6 +44,12 @@ class Node:
             raise SessionStoreError(f"the server's INFO tells no {field}")
         return info[field]
 
+    def version(self) -> tuple[str, str, tuple[int, ...]]:
+        """Valkey or Redis, its version, and that as numbers. Raises SessionStoreError if it can't be had."""
+        valkey = "valkey_version" in seen(self.info)
+        name, text = ("Valkey", self.told("valkey_version")) if valkey else ("Redis", self.told("redis_version"))
+        return name, str(text), tuple(int(number) for number in re.findall(r"\d+", str(text))[:3])
+
     def setting(self, name: str) -> str:
         """A setting. Raises SessionStoreError if it is not to be had."""
         return str(seen(self.config[name]))
@@ -63,12 +69,10 @@ def of_nodes(nodes: Sequence[Node]) -> list[Finding]:
 
 
 def _version(node: Node) -> Outcome:
-    valkey = "valkey_version" in seen(node.info)
-    name, text = ("Valkey", node.told("valkey_version")) if valkey else ("Redis", node.told("redis_version"))
-    numbers = tuple(int(number) for number in re.findall(r"\d+", str(text))[:2])
-    if not valkey and numbers < (6, 2):
+    name, text, numbers = node.version()
+    if name == "Redis" and numbers < (6, 2):
         return BROKEN, f"{name} {text}, older than 6.2", "run Redis 6.2 to 8, or Valkey 8 or 9"
-    if (numbers[0] in (8, 9)) if valkey else (numbers < (9,)):
+    if (numbers[0] in (8, 9)) if name == "Valkey" else (numbers < (9,)):
         return OK, f"{name} {text}", None
     return WARNING, f"{name} {text}, never tried", "run Redis 6.2 to 8, or Valkey 8 or 9"
 

@@ -105,6 +105,11 @@ def _who_comes_in(settings: StoreSettings, connection: Connection, handle: objec
             "login", "who gets in may read, change and flush", lambda: access.login(seen(default), seen(address), server)
         ),
         judged(
+            "replay",
+            "many servers read their append-only file as the default user, and drop of leased saves what it may not do",
+            lambda: access.replay(default, server),
+        ),
+        judged(
             "rights",
             "what a worker may not do, no defect and no intruder can do in its name",
             lambda: access.rights(seen(user), seen(own), settings.namespace, clustered=server.cluster is not None),
