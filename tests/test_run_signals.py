@@ -254,8 +254,8 @@ def test_the_wrapper_is_killed(stage: Stage) -> None:
 
 
 SHORT_GRACE = """
-from redis_sessions.cli import child, main
-child._LIFELINE = child._LIFELINE.replace("sleep 5", "sleep 1")
+from redis_sessions.cli import group, main
+group.LEADER = group.LEADER.replace("sleep 5", "sleep 1")
 main()
 """
 

@@ -9,7 +9,6 @@ import selectors
 import signal
 import struct
 import subprocess
-import sys
 import termios
 import threading
 import time
@@ -18,7 +17,9 @@ from dataclasses import dataclass
 from typing import IO, Final
 
 from redis_sessions.cli.gate import Gate
+from redis_sessions.cli.group import NotStarted, process_group, send
 from redis_sessions.cli.spool import Spool
+from redis_sessions.cli.terminal import job_control
 from redis_sessions.recognise import Watch
 
 TERMINATED_AFTER_S: Final = 10.0
@@ -27,25 +28,6 @@ _PIECE_BYTES: Final = 65_536
 _LEFTOVERS_S: Final = 1.0
 _TO_STOP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _PASSED_ON: Final = (*_TO_STOP, signal.SIGUSR1, signal.SIGUSR2)
-
-# Told a process group, ends it if this process ends without another word, be it by SIGKILL: else it would outlive its lease.
-# In it stands what every shell has: `kill -TERM -- -1` is none of dash's.
-_SHELL: Final = "/bin/sh"
-_LIFELINE: Final = """exec >/dev/null 2>&1; read -r group && test "$group" || exit
-read -r _ && exit
-kill -TERM "-$group"; kill -CONT "-$group"; sleep 5; kill -KILL "-$group\""""
-
-
-class NotStarted(Exception):
-    """A program that can't be run.
-
-    Attributes:
-        missing: whether it isn't there at all.
-    """
-
-    def __init__(self, program: str, error: OSError) -> None:
-        self.missing = isinstance(error, FileNotFoundError)
-        super().__init__(f"{program} can't be run ({error.strerror or type(error).__name__})")
 
 
 class Stopped(BaseException):
@@ -115,12 +97,6 @@ class Signals:
             self.check()
 
 
-def send(group: int, number: int) -> None:
-    """Send a signal to a process group, if anybody is left in it."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Child:
     """What to run, and what with.
@@ -145,13 +121,12 @@ class Child:
 
     def run(self) -> tuple[int, bool]:
         """Run it to its end: its exit code, negative for a signal, and whether time ran out. Raises NotStarted."""
-        with self.signals.starting() as passed_to, _lifeline() as tied:
-            process = self._start()
-            tied(process.pid)
-            passed_to(process.pid)
-            return self._follow(process)
+        with self.signals.starting() as passed_to, process_group() as group:
+            process = self._start(group)
+            passed_to(group)
+            return self._follow(process, group)
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self, group: int) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
                 self.command,
@@ -159,14 +134,14 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=self.environment,
-                process_group=0,
+                process_group=group,
                 bufsize=0,
             )
         except OSError as error:
             raise NotStarted(self.command[0], error) from None
 
-    def _follow(self, process: subprocess.Popen[bytes]) -> tuple[int, bool]:
-        with _foreground(process.pid, shared=self.spool is None):
+    def _follow(self, process: subprocess.Popen[bytes], group: int) -> tuple[int, bool]:
+        with job_control(group, process.pid, shared=self.spool is None):
             if self.spool is not None and process.stdin is not None:
                 self.spool.feed(process.stdin)
             exited, exit_told = os.pipe()
@@ -181,10 +156,10 @@ class Child:
                 pump.start()
             timed_out = False
             try:
-                timed_out = self._wait(process)
+                timed_out = self._wait(process, group)
             finally:
                 if process.poll() is None:
-                    send(process.pid, signal.SIGKILL)
+                    send(group, signal.SIGKILL)
                     process.wait()
                 os.close(exit_told)
                 for pump in pumps:
@@ -192,16 +167,16 @@ class Child:
                 os.close(exited)
         return process.returncode, timed_out
 
-    def _wait(self, process: subprocess.Popen[bytes]) -> bool:
+    def _wait(self, process: subprocess.Popen[bytes], group: int) -> bool:
         try:
             process.wait(None if self.deadline_s is None else max(0.0, self.deadline_s - time.monotonic()))
         except subprocess.TimeoutExpired:
-            send(process.pid, signal.SIGTERM)
-            send(process.pid, signal.SIGCONT)
+            send(group, signal.SIGTERM)
+            send(group, signal.SIGCONT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(TERMINATED_AFTER_S)
             # What of the group is left, too.
-            send(process.pid, signal.SIGKILL)
+            send(group, signal.SIGKILL)
             process.wait()
             return True
         return False
@@ -231,58 +206,3 @@ class Child:
 def _waiting_bytes(stream: IO[bytes]) -> int:
     [waiting] = struct.unpack("i", fcntl.ioctl(stream, termios.FIONREAD, bytes(4)))
     return int(waiting)
-
-
-@contextlib.contextmanager
-def _lifeline() -> Iterator[Callable[[int], None]]:
-    """Gives what ties a process group to this process for the rest of the block."""
-    try:
-        line = subprocess.Popen([_SHELL, "-c", _LIFELINE], stdin=subprocess.PIPE, start_new_session=True, bufsize=0)
-    except OSError as error:
-        raise NotStarted(_SHELL, error) from None
-    assert line.stdin is not None
-    sink = line.stdin
-
-    def write(text: str) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            sink.write(text.encode())
-
-    try:
-        yield lambda group: write(f"{group}\n")
-    finally:
-        write("\n")
-        sink.close()
-        line.wait()
-
-
-@contextlib.contextmanager
-def _foreground(group: int, *, shared: bool) -> Iterator[None]:
-    """Give the terminal to an agent that reads from it, and take it back."""
-    terminal = sys.stdin.fileno() if shared and sys.stdin is not None and sys.stdin.isatty() else None
-    if terminal is None or not _is_ours(terminal):
-        yield
-        return
-    # What is in the background is stopped if it sets the terminal's group.
-    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-    try:
-        _give(terminal, group)
-        # It may have been stopped for reading before it was its own.
-        send(group, signal.SIGCONT)
-        yield
-    finally:
-        _give(terminal, os.getpgrp())
-        signal.signal(signal.SIGTTOU, before)
-
-
-def _is_ours(terminal: int) -> bool:
-    """Whether this is the controlling terminal, and this process in its foreground."""
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:
-        return False
-
-
-def _give(terminal: int, group: int) -> None:
-    # The agent may have ended, or the terminal been closed.
-    with contextlib.suppress(OSError):
-        os.tcsetpgrp(terminal, group)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from redis_sessions.cli import show
-from redis_sessions.cli.child import Child, NotStarted, Signals
+from redis_sessions.cli.child import Child, Signals
 from redis_sessions.cli.gate import Gate
+from redis_sessions.cli.group import NotStarted
 from redis_sessions.cli.spool import Spool
 from redis_sessions.placement import with_resume
 from redis_sessions.recognise import Agent, Watch
