@@ -6,15 +6,22 @@ A process that is killed meanwhile leaves its draft beside the file, as `.NAME.x
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import tempfile
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Final, Self
 
 from redis_sessions.errors import FileNotWritten
 
+_OPEN: Final = re.compile(r"/dev/(stdout|stderr|fd/([0-9]{1,9}))")
+
 
 class Replacement:
-    """A file that takes the place of `path`, with mode 0600, when the block ends well; else nothing is left of it.
+    """What is written in a block takes the place of `path`, with mode 0600, when the block ends well; else nothing does.
+
+    A link stays one: what it leads to is replaced. What is no regular file, such as a pipe, a terminal or /dev/null,
+    stays what it is, and is written to in one go.
 
     Raises FileNotWritten.
     """
@@ -24,30 +31,50 @@ class Replacement:
 
     def __enter__(self) -> Self:
         try:
-            handle, draft = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-        except OSError as error:
+            self._target = None if _is_stream(self._path) else self._path.resolve()
+            if self._target is None:
+                self.file: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")
+            else:
+                handle, draft = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.name}.")
+                self._draft = Path(draft)
+                self.file = os.fdopen(handle, "w", encoding="utf-8")
+        except (OSError, RuntimeError) as error:  # a link that leads to itself is a RuntimeError in Python 3.11 and 3.12
             raise self._failure(error) from None
-        self._draft = Path(draft)
-        self.file: IO[str] = os.fdopen(handle, "w", encoding="utf-8")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             with self.file:
-                if kind is None:
+                if kind is None and self._target is None:
+                    self.file.seek(0)
+                    with _open_stream(self._path) as stream:
+                        shutil.copyfileobj(self.file, stream)
+                elif kind is None:
                     self.file.flush()
                     os.fsync(self.file.fileno())
-            if kind is None:
-                self._draft.replace(self._path)
+            if kind is None and self._target is not None:
+                self._draft.replace(self._target)
         except OSError as error:
             raise self._failure(error) from None
         finally:
-            self._draft.unlink(missing_ok=True)
+            if self._target is not None:
+                self._draft.unlink(missing_ok=True)
 
-    def _failure(self, error: OSError) -> FileNotWritten:
-        return FileNotWritten(
-            f"{self._path} can't be written ({error.strerror})", remedy="name a place that is there and has room"
-        )
+    def _failure(self, error: OSError | RuntimeError) -> FileNotWritten:
+        why = error.strerror if isinstance(error, OSError) else "Too many levels of symbolic links"
+        return FileNotWritten(f"{self._path} can't be written ({why})", remedy="name a place that is there and has room")
+
+
+def _is_stream(path: Path) -> bool:
+    return _OPEN.fullmatch(str(path)) is not None or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def _open_stream(path: Path) -> IO[str]:
+    if is_open := _OPEN.fullmatch(str(path)):
+        # Opened anew, a regular file behind it would be written over from its beginning.
+        number = {"stdout": 1, "stderr": 2}.get(is_open[1]) or int(is_open[2])
+        return os.fdopen(os.dup(number), "w", encoding="utf-8")
+    return path.open("w", encoding="utf-8")
 
 
 def replace_file(path: str | Path, text: str) -> None:

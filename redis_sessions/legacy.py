@@ -150,8 +150,13 @@ def expires_at_ms(entry: Entry, now_ms: int, max_age_ms: int, assumed_ms: int | 
     """
     used_at_ms = entry.used_at_ms if entry.used_at_ms is not None else assumed_ms or 0
     if used_at_ms > now_ms + AHEAD_MS:
-        return f"last used {(used_at_ms - now_ms) // 1000} s in the future"
+        return f"last used {_ahead(used_at_ms - now_ms)} in the future"
     return min(used_at_ms, now_ms) + max_age_ms
+
+
+def _ahead(ahead_ms: int) -> str:
+    seconds = ahead_ms // 1000
+    return f"{seconds // 86_400:,} days" if seconds >= 2 * 86_400 else f"{seconds:,} s"
 
 
 class Writer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from redis_sessions.cli import exits
 from redis_sessions.cli.transfer import used_at
 from tests import test_cli_support
-from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli
+from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, spawn
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
 
@@ -109,6 +110,30 @@ def test_export_and_import_give_the_same_sessions(cli: Cli, url: str, tmp_path: 
     assert other.json("import", file)["imported"] == 7
     assert all(abs(ages_ms[key] - other.pttl_ms(key)) < 5_000 for key in ages_ms)
     other.raw.close()
+
+
+def test_standard_input_and_output(cli: Cli, url: str, tmp_path: Path) -> None:
+    for key in EVIL_KEYS:
+        cli.plant(key)
+    process = spawn("export", "-", *cli.options)
+    exported, said = process.communicate(timeout=30)
+    assert (process.returncode, len(json.loads(exported))) == (0, len(EVIL_KEYS))
+    assert said == f"redis-sessions: exported {len(EVIL_KEYS)} sessions\n".encode()
+    # Whoever appends to a file goes on with it.
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    with log.open("a") as stream:
+        process = spawn("export", "/dev/stdout", *cli.options, stdout=stream)
+        assert process.communicate(timeout=30) == (None, b"")
+    assert re.fullmatch(r"before\n\{.*\}\nexported \d sessions to /dev/stdout\n", log.read_text(), re.DOTALL)
+    other = Cli(url, f"{cli.namespace}-other")
+    process = spawn("import", "--json", "-", *other.options, stdin=subprocess.PIPE)
+    imported, _ = process.communicate(re.sub(rb"\d{13}", str(time.time_ns() // 1_000_000).encode(), exported), timeout=30)
+    assert json.loads(imported)["imported"] == len(EVIL_KEYS)
+    other.raw.delete(*other.raw.scan_iter(f"{other.namespace}*"))
+    other.raw.close()
+    cli("export", "--json", "-", code=exits.USAGE)
+    cli("import", "--assume-used-at", "mtime", "-", code=exits.USAGE)
 
 
 def test_times_of_last_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,7 +138,7 @@ def test_a_file_that_is_not_there(tmp_path):
         (Entry("a", "ID-1"), NOW_MS - 5, NOW_MS - 5 + DAY_MS),
         (Entry("a", "ID-1", NOW_MS + AHEAD_MS), None, NOW_MS + DAY_MS),
         (Entry("a", "ID-1", NOW_MS + AHEAD_MS + 1), None, "300 s in the future"),
-        (Entry("a", "ID-1", 10**18), None, "in the future"),
+        (Entry("a", "ID-1", NOW_MS + 2 * 86_400_000), None, "last used 2 days in the future"),
         (Entry("a", "ID-1"), NOW_MS * 2, "in the future"),
     ],
 )

@@ -19,8 +19,12 @@ EARLIEST_MS: Final = 10**11
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _INSTANTS: Final = "write mtime, 2026-11-22T09:30:00+01:00, or milliseconds since 1970 such as 1795336200000"
 
-Source = Annotated[Path, typer.Argument(metavar="FILE", help="A sessions.json.")]
-Destination = Annotated[Path, typer.Argument(metavar="FILE", help="Where to write; replaced if it exists.")]
+STANDARD: Final = Path("-")
+
+Source = Annotated[Path, typer.Argument(metavar="FILE", help="A sessions.json; - is standard input.")]
+Destination = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Where to write; replaced if it exists; - is standard output.")
+]
 UsedAt = Annotated[
     str | None,
     typer.Option(
@@ -54,10 +58,14 @@ def import_(
       redis-sessions import --dry-run sessions.json
       redis-sessions import sessions.json --assume-used-at mtime --rejects rejects.json
       redis-sessions import sessions.json --json | jq .imported
+      ssh old-host cat sessions.json | redis-sessions import -
     """
     from redis_sessions import legacy
 
     assumed = None if assume_used_at is None else used_at(assume_used_at)
+    if file == STANDARD and assumed == "mtime":
+        raise InvalidSettings("standard input has no time at which it was written", remedy=_INSTANTS)
+    file = Path("/dev/stdin") if file == STANDARD else file
     if rejects is not None and rejects.absolute().resolve() == file.absolute().resolve():
         raise InvalidSettings("--rejects names the file that is imported", remedy="name another")
     with at.store() as store, show.progress("importing") as progress:
@@ -80,18 +88,23 @@ def import_(
 def export(at: Options, file: Destination) -> int:
     """Write the live sessions to a sessions.json.
 
-    All of them or nothing, readable by you alone (mode 0600), to be imported again. A session that never expires, or has
-    more time left than the max age, is written as used just now. Keys that hold no session ID are left out; stderr says
-    how many.
+    All of them or nothing, readable by you alone (mode 0600), to be imported again; a link or a pipe stays what it is. A
+    session that never expires, or has more time left than the max age, is written as used just now. Keys that hold no
+    session ID are left out; stderr says how many.
 
     Examples:
       redis-sessions export sessions.json
       redis-sessions export --namespace sessions.claude@build-7 build-7.json
+      redis-sessions export - | gzip > sessions.json.gz
     """
+    if file == STANDARD and at.as_json:
+        raise InvalidSettings("standard output is taken by the sessions", remedy="leave out --json, or name a file")
     with at.store() as store, show.progress("exporting") as progress:
-        result = store.export(file, progress)
+        result = store.export(Path("/dev/stdout") if file == STANDARD else file, progress)
     if at.as_json:
         show.put_json(result.model_dump(mode="json"))
+    elif file == STANDARD:
+        show.complain(f"exported {show.count(result.exported, 'session')}")
     else:
         show.put(f"exported {show.count(result.exported, 'session')} to {show.safe(str(file))}")
     if result.not_timed:
