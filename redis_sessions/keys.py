@@ -103,7 +103,7 @@ def escape(key: str) -> str:
     try:
         size_bytes = len(key.encode())
     except UnicodeEncodeError:
-        raise InvalidKey(f"conversation key {key!r} is no valid Unicode text", remedy="remove the lone surrogates") from None
+        raise InvalidKey(f"conversation key {key!r} is no valid text", remedy="write it in UTF-8") from None
     if not 1 <= size_bytes <= MAX_KEY_BYTES:
         raise InvalidKey(
             f"conversation key {key[:40]!r} has {size_bytes} bytes", remedy=f"use 1 to {MAX_KEY_BYTES} bytes of UTF-8"

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from redis import exceptions as redis_errors
+from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
+from redis.sentinel import MasterNotFoundError
 
 from redis_sessions.errors import AccessDenied, CorruptValue, SessionStoreError, StoreUnavailable
 
@@ -31,7 +33,14 @@ _NOT_NOW: Final = {
     "OOM": False,
     "MISCONF": False,
 }
-_DENIED: Final = ("NOAUTH", "WRONGPASS", "NOPERM")
+_DENIED: Final = {
+    "NOAUTH": (
+        "asks for a user and a password",
+        "give a user and a password in the URL, or the password in a file (--password-file)",
+    ),
+    "WRONGPASS": ("refuses this user's password", "check user and password of the URL"),
+    "NOPERM": ("does not grant this user", "redis-sessions acl prints which user of a namespace may do what"),
+}
 _CODES_BY_CLASS: Final = (
     (redis_errors.AuthenticationError, "WRONGPASS"),
     (redis_errors.AuthorizationError, "NOPERM"),
@@ -47,8 +56,24 @@ _CODES_BY_CLASS: Final = (
     (redis_errors.MovedError, "MOVED"),
     (redis_errors.AskError, "ASK"),
 )
+# What will not pass by waiting: the server's or redis-py's words for it, ours, and the remedy.
+_SETTLED: Final = (
+    (
+        "cluster support disabled",
+        "is no cluster",
+        "write redis:// in place of redis+cluster://",
+    ),
+    (
+        r"unknown command .SENTINEL\b",
+        "is no Sentinel",
+        "name Sentinel's own addresses (port 26379 unless told), or write redis:// in place of redis+sentinel://",
+    ),
+    (r"DB index is out of range|SELECT is not allowed in cluster", "has no database of that number", "mend the URL's end"),
+)
 # RedisClusterException is no RedisError.
 _EXPECTED: Final = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError)
+# What is raised because of what every node, or every Sentinel, said.
+_BECAUSE: Final = (redis_errors.RedisClusterException, MasterNotFoundError, AsyncMasterNotFoundError)
 _UNREACHED: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.RedisClusterException, OSError)
 
 _SILENT: Final = "no answer in time"
@@ -59,6 +84,7 @@ _WRAPPED = re.compile(r"(?:^|[:\s]-|@user_script: ?\d+: )([A-Z]{3,})\b")
 
 # What a user's list forbids inside a script comes without a code: Valkey and Redis since 7.2, and those before.
 _DENIED_IN_SCRIPT = re.compile(r"ACL failure in script: |The user executing the script can't ")
+_NOT_LOGGED_IN = re.compile(r"Authentication required|client already authenticated")
 _COMMAND = re.compile(r" run the '([a-z]+(?:[|.][a-z-]+)?)' command")
 _KEY = re.compile(r" access [a-z ]*keys?\b| access the '")
 
@@ -96,17 +122,16 @@ def explain(error: Exception, key: str | None, address: str, *, cluster: bool = 
             f"all connections to {address} are in use", key=key, remedy="raise max_connections, or use fewer threads"
         )
         return Refusal(crowded, passing=True, unsent=True)
+    for pattern, words, remedy in _SETTLED:
+        if any(re.search(pattern, str(cause)) for cause in _chain(error)):
+            return Refusal(StoreUnavailable(f"{address} {words}", key=key, remedy=remedy), passing=False)
     code = _code(error)
-    if isinstance(error, redis_errors.RedisClusterException):
-        # Raised when no node would tell the slots; behind it stands what the last one said.
+    if isinstance(error, _BECAUSE):
         code = next((cause for cause in map(_code, _chain(error)) if cause in _DENIED), None)
     if code in _DENIED:
-        denied, remedy = "refuses this user's password", "check user and password of the URL"
+        denied, remedy = _DENIED[code]
         if code == "NOPERM":
-            denied, remedy = (
-                f"does not grant this user {_not_granted(error)}",
-                "redis-sessions acl prints what each user needs",
-            )
+            denied = f"{denied} {_not_granted(error)}"
         return Refusal(AccessDenied(f"{address} {denied} ({code})", key=key, remedy=remedy), False)
     if code in _NOT_NOW:
         return Refusal(
@@ -163,6 +188,8 @@ def _raised_by_redis_py(error: Exception) -> bool:
 
 
 def _code(error: BaseException) -> str | None:
+    if isinstance(error, redis_errors.AuthenticationError) and _NOT_LOGGED_IN.search(str(error)):
+        return "NOAUTH"
     for kind, code in _CODES_BY_CLASS:
         if isinstance(error, kind):
             return code

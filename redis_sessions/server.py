@@ -155,6 +155,8 @@ class EmbeddedServer:
             directory = self._temporary = self._temporary or Path(tempfile.mkdtemp(prefix="redis-sessions-"))
         else:
             directory = self.directory.absolute()
+            if directory.exists() and not directory.is_dir():
+                raise ServerError(f"{directory} is no directory", remedy="name one, or a place where one can be made")
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if directory.stat().st_mode & 0o077:
                 raise ServerError(f"{directory} is open to other users", remedy=f"chmod 700 {directory}, or choose another")

@@ -33,8 +33,8 @@ from tests.servers import is_redis_6
 from tests.stores import Blocking
 from tests.test_cli_support import run
 
-VARIABLES = {f"REDIS_SESSIONS_{user.upper()}_PASSWORD": f"s3cret/{user}" for user in USERS}
-HASHES = {user: hashlib.sha256(f"s3cret/{user}".encode()).hexdigest() for user in USERS}
+VARIABLES = {f"REDIS_SESSIONS_{user.upper()}_PASSWORD": f"s3cret/random-enough-{user}" for user in USERS}
+HASHES = {user: hashlib.sha256(f"s3cret/random-enough-{user}".encode()).hexdigest() for user in USERS}
 KEYS = Keys("sessions")
 OPERATOR = "user operator on nopass ~* &* +@all"
 
@@ -47,7 +47,7 @@ class Guarded:
         self.raw = redis.Redis.from_url(self.url("operator"))
 
     def url(self, user):
-        return f"redis://{user}:s3cret%2F{user}@127.0.0.1:{self.server.port}/1"
+        return f"redis://{user}:s3cret%2Frandom-enough-{user}@127.0.0.1:{self.server.port}/1"
 
     @contextmanager
     def connection(self, user):
@@ -362,7 +362,7 @@ class TestPrinted:
             assert f"\nuser {user} on #{password_hash} " in shown.stdout
 
     def test_a_user_without_a_password_is_off_and_that_is_said(self):
-        shown = run("acl", env={"REDIS_SESSIONS_WORKER_PASSWORD": "x", "REDIS_SESSIONS_ADMIN_PASSWORD": ""})
+        shown = run("acl", env={"REDIS_SESSIONS_WORKER_PASSWORD": "x" * 20, "REDIS_SESSIONS_ADMIN_PASSWORD": ""})
         lines = shown.stdout.splitlines()
         assert [line.split()[1:3] for line in lines] == [
             ["default", "off"],
@@ -375,6 +375,13 @@ class TestPrinted:
             "REDIS_SESSIONS_REPORT_PASSWORD",
             "REDIS_SESSIONS_ADMIN_PASSWORD",
         ]
+
+    def test_passwords_that_can_be_guessed(self):
+        shown = run("acl", env=VARIABLES | {"REDIS_SESSIONS_ADMIN_PASSWORD": "s3cret"})
+        assert "s3cret" not in shown.output
+        assert shown.stderr == (
+            "redis-sessions: the password of admin can be guessed from its hash: take 20 random characters or more\n"
+        )
 
     def test_its_options(self):
         printed = run("acl", "--namespace", "a@b", "--cluster", "--redis-6", env=VARIABLES).stdout.splitlines()
@@ -389,7 +396,7 @@ def test_what_its_users_wrote_is_there_after_a_restart(binary, tmp_path):
     )
     extra = {"aclfile": str(tmp_path / "users.acl")}
     with EmbeddedServer(directory=tmp_path / "data", binary=binary, extra=extra) as server:
-        url = server.url.replace("//", "//worker:s3cret%2Fworker@")
+        url = server.url.replace("//", "//worker:s3cret%2Frandom-enough-worker@")
         with SessionStore.from_url(url) as store:
             assert store.save(store.acquire("leased"), "ID-1")
             store.set("set", "ID-2")

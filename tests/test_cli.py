@@ -178,6 +178,30 @@ def test_the_max_age_comes_from_the_config_file(cli: Cli, tmp_path: Path, name: 
     assert cli.json("set", "--config", config, "--max-age", "500ms", "k", "id-1")["expires_in_ms"] == 500
 
 
+def test_a_config_file_without_a_max_age_is_said(cli: Cli, tmp_path: Path) -> None:
+    config = tmp_path / "agents.json"
+    config.write_text('{"session_max_age": 60000}')
+    shown = cli("set", "--config", config, "k", "id-1")
+    assert shown.stderr.startswith(f"redis-sessions: {config} has no session_max_age_ms at its top level")
+    assert cli.pttl_ms("k") > 60_000
+    assert "has no" not in cli("set", "--config", config, "--max-age", "1h", "k", "id-1").stderr
+
+
+def test_what_all_commands_of_a_worker_share_stands_in_its_environment(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "agents.json"
+    config.write_text('{"session_max_age_ms": 60000}')
+    monkeypatch.setenv("REDIS_SESSIONS_URL", cli.url)
+    monkeypatch.setenv("REDIS_SESSIONS_NAMESPACE", cli.namespace)
+    monkeypatch.setenv("REDIS_SESSIONS_CONFIG", str(config))
+    assert json.loads(run("set", "--json", "k", "id-1").stdout)["expires_in_ms"] == 60_000
+    assert cli.value("k") == b"id-1"
+    monkeypatch.setenv("REDIS_SESSIONS_MAX_AGE", "2m")
+    assert json.loads(run("set", "--json", "k", "id-1").stdout)["expires_in_ms"] == 120_000
+    assert json.loads(run("set", "--json", "--max-age", "3m", "k", "id-1").stdout)["expires_in_ms"] == 180_000
+
+
 def test_where_redis_is(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.plant("k", "id-1")
     monkeypatch.setenv("REDIS_URL", cli.url)
@@ -211,7 +235,8 @@ def test_demo_is_handed_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_version_and_help() -> None:
     assert re.fullmatch(r"redis-sessions \S.*\n", run("--version").stdout)
     shown = run("--help").stdout
-    assert CliRunner().invoke(app, []).stdout == shown
+    assert run("-h").stdout == CliRunner().invoke(app, []).stdout == shown
+    assert run("get", "-h").stdout == run("get", "--help").stdout
     assert CliRunner().invoke(app, []).exit_code == exits.USAGE
     assert all(re.search(rf"^  {name} +[A-Z].*[^.]\.$", shown, re.MULTILINE) for name in COMMANDS)
 

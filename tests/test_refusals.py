@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 
 import pytest
@@ -163,3 +164,34 @@ def test_a_second_loop_is_told_apart_from_other_runtime_errors():
     with pytest.raises(RuntimeError) as caught:
         asyncio.run(other())
     assert explain(caught.value, None, "h:1") is None
+
+
+@pytest.fixture(scope="module")
+def closed(binary):
+    """A server whose default user has a password."""
+    with EmbeddedServer(binary=binary, extra={"requirepass": "s3cret"}) as server:
+        yield server.url.removeprefix("redis://").removesuffix("/0")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis://:s3cret@{}/99", "has no database of that number"),
+        ("redis+cluster://:s3cret@{}", "is no cluster"),
+        # Redis tells anybody that it doesn't know the command, Valkey who has logged in; the password is not for Sentinel.
+        ("redis+sentinel://:s3cret@{}/main", "is no Sentinel|asks for a user and a password"),
+        ("redis://{}/0", "asks for a user and a password"),
+        ("redis+cluster://{}", "asks for a user and a password"),
+        ("redis://:s3cre@{}/0", "refuses this user's password"),
+    ],
+)
+@pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
+def test_what_will_not_pass_is_said_at_once(closed, loop, kind, url, says):
+    store = kind.from_url(url.format(closed), StoreSettings(deadline_ms=100_000))
+    store = store if kind is SessionStore else Blocking(store, loop)
+    with pytest.raises(StoreUnavailable) as caught:
+        store.get("k")
+    assert re.search(says, caught.value.message)
+    assert caught.value.remedy
+    assert "s3cre" not in str(caught.value)
+    store.close()

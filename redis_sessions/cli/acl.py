@@ -11,6 +11,9 @@ from redis_sessions.cli import exits, show
 # The shell's own variable, not an option: others can read a command line.
 VARIABLE: Final = "REDIS_SESSIONS_{}_PASSWORD"
 
+# Of the 64 characters of Base64 these are 120 bits, too many to be tried, though SHA-256 is quick.
+LONG: Final = 20
+
 
 def acl(
     *,
@@ -36,14 +39,18 @@ def acl(
     """
     from redis_sessions.acl import USERS, acl_lines
 
-    hashes = {}
+    hashes, guessable = {}, []
     for name in USERS:
         if password := os.environb.get(VARIABLE.format(name.upper()).encode()):
             hashes[name] = hashlib.sha256(password).hexdigest()
+            if len(password) < LONG:
+                guessable.append(name)
     lines = acl_lines(namespace, password_hashes=hashes, cluster=cluster, read_only_keys=not redis_6)
     for line in lines:
         show.put(line)
     for name in USERS:
         if name not in hashes:
             show.complain(f"{name} is off, it has no password: set {VARIABLE.format(name.upper())}")
+        elif name in guessable:
+            show.complain(f"the password of {name} can be guessed from its hash: take {LONG} random characters or more")
     return exits.DONE

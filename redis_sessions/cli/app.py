@@ -6,12 +6,13 @@ import typer
 
 from redis_sessions.cli import acl, doctor, exits, metrics, run, serve, show, transfer
 from redis_sessions.cli.options import Json, Options, on_a_store
-from redis_sessions.cli.program import NAME, Program, add, exit_codes
+from redis_sessions.cli.program import NAME, SHORT, Program, add, exit_codes
 from redis_sessions.errors import InvalidSessionID, InvalidSettings
 
 app = typer.Typer(
     cls=Program,
     add_completion=False,
+    context_settings=SHORT,
     epilog=exit_codes("not found, or done in part"),
     invoke_without_command=True,
     pretty_exceptions_enable=False,

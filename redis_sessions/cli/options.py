@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final
 
 import typer
 
+from redis_sessions.cli import show
 from redis_sessions.cli.password import PASSWORD_FILE_VARIABLE, read_password
 from redis_sessions.errors import InvalidSettings
 
@@ -65,6 +66,8 @@ class Options:
             "--namespace",
             help="First part of every key, sessions unless told. Workers that don't share host, home and agent keep "
             "separate ones.",
+            envvar="REDIS_SESSIONS_NAMESPACE",
+            show_envvar=True,
             metavar="NAME",
         ),
     ] = None
@@ -73,6 +76,8 @@ class Options:
         typer.Option(
             "--max-age",
             help="How long an ID may stay unused: 500ms, 30s, 90m, 24h, 7d. Unless told, what --config says, else 24h.",
+            envvar="REDIS_SESSIONS_MAX_AGE",
+            show_envvar=True,
             metavar="TIME",
         ),
     ] = None
@@ -81,6 +86,8 @@ class Options:
         typer.Option(
             "--config",
             help="JSON file with session_max_age_ms (or sessionMaxAgeMs) at its top level.",
+            envvar="REDIS_SESSIONS_CONFIG",
+            show_envvar=True,
             metavar="FILE",
         ),
     ] = None
@@ -95,7 +102,12 @@ class Options:
             given["namespace"] = self.namespace
         if self.max_age is not None:
             given["session_max_age_ms"] = duration_ms(self.max_age)
-        return StoreSettings(**given) if self.config is None else StoreSettings.from_json_file(self.config, **given)
+        if self.config is None:
+            return StoreSettings(**given)
+        settings = StoreSettings.from_json_file(self.config, **given)
+        if "session_max_age_ms" not in settings.model_fields_set:
+            show.complain(f"{self.config} has no session_max_age_ms at its top level: the max age is 24h")
+        return settings
 
     def store(self) -> "SessionStore":
         """The store, to be used in a `with`; it connects at its first operation. Raises InvalidSettings."""

@@ -16,6 +16,7 @@ from redis_sessions.cli import exits
 from redis_sessions.cli.show import is_terminal
 
 NAME: Final = "redis-sessions"
+SHORT: Final = {"help_option_names": ["-h", "--help"]}
 UNREACHABLE: Final = "Redis can't be reached, or refuses"
 _HEADING = re.compile(r"^( *)([A-Z][a-z]+(?: codes)?:)", re.MULTILINE)
 # A paragraph that begins with a backspace keeps its line breaks.
@@ -62,7 +63,7 @@ def add(
     `partly` and `unreachable` say what these exit codes mean there; `codes` are further ones, or other meanings.
     """
     text = (inspect.getdoc(command) or "").replace("\nExamples:\n", f"\n{_AS_IT_STANDS}Examples:\n")
-    app.command(name, cls=Command, help=text, epilog=exit_codes(partly, unreachable, codes))(command)
+    app.command(name, cls=Command, help=text, epilog=exit_codes(partly, unreachable, codes), context_settings=SHORT)(command)
 
 
 def exit_codes(partly: str, unreachable: str = UNREACHABLE, codes: Mapping[int, str] | None = None) -> str:

@@ -133,7 +133,7 @@ def _counters(counters: dict[str, int]) -> Table:
     asked = failures + resumes
     return _facts(
         ("resumes", resumes, ""),
-        ("resume failures", failures, f"{failures / asked:.1%} of {asked:,} attempts to resume" if asked else ""),
+        ("resume failures", failures, f"{failures / asked:.1%} of {count(asked, 'attempt')} to resume" if asked else ""),
         ("fresh starts", counters["fresh_starts_total"], ""),
     )
 
