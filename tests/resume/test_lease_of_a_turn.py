@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from redis_sessions import Held, Lease, LeaseHeld, Turn, Verdict
+from redis_sessions import Held, Lease, LeaseHeld, Turn, Verdict, resume
 from redis_sessions.keys import Keys
+from redis_sessions.resume import Pause
 from tests.resume.stand_in import KEY, Agent, AgentError, says
 from tests.servers import wait_until
 
@@ -24,21 +26,19 @@ def test_no_other_worker_runs_meanwhile_and_the_holder_is_named(store, free):
     assert free()
 
 
-def test_whoever_waits_gets_its_turn(store):
-    running, waiting = threading.Event(), []
+def test_whoever_waits_gets_its_turn(store, monkeypatch):
+    asked_in_vain = threading.Event()
+    monkeypatch.setattr(resume, "Pause", lambda seconds: asked_in_vain.set() or Pause(seconds))
 
     def first(session_id):
-        running.set()
-        thread.start()
+        waiting.append(pool.submit(store.resume, KEY, Agent("E"), wait_ms=30_000))
+        assert asked_in_vain.wait(30)
         return Turn("E", None)
 
-    def wait():
-        waiting.append(store.resume(KEY, Agent("E"), wait_ms=30_000))
-
-    thread = threading.Thread(target=wait)
-    store.resume(KEY, first)
-    thread.join()
-    [second] = waiting
+    with ThreadPoolExecutor(1) as pool:
+        waiting = []
+        store.resume(KEY, first)
+        second = waiting[0].result()
     assert (second.how, second.previous) == ("resumed", "E")
 
 
@@ -70,7 +70,7 @@ def test_taken_over_it_overwrites_nothing_and_says_so(store, counters, lapse):
 
     result = store.resume(KEY, run)
     assert (result.value, result.session_id, result.saved) == ("kept", "E", False)
-    assert "taken over" in result.reason or "took" in result.reason
+    assert result.reason == "not saved: another worker took the conversation over"
     assert store.get(KEY) == "S"
     assert counters() == (0, 0, 1)
 
@@ -103,24 +103,19 @@ def test_lapsed_and_untaken_it_still_saves(store, lapse):
 
 
 def test_two_threads_of_one_process_never_share_one(store):
-    inside, most, ran = [], [], []
-    lock = threading.Lock()
+    alone, ran = threading.Lock(), []
 
     def run(session_id):
-        with lock:
-            inside.append(1)
-            most.append(len(inside))
-        with lock:
-            inside.pop()
-        ran.append(session_id)
-        return Turn(f"E{len(ran)}", None)
+        assert alone.acquire(blocking=False)
+        try:
+            assert isinstance(store.acquire(KEY), Held)  # and a round trip in which another run would be met
+            ran.append(session_id)
+            return Turn(f"E{len(ran)}", None)
+        finally:
+            alone.release()
 
-    threads = [threading.Thread(target=lambda: store.resume(KEY, run, wait_ms=60_000)) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert max(most) == 1
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: store.resume(KEY, run, wait_ms=60_000), range(6)))
     assert ran == [None, "E1", "E2", "E3", "E4", "E5"]
 
 
