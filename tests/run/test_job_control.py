@@ -15,22 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests import test_cli_support
-from tests.run_stage import SAID, TURN, E, Stage, staged
+from tests.run.stage import SAID, TURN, E, Stage
 from tests.servers import exists, wait_until
-from tests.test_cli_support import Cli
-
-url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
 
 # A shell with job control, and the program that it starts its jobs by: it tells their number, so that the test can look.
 SHELL = 'import os; os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv("/bin/sh", ["sh", "-i"])'
 JOB = 'import os, sys; open(sys.argv[1], "w").write(str(os.getpid())); os.execv(sys.argv[2], sys.argv[2:])'
 CTRL_Z = b"\x1a"
-
-
-@pytest.fixture
-def stage(tmp_path: Path, cli: Cli) -> Iterator[Stage]:
-    with staged(tmp_path, cli) as stage:
-        yield stage
 
 
 def state(pid: int) -> str:
