@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from redis_sessions import StoreUnavailable
+from tests.stores import opened
 from tests.test_acl import move
-from tests.tls.ways import KINDS, door, opened, refused
+from tests.tls.ways import KINDS, door, refused
 
 
 @KINDS

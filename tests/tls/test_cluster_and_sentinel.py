@@ -7,8 +7,9 @@ import subprocess
 import pytest
 
 from tests.servers import CLUSTER_SETTINGS, Cluster, wait_until
+from tests.stores import opened
 from tests.test_acl import move
-from tests.tls.ways import KINDS, opened, refused
+from tests.tls.ways import KINDS, refused
 
 
 class TLSCluster(Cluster):

@@ -6,7 +6,8 @@ import pytest
 
 from redis_sessions import StoreUnavailable
 from redis_sessions.server import EmbeddedServer
-from tests.tls.ways import KINDS, door, opened
+from tests.stores import opened
+from tests.tls.ways import KINDS, door
 
 
 @KINDS

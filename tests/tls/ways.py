@@ -1,4 +1,4 @@
-"""Stores over TLS in both flavours, and a port on their way to a server that counts who comes. No tests."""
+"""Both flavours, what they refuse, and a port on their way to a server that counts who comes. No tests."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
-from tests.stores import Blocking
+from redis_sessions import AsyncSessionStore, SessionStore, StoreUnavailable
 
 KINDS = pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
 
@@ -51,16 +50,6 @@ async def start(lead):
 async def stop(listener):
     listener.close()
     await listener.wait_closed()
-
-
-@contextmanager
-def opened(kind, url, loop, **settings):
-    store = kind.from_url(url, StoreSettings(**settings))
-    store = store if kind is SessionStore else Blocking(store, loop)
-    try:
-        yield store
-    finally:
-        store.close()
 
 
 def refused():
