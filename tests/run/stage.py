@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,13 +162,17 @@ class Stage:
             how["stdin"] = subprocess.PIPE
         return self.finish(self.start(*options, command=command, key=key, **how), given)
 
-    def start_by(self, *starter: str, options: Sequence[str] = (), **how: Any) -> subprocess.Popen[bytes]:
-        """Have another program start it, by the words that follow; in a session of its own."""
-        words = [*starter, *test_cli_support.PROGRAM, *self.arguments(*options)]
+    def launch(self, *words: str, env: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[bytes]:
+        """Start any program on this stage, in a session of its own; its streams are pipes unless told."""
+        environment = {**os.environ, **self.environment, **(env or {})}
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
-        process = subprocess.Popen(words, env={**os.environ, **self.environment}, start_new_session=True, **streams)
+        process = subprocess.Popen(words, env=environment, start_new_session=True, **streams)
         self._started.append(process)
         return process
+
+    def start_by(self, *starter: str, options: Sequence[str] = (), **how: Any) -> subprocess.Popen[bytes]:
+        """Have another program start it, by the words that follow."""
+        return self.launch(*starter, *test_cli_support.PROGRAM, *self.arguments(*options), **how)
 
     def start_in_shell(self, script: str, *options: str, **how: Any) -> subprocess.Popen[bytes]:
         """Have a shell start it, where `script` says `exec "$@"`."""
