@@ -28,14 +28,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from redis_sessions.commands import Op
-from redis_sessions.errors import (
-    CorruptValue,
-    InvalidSessionID,
-    LeaseHeld,
-    SessionBusy,
-    SessionStoreError,
-    StoreUnavailable,
-)
+from redis_sessions.errors import CorruptValue, InvalidSessionID, LeaseHeld, SessionBusy, SessionStoreError, StoreUnavailable
 from redis_sessions.keys import FRESH_STARTS, RESUME_FAILURES, RESUMES
 from redis_sessions.ops import Held, Lease, Operations, new_token
 from redis_sessions.verdicts import Judgement, Verdict

@@ -63,6 +63,11 @@ def standalone(binary: Path | None = None) -> EmbeddedServer:
     return EmbeddedServer(binary=binary)
 
 
+def client_of(server: EmbeddedServer) -> redis.Redis:
+    """A plain client that decodes replies, to look and to plant."""
+    return redis.Redis.from_url(server.url, decode_responses=True)
+
+
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = CLUSTER_DEADLINE_S) -> None:
     """Poll, for what gives no event. A Redis error counts as «not yet»; `TimeoutError` names `what`."""
     give_up_at_s = time.monotonic() + deadline_s

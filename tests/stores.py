@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -66,6 +67,17 @@ class Blocking:
             return self._loop.run(method(*args, **options))
 
         return call if inspect.iscoroutinefunction(method) else method
+
+
+@contextmanager
+def opened(kind: Any, url: str, loop: Loop, **settings: Any) -> Iterator[Any]:
+    """A store of either kind, called like a SessionStore."""
+    store = kind.from_url(url, StoreSettings(**settings))
+    store = store if kind is SessionStore else Blocking(store, loop)
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 class Place:

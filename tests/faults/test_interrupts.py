@@ -7,7 +7,7 @@ import contextlib
 import random
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -17,7 +17,6 @@ import redis.asyncio
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings
 from tests.faults.steps import CONNECTIONS, KEYS, Alarm, Interrupted, Steps, async_store, clients_of, sync_store
 from tests.servers import wait_until
-from tests.stores import Place
 
 # pytest-timeout's own way is the signal that these tests need.
 by_thread = pytest.mark.timeout(120, method="thread")
@@ -27,21 +26,6 @@ long = [pytest.mark.long, pytest.mark.timeout(1800, method="thread")]
 @pytest.fixture
 def settings(namespace: str) -> StoreSettings:
     return StoreSettings(namespace=namespace, max_connections=CONNECTIONS, deadline_ms=3_000)
-
-
-@pytest.fixture
-def clean(namespace: str) -> Iterator[Callable[[Place], Place]]:
-    """Cleans the places that it is shown."""
-    shown: list[Place] = []
-
-    def show(place: Place) -> Place:
-        shown.append(place)
-        return place
-
-    yield show
-    for place in shown:
-        for key in place.raw.scan_iter(f"{namespace}:*"):
-            place.raw.delete(key)
 
 
 @by_thread

@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 
 from redis_sessions.agents import get_agent
-from tests import run_batch, test_cli_support
-from tests.run_stage import AGENTS, COMMANDS, DEADLINE_S, Done, R, Stage, resumed
+from tests.run import batch
+from tests.run.stage import AGENTS, COMMANDS, DEADLINE_S, Done, R, Stage, resumed
 from tests.test_cli_support import Cli
 
-url, no_variables = test_cli_support.url, test_cli_support.no_variables
-
-LINES = (Path(__file__).parent / "observations.jsonl").read_text("utf-8").splitlines()
+LINES = (Path(__file__).parents[1] / "observations.jsonl").read_text("utf-8").splitlines()
 OBSERVATIONS = [each for each in map(json.loads, LINES) if each["exit_code"] is not None]
 ASKED = dict.fromkeys(AGENTS, R) | {"opencode": "ses_dfe04e541ffeGgqffElOqS2Kku"}
 REFUSED = ("gone", "invalid_id", "unusable")
@@ -90,7 +88,7 @@ def cases(url: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
         argv = stage.arguments("--result", str(stage.result_file), command=COMMANDS[each["agent"]])
         orders.append(json.dumps({"argv": argv, "env": stage.environment, "directory": str(stage.directory)}))
     done = subprocess.run(
-        [sys.executable, run_batch.__file__],
+        [sys.executable, batch.__file__],
         input="\n".join(orders),
         env=stages[0].environment,
         capture_output=True,

@@ -17,7 +17,7 @@ from redis_sessions.cli.turns import AgentFailed, Turns, judge
 from redis_sessions.errors import SessionBusy
 from redis_sessions.recognise import Watch
 from redis_sessions.testing import fake_store
-from tests.run_stage import COMMANDS, E, R
+from tests.run.stage import COMMANDS, E, R
 
 SNIPPETS = [
     f"No conversation found with session ID: {R}\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import select
@@ -11,11 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests import test_cli_support
 from tests.test_cli_support import DAY_MS, Cli, spawn
 
 HERE = Path(__file__).parent
@@ -37,6 +41,9 @@ TURN = '{"type":"result","subtype":"success","is_error":false,"num_turns":1,"ses
 GONE = f"No conversation found with session ID: {R}\n"
 REFUSED = [["err", GONE], ["exit", 1]]
 SAID = [["out", TURN]]
+HANG = [["tell", "ready"], ["pause"]]
+FAMILY = [["child", HANG], *HANG]
+MIB = 1024 * 1024
 
 
 @dataclass
@@ -51,6 +58,10 @@ class Done:
     def said(self) -> list[str]:
         """What the wrapper itself said on stderr."""
         return [line for line in self.err.decode("utf-8", "replace").splitlines() if line.startswith("redis-sessions: ")]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def resumed(agent: str, session_id: str = R) -> list[str]:
@@ -130,6 +141,11 @@ class Stage:
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
 
+    def put_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What this process itself starts is on this stage too."""
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+
     def arguments(self, *options: str, command: list[str] | None = None, key: str = KEY) -> list[str]:
         return ["run", key, *self.cli.options, *options, "--", *(CLAUDE if command is None else command)]
 
@@ -145,6 +161,22 @@ class Stage:
         if given is not None:
             how["stdin"] = subprocess.PIPE
         return self.finish(self.start(*options, command=command, key=key, **how), given)
+
+    def launch(self, *words: str, env: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[bytes]:
+        """Start any program on this stage, in a session of its own; its streams are pipes unless told."""
+        environment = {**os.environ, **self.environment, **(env or {})}
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
+        process = subprocess.Popen(words, env=environment, start_new_session=True, **streams)
+        self._started.append(process)
+        return process
+
+    def start_by(self, *starter: str, options: Sequence[str] = (), **how: Any) -> subprocess.Popen[bytes]:
+        """Have another program start it, by the words that follow."""
+        return self.launch(*starter, *test_cli_support.PROGRAM, *self.arguments(*options), **how)
+
+    def start_in_shell(self, script: str, *options: str, **how: Any) -> subprocess.Popen[bytes]:
+        """Have a shell start it, where `script` says `exec "$@"`."""
+        return self.start_by("/bin/sh", "-c", script, "sh", options=options, **how)
 
     def finish(self, process: subprocess.Popen[bytes], given: bytes | None = None) -> Done:
         out, err = process.communicate(given, timeout=DEADLINE_S)
@@ -218,6 +250,13 @@ class Stage:
         names = ("resumes_total", "fresh_starts_total", "resume_failures_total")
         values = self.cli.raw.mget([self.cli.keys.counter(name) for name in names])
         return tuple(int(value or 0) for value in values)  # type: ignore[return-value]
+
+    def wait_until_asked_in_vain(self) -> None:
+        """Wait until somebody asks for a conversation that another one runs."""
+        with self.cli.raw.monitor() as monitor:
+            for command in monitor.listen():
+                if "EVALSHA" in command["command"].upper() and self.cli.namespace in command["command"]:
+                    return
 
     def leased(self, key: str = KEY) -> bool:
         return bool(self.cli.raw.exists(self.cli.keys.lease(key)))

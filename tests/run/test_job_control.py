@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import os
-import pty
 import shlex
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import test_cli_support
-from tests.run_stage import SAID, TURN, E, Stage, staged
+from tests.run.stage import SAID, TURN, E, Stage
+from tests.run.terminal import Terminal
 from tests.servers import exists, wait_until
-from tests.test_cli_support import Cli
 
-url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
-
-# A shell with job control, and the program that it starts its jobs by: it tells their number, so that the test can look.
-SHELL = 'import os; os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv("/bin/sh", ["sh", "-i"])'
+# The program by which a shell starts its jobs: it tells their number, so that the test can look.
 JOB = 'import os, sys; open(sys.argv[1], "w").write(str(os.getpid())); os.execv(sys.argv[2], sys.argv[2:])'
 CTRL_Z = b"\x1a"
-
-
-@pytest.fixture
-def stage(tmp_path: Path, cli: Cli) -> Iterator[Stage]:
-    with staged(tmp_path, cli) as stage:
-        yield stage
 
 
 def state(pid: int) -> str:
@@ -38,38 +28,18 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-class Shell:
+class Shell(Terminal):
     """An interactive shell on a terminal of its own."""
 
     def __init__(self, stage: Stage, folder: Path) -> None:
+        def start(*words: str, **streams: Any) -> subprocess.Popen[bytes]:
+            return stage.launch(*words, "/bin/sh", "-i", env={"PS1": "ready> "}, **streams)
+
+        super().__init__(start)
         self.stage, self.folder = stage, folder
-        self.ours, theirs = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SHELL],
-            env={**os.environ, **stage.environment, "PS1": "ready> "},
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            start_new_session=True,
-        )
-        os.close(theirs)
-        self.shown = ""
-        self.reader = threading.Thread(target=self._read)
-        self.reader.start()
-        self.seen("ready> ")
 
-    def _read(self) -> None:
-        while True:
-            try:
-                piece = os.read(self.ours, 65_536)
-            except OSError:  # on Linux the end of a terminal is an error
-                return
-            if not piece:
-                return
-            self.shown += piece.decode().replace("\r\n", "\n")
-
-    def type(self, line: str) -> None:
-        os.write(self.ours, line.encode() + b"\n")
+    def line(self, words: str) -> None:
+        self.type(words.encode() + b"\n")
 
     def seen(self, text: str) -> None:
         wait_until(lambda: text in self.shown, f"{text!r} on the terminal")
@@ -78,25 +48,16 @@ class Shell:
         """Start a job, and return its process ID when its agent has asked for it."""
         told = self.folder / "pid"
         words = [sys.executable, "-c", JOB, str(told), *test_cli_support.PROGRAM, *self.stage.arguments(*options)]
-        self.type(f"{before}{shlex.join(words)}{after}")
+        self.line(f"{before}{shlex.join(words)}{after}")
         wait_until(lambda: told.exists() and told.read_text() != "", "the job")
         return int(told.read_text())
-
-    def in_front(self) -> int:
-        return os.tcgetpgrp(self.ours)
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.ours)
-        self.reader.join(timeout=10)
 
 
 @pytest.fixture
 def shell(stage: Stage, tmp_path: Path) -> Iterator[Shell]:
-    shell = Shell(stage, tmp_path)
-    yield shell
-    shell.end()
+    with Shell(stage, tmp_path) as shell:
+        shell.seen("ready> ")
+        yield shell
 
 
 def test_ctrl_z_and_fg_at_an_agent_that_has_the_terminal(stage: Stage, shell: Shell) -> None:
@@ -104,13 +65,13 @@ def test_ctrl_z_and_fg_at_an_agent_that_has_the_terminal(stage: Stage, shell: Sh
     job = shell.start()
     agent = stage.hear("ready")["pid"]
     wait_until(lambda: shell.in_front() == os.getpgid(agent), "the agent in the foreground")
-    os.write(shell.ours, CTRL_Z)
+    shell.type(CTRL_Z)
     # The shell has its terminal back, and says so.
     wait_until(lambda: shell.in_front() == shell.process.pid, "the shell in the foreground")
     wait_until(lambda: state(job) == state(agent) == "T", "both are stopped")
-    shell.type("fg")
+    shell.line("fg")
     wait_until(lambda: shell.in_front() == os.getpgid(agent), "the agent in the foreground again")
-    shell.type("yes")
+    shell.line("yes")
     assert stage.hear("read")["size"] == 4
     shell.seen(TURN)
     wait_until(lambda: not exists(job), "the end of the job")
@@ -123,15 +84,15 @@ def test_bg_and_fg(stage: Stage, shell: Shell) -> None:
     job = shell.start()
     agent = stage.hear("ready")["pid"]
     wait_until(lambda: shell.in_front() == os.getpgid(agent), "the agent in the foreground")
-    os.write(shell.ours, CTRL_Z)
+    shell.type(CTRL_Z)
     wait_until(lambda: state(job) == state(agent) == "T", "both are stopped")
-    shell.type("bg")
+    shell.line("bg")
     wait_until(lambda: "T" not in (state(job), state(agent)), "both go on")
     stage.go("go")
     wait_until(lambda: state(job) == state(agent) == "T", "both are stopped, for it reads")
     assert shell.in_front() == shell.process.pid
-    shell.type("fg")
-    shell.type("yes")
+    shell.line("fg")
+    shell.line("yes")
     assert stage.hear("read")["size"] == 4
     shell.seen(TURN)
     wait_until(lambda: not exists(job), "the end of the job")
@@ -145,10 +106,10 @@ def test_a_pipeline_whose_agent_reads_from_it(stage: Stage, shell: Shell) -> Non
     job = shell.start(before="echo hello | ", after=" | cat")
     agent = stage.hear("ready")["pid"]
     assert shell.in_front() == os.getpgid(job) != os.getpgid(agent)
-    os.write(shell.ours, CTRL_Z)
+    shell.type(CTRL_Z)
     wait_until(lambda: state(job) == state(agent) == "T", "both are stopped")
     wait_until(lambda: shell.in_front() == shell.process.pid, "the shell in the foreground")
-    shell.type("fg")
+    shell.line("fg")
     wait_until(lambda: "T" not in (state(job), state(agent)), "both go on")
     stage.go("go")
     shell.seen(TURN)

@@ -1,0 +1,130 @@
+"""One client in forked processes: parent and child never read each other's replies, and a child renews nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from redis_sessions import AsyncSessionStore, Held, SessionStore, StoreSettings, Turn
+from tests.faults.clients.own_keys import aread, read
+
+CHILD_DEADLINE_S = 20
+forking = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def in_child(work: Callable[[], int]) -> int:
+    """Fork, and have the child return the harm that it saw. Its process ID."""
+    child = os.fork()
+    if child == 0:
+        harm = 100
+        try:
+            signal.alarm(CHILD_DEADLINE_S)
+            harm = min(work(), 99)
+        finally:
+            os._exit(harm)
+    return child
+
+
+def harm_of(child: int) -> int:
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+@forking
+class TestFork:
+    def test_while_other_threads_are_in_the_middle_of_calls(self, place, settings, ledger):
+        tally = ledger("process forked in the middle of calls")
+        with SessionStore.from_url(place.url, settings) as store, ThreadPoolExecutor(4) as pool:
+            over = threading.Event()
+
+            def keep_reading(who: str) -> int:
+                wrong = 0
+                while not over.is_set():
+                    wrong += read(store, who, 3)
+                return wrong
+
+            read(store, "parent", 1)
+            busy = [pool.submit(keep_reading, f"thread{n}") for n in range(4)]
+            for n in range(6):
+                children = [in_child(lambda who=f"child{n}-{m}": read(store, who, 20)) for m in range(2)]
+                tally.wrong += read(store, "parent", 20)
+                tally.wrong += sum(map(harm_of, children))
+                tally.injected += 2
+                tally.operations += 180
+            over.set()
+            tally.wrong += sum(thread.result() for thread in busy)
+        tally.check()
+
+    def test_by_multiprocessing(self, place, settings, ledger):
+        tally = ledger("process forked in the middle of calls")
+        with SessionStore.from_url(place.url, settings) as store:
+            read(store, "parent", 1)
+            context = multiprocessing.get_context("fork")
+
+            def child(who: str) -> None:
+                os._exit(read(store, who, 20))
+
+            children = [context.Process(target=child, args=(f"child{n}",)) for n in range(4)]
+            for process in children:
+                process.start()
+            tally.wrong += read(store, "parent", 20)
+            for process in children:
+                process.join(CHILD_DEADLINE_S)
+                tally.injected += 1
+                tally.operations += 60
+                tally.wrong += process.exitcode != 0
+                process.kill()
+                process.join()
+        tally.check()
+
+    def test_an_async_store_in_a_child_with_a_loop_of_its_own(self, place, settings, loop, ledger):
+        tally = ledger("process forked in the middle of calls")
+        store = AsyncSessionStore.from_url(place.url, settings)
+        tally.wrong += loop.run(aread(store, "parent", 1))
+        for n in range(6):
+            with ThreadPoolExecutor(1) as pool:
+                busy = pool.submit(loop.run, aread(store, "parent", 30))
+                child = in_child(lambda who=f"child{n}": asyncio.run(aread(store, who, 20)))
+                tally.wrong += busy.result() + harm_of(child)
+            tally.injected += 1
+            tally.operations += 150
+        loop.run(store.aclose())
+        tally.check()
+
+    def test_a_child_of_a_turn_renews_nothing(self, valkey, clean, namespace, ledger):
+        """It may use the store; the lease stays its parent's, and lapses with its parent's turn."""
+        tally = ledger("process forked in the middle of calls")
+        settings = StoreSettings(namespace=namespace, lease_ms=300)
+        go_on, end = os.pipe()
+
+        def child(store: SessionStore) -> int:
+            harm = read(store, "child", 5)
+            harm += threading.active_count() != 1
+            os.read(go_on, 1)
+            return harm + (store.get("turn") != "after")
+
+        with SessionStore.from_url(clean(valkey).url, settings) as store:
+            children = []
+
+            def run(_: str | None) -> Turn[None]:
+                children.append(in_child(lambda: child(store)))
+                return Turn("R", None)
+
+            assert store.resume("turn", run).saved
+            lease = store.acquire("turn")
+            assert not isinstance(lease, Held)
+            assert store.save(lease, "after")
+            os.write(end, b".")
+            tally.injected += 1
+            tally.operations += 15
+            tally.wrong += harm_of(children[0])
+        os.close(go_on)
+        os.close(end)
+        tally.check()

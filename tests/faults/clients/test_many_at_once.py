@@ -1,0 +1,67 @@
+"""One client in many threads and tasks: each has its own replies, and a pool that stays used up says so."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
+from redis_sessions.exchange import Link
+from tests.faults.clients.own_keys import aread, read
+
+
+class TestManyAtOnce:
+    @pytest.mark.parametrize("connections", [100, 16, 1])
+    def test_sixty_four_threads_on_one_store(self, place, namespace, connections, ledger):
+        tally = ledger("more threads than connections")
+        settings = StoreSettings(namespace=namespace, max_connections=connections)
+        with SessionStore.from_url(place.url, settings) as store, ThreadPoolExecutor(64) as pool:
+            start = threading.Barrier(64)
+
+            def work(n: int) -> int:
+                start.wait()
+                store.increment_resume_failures()
+                return read(store, f"t{n}", 5)
+
+            tally.wrong += sum(pool.map(work, range(64)))
+            tally.injected += 64
+            tally.operations += 64 * 16
+            tally.lost += store.resume_failures_total() != 64
+        tally.check()
+
+    @pytest.mark.parametrize("connections", [16, 1])
+    def test_two_hundred_tasks(self, place, namespace, connections, ledger):
+        tally = ledger("more threads than connections")
+        settings = StoreSettings(namespace=namespace, max_connections=connections)
+
+        async def main() -> None:
+            async with AsyncSessionStore.from_url(place.url, settings) as store:
+
+                async def work(n: int) -> int:
+                    await store.increment_resume_failures()
+                    return await aread(store, f"t{n}", 1)
+
+                tally.wrong += sum(await asyncio.gather(*(work(n) for n in range(200))))
+                tally.lost += await store.resume_failures_total() != 200
+
+        asyncio.run(main())
+        tally.injected += 200
+        tally.operations += 200 * 4
+        tally.check()
+
+    def test_a_pool_that_stays_used_up_is_said(self, valkey, clean, namespace):
+        settings = StoreSettings(namespace=namespace, max_connections=1, deadline_ms=200)
+        with SessionStore.from_url(clean(valkey).url, settings) as store, ThreadPoolExecutor(1) as pool:
+            store.get("a")
+            held = store.client.connection_pool.get_connection()
+            for operation in (lambda: store.get("a"), store.increment_resume_failures, lambda: store.peek("a")):
+                with pytest.raises(StoreUnavailable, match="are in use: raise max_connections"):
+                    operation()
+            settings = settings.model_copy(update={"deadline_ms": 10_000})
+            patient = SessionStore(store.client, settings, link=Link(deadline_s=10))
+            waiting = pool.submit(patient.increment_resume_failures)
+            store.client.connection_pool.release(held)
+            assert waiting.result() == 1

@@ -1,0 +1,137 @@
+"""The lease of a turn: one run at a time, kept while it lasts; what was taken over is overwritten by nobody and said."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from redis_sessions import Held, Lease, LeaseHeld, Turn, Verdict, resume
+from redis_sessions.keys import Keys
+from redis_sessions.resume import Pause
+from tests.resume.stand_in import KEY, Agent, AgentError, says
+from tests.servers import wait_until
+
+
+def test_no_other_worker_runs_meanwhile_and_the_holder_is_named(store, free):
+    def run(session_id):
+        with pytest.raises(LeaseHeld) as caught:
+            store.resume(KEY, lambda _: pytest.fail("ran twice"))
+        assert caught.value.holder
+        assert 0 < caught.value.remaining_ms <= store.settings.lease_ms
+        return Turn("E", None)
+
+    assert store.resume(KEY, run).saved
+    assert free()
+
+
+def test_whoever_waits_gets_its_turn(store, monkeypatch):
+    asked_in_vain = threading.Event()
+    monkeypatch.setattr(resume, "Pause", lambda seconds: asked_in_vain.set() or Pause(seconds))
+
+    def first(session_id):
+        waiting.append(pool.submit(store.resume, KEY, Agent("E"), wait_ms=30_000))
+        assert asked_in_vain.wait(30)
+        return Turn("E", None)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = []
+        store.resume(KEY, first)
+        second = waiting[0].result()
+    assert (second.how, second.previous) == ("resumed", "E")
+
+
+def test_waiting_ends(store):
+    claim = store.acquire(KEY)
+    with pytest.raises(LeaseHeld) as caught:
+        store.resume(KEY, lambda _: pytest.fail("must not run"), wait_ms=60)
+    assert caught.value.holder == claim.token
+
+
+def test_it_is_renewed_while_the_turn_lasts(make_store, raw, namespace):
+    store = make_store(lease_ms=90)
+    lease_key = Keys(namespace).lease(KEY)
+
+    def run(session_id):
+        # Once written longer, only a renewal can bring the time left down to the lease's own again.
+        raw.pexpire(lease_key, 40 * 86_400_000)
+        wait_until(lambda: raw.pttl(lease_key) < 31 * 86_400_000, "a renewal")
+        return Turn("E", None)
+
+    assert store.resume(KEY, run).saved
+
+
+def test_taken_over_it_overwrites_nothing_and_says_so(store, counters, lapse):
+    def run(session_id):
+        lapse(KEY)
+        store.save(store.acquire(KEY), "S")
+        return Turn("E", "kept")
+
+    result = store.resume(KEY, run)
+    assert (result.value, result.session_id, result.saved) == ("kept", "E", False)
+    assert result.reason == "not saved: another worker took the conversation over"
+    assert store.get(KEY) == "S"
+    assert counters() == (0, 0, 1)
+
+
+@pytest.mark.parametrize("answer", [None, AgentError("boom")])
+def test_taken_over_with_nothing_to_save_the_log_says_so(store, lapse, answer, caplog):
+    agent = Agent(answer)
+
+    def run(session_id):
+        lapse(KEY)
+        assert isinstance(store.acquire(KEY), Lease)
+        return agent(session_id)
+
+    if answer is None:
+        assert not store.resume(KEY, run).saved
+    else:
+        with pytest.raises(AgentError):
+            store.resume(KEY, run)
+    assert "was taken over before its turn ended" in caplog.text
+    assert isinstance(store.acquire(KEY), Held)
+
+
+def test_lapsed_and_untaken_it_still_saves(store, lapse):
+    def run(session_id):
+        lapse(KEY)
+        return Turn("E", None)
+
+    assert store.resume(KEY, run).saved
+    assert store.get(KEY) == "E"
+
+
+def test_two_threads_of_one_process_never_share_one(store):
+    alone, ran = threading.Lock(), []
+
+    def run(session_id):
+        assert alone.acquire(blocking=False)
+        try:
+            assert isinstance(store.acquire(KEY), Held)  # and a round trip in which another run would be met
+            ran.append(session_id)
+            return Turn(f"E{len(ran)}", None)
+        finally:
+            alone.release()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: store.resume(KEY, run, wait_ms=60_000), range(6)))
+    assert ran == [None, "E1", "E2", "E3", "E4", "E5"]
+
+
+def test_without_a_lease_the_table_is_the_same(store, counters):
+    claim = store.acquire(KEY)
+    assert store.resume(KEY, Agent("E"), lease=False).saved
+    assert store.resume(KEY, Agent("E"), lease=False).how == "resumed"
+    restarted = store.resume(KEY, Agent(AgentError(), "F"), lease=False, judge=says(Verdict.gone))
+    assert (restarted.how, store.get(KEY)) == ("restarted", "F")
+    assert counters() == (1, 1, 2)
+    assert store.release(claim)
+
+
+def test_without_a_lease_a_bad_value_is_nothing_to_resume(store, raw, namespace):
+    raw.lpush(Keys(namespace).session_id(KEY), "x")
+    raw.pexpire(Keys(namespace).session_id(KEY), 60_000)
+    result = store.resume(KEY, Agent("E"), lease=False)
+    assert (result.how, result.saved) == ("fresh", True)
+    assert result.reason

@@ -1,0 +1,142 @@
+"""The command that `run` is given: its runtime, the place of the resume argument, and what is refused or can't be run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from redis_sessions.cli.app import app
+from tests.run.stage import CLAUDE, COMMANDS, E, R, Stage
+
+
+def untouched(stage: Stage) -> bool:
+    return stage.starts == [] and stage.kept() and not stage.leased() and stage.counters == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["codex", "exec", "go on"], ["codex", "exec", "resume", R, "go on"]),
+        (["codex", "exec"], ["codex", "exec", "resume", R]),
+        (["codex", "exec", "--", "-x"], ["codex", "exec", "resume", R, "--", "-x"]),
+        (["claude", "-p", "--", "{resume}x"], ["claude", f"--resume={R}", "-p", "--", "{resume}x"]),
+        (["env", "claude", "-p"], None),
+        (["env", "claude", "{resume}", "-p", "{resume}"], ["claude", f"--resume={R}", "-p"]),
+        (["codex", "{resume}", "--odd"], ["codex", "resume", R, "--odd"]),
+        (["sh", "-c", 'exec "$0" "$@"', "gemini", "-p"], ["gemini", f"--resume={R}", "-p"]),
+    ],
+)
+def test_the_resume_argument_has_its_place(stage: Stage, command: list[str], expected: list[str] | None) -> None:
+    stage.plant()
+    assert stage.run("--verbose", command=command).code == 0
+    assert stage.starts == [expected or ["claude", f"--resume={R}", "-p"]]
+
+
+@pytest.mark.parametrize("agent", ["codex", "opencode"])
+def test_a_fresh_start_has_no_resume_argument(stage: Stage, agent: str) -> None:
+    command = COMMANDS[agent]
+    assert stage.run(command=[command[0], "{resume}", *command[1:]]).code == 0
+    assert stage.starts == [command]
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "words"),
+    [
+        ([], ["codex", "exec", "--unheard-of", "x", "go on"], "{resume}"),
+        ([], ["codex", "go on"], "{resume}"),
+        ([], ["codex", "exec", "resume", R], "{resume}"),
+        ([], ["claude", "--continue", "-p"], "{resume}"),
+        ([], ["claude", "--resume", E, "-p"], "{resume}"),
+        ([], ["opencode", "serve"], "{resume}"),
+        ([], ["bot", "-p"], "--agent"),
+        ([], ["env", "claude", "codex"], "--agent"),
+        (["--agent", "claude"], ["env", "claude", "claude"], "{resume}"),
+        (["--agent", "nobody"], CLAUDE, "claude, codex, gemini, opencode, copilot"),
+        (["--agent", "openai"], ["claude", "{resume}"], "claude, codex, gemini, opencode, copilot)"),
+        (["--agent", "claude-agent-sdk"], CLAUDE, "claude, codex, gemini, opencode, copilot)"),
+        (["--resume-argument", "--session"], ["claude"], "{id}"),
+        (["--resume-argument", "--session={id}"], ["claude"], "{resume}"),
+        (["--id-field", "x"], CLAUDE, "--resume-argument"),
+        (["--gone", "x"], CLAUDE, "--resume-argument"),
+        (["--resume-argument", "-s={id}", "--gone", "("], ["claude", "{resume}"], "regular expression"),
+        (["--on-outage", "maybe"], CLAUDE, "run nor raise"),
+        (["--timeout", "5"], CLAUDE, "--timeout has no unit"),
+        (["--wait", "soon"], CLAUDE, "--wait is no number"),
+        (["--result", "/nowhere/result.json"], CLAUDE, "/nowhere/result.json can't be written"),
+        ([], [], "AGENT-COMMAND"),
+    ],
+)
+def test_what_can_not_be_told_is_refused(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, options: list[str], command: list[str], words: str
+) -> None:
+    """Nothing is started, and nothing counted."""
+    stage.plant()
+    stage.put_on(monkeypatch)
+    done = CliRunner().invoke(app, stage.arguments(*options, command=command))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert re.fullmatch(r"redis-sessions: [^\n]+\n", done.stderr)
+    assert words in done.stderr
+    assert untouched(stage)
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "planted"),
+    [
+        ("missing/claude", 127, True),
+        ("missing/claude", 127, False),
+        ("plain/claude", 126, True),
+        ("directory/claude", 126, True),
+    ],
+)
+def test_a_command_that_can_not_be_run(stage: Stage, tmp_path: Path, program: str, code: int, *, planted: bool) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/claude").touch(0o600)
+    (tmp_path / "directory/claude").mkdir(parents=True)
+    if planted:
+        stage.plant()
+    done = stage.run("--result", str(stage.result_file), command=[str(tmp_path / program), "-p"])
+    assert (done.code, done.out) == (code, b"")
+    [said] = done.said
+    assert f"{tmp_path / program} can't be run (" in said
+    assert stage.counters == (0, 0, 0)
+    assert not stage.leased()
+    assert stage.kept() if planted else stage.stored() is None
+    assert (stage.result["exit_code"], stage.result["saved"]) == (code, False)
+
+
+def test_a_program_that_is_not_on_the_path(stage: Stage) -> None:
+    stage.plant()
+    process = stage.start("--agent", "claude", command=["no-such-agent", "{resume}"])
+    # What is to end the agent must not wait for one that never was.
+    assert process.wait(timeout=4.0) == 127
+    assert untouched(stage)
+
+
+def test_what_an_agent_sets_for_its_children_is_not_passed_on(stage: Stage) -> None:
+    assert stage.run(env={"CLAUDECODE": "1"}).code == 0
+    assert [told["claudecode"] for told in stage.told("start")] == [None]
+
+
+def test_a_runtime_of_ones_own(stage: Stage) -> None:
+    own = ["--resume-argument=--session={id}", "--id-field", "session.id", "--gone", "lost track of"]
+    (stage.binaries / "bot").hardlink_to(stage.binaries / "claude")
+    command = ["bot", "ask", "{resume}", "why"]
+    stage.script(fresh=[["out", '{"session":{"id":"s-1"}}\n']], resumed=[["out", '{"session":{"id":"s-2"}}\n']])
+    assert stage.run(*own, command=command).code == 0
+    assert stage.stored() == "s-1"
+    assert stage.run(*own, "--result", str(stage.result_file), command=command).code == 0
+    assert stage.stored() == "s-2"
+    assert stage.result["session_changed"] is True
+    stage.script(fresh=[["out", '{"session":{"id":"s-3"}}\n']], resumed=[["err", "lost track of that\n"], ["exit", 3]])
+    done = stage.run(*own, command=command)
+    assert (done.code, done.out, done.err) == (0, b'{"session":{"id":"s-3"}}\n', b"")
+    assert stage.starts == [
+        ["bot", "ask", "why"],
+        ["bot", "ask", "--session=s-1", "why"],
+        ["bot", "ask", "--session=s-2", "why"],
+        ["bot", "ask", "why"],
+    ]
+    assert stage.counters == (1, 2, 1)

@@ -1,0 +1,121 @@
+"""What `run` is given on its standard input: the agent gets all of it as it comes, and a second run all of it again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redis_sessions.agents import CLAUDE as RUNTIME
+from redis_sessions.cli import turns
+from tests.run.stage import CLAUDE, GONE, MIB, REFUSED, SAID, TURN, R, Stage, resumed, sha256
+
+
+@pytest.mark.parametrize("size", [0, 5 * MIB])
+@pytest.mark.parametrize("first", [[], [["line"]], [["read"]]], ids=["reads nothing", "reads a line", "reads all"])
+def test_both_attempts_get_the_same_input(stage: Stage, size: int, first: list[Any]) -> None:
+    given = (b"\x00\xff prompt\n" + os.urandom(size))[:size]
+    stage.plant()
+    stage.script(resumed=[*first, *REFUSED], fresh=[["read"], *SAID])
+    done = stage.run(given=given)
+    assert (done.code, done.out, done.err) == (0, TURN.encode(), b"")
+    last = stage.told("read")[-1]
+    assert (last["sha256"], last["size"]) == (sha256(given), size)
+    assert len(stage.told("read")) == 1 + len(first)
+    if first == [["read"]]:
+        assert stage.told("read")[0]["sha256"] == sha256(given)
+
+
+def test_input_from_a_file(stage: Stage, tmp_path: Path) -> None:
+    given = os.urandom(3 * MIB)
+    (tmp_path / "prompt").write_bytes(given)
+    stage.plant()
+    stage.script(resumed=[["line"], *REFUSED], fresh=[["read"], *SAID])
+    with (tmp_path / "prompt").open("rb") as prompt:
+        done = stage.run(stdin=prompt)
+    assert (done.code, done.out) == (0, TURN.encode())
+    assert stage.told("read")[-1]["sha256"] == sha256(given)
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_input_that_stays_open(stage: Stage, *, planted: bool) -> None:
+    """It comes to the agent line by line, and the wrapper ends when the agent does."""
+    if planted:
+        stage.plant()
+    steps = [["line"], ["line"], *SAID]
+    stage.script(resumed=steps, fresh=steps)
+    process = stage.start(stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    for line in (b"first\n", b"second\n"):
+        process.stdin.write(line)
+        process.stdin.flush()
+        assert stage.hear("read")["sha256"] == sha256(line)
+    assert process.wait(timeout=10) == 0
+    assert stage.finish(process).out == TURN.encode()
+
+
+def test_input_that_stays_open_over_a_refusal(stage: Stage) -> None:
+    stage.plant()
+    stage.script(resumed=[["line"], *REFUSED], fresh=[["line"], ["line"], *SAID])
+    process = stage.start(stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(b"first\n")
+    process.stdin.flush()
+    assert [stage.hear("read")["sha256"] for _ in range(2)] == [sha256(b"first\n")] * 2
+    process.stdin.write(b"second\n")
+    process.stdin.flush()
+    assert stage.hear("read")["sha256"] == sha256(b"second\n")
+    assert process.wait(timeout=10) == 0
+    assert stage.finish(process).out == TURN.encode()
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_input_that_can_not_be_kept(stage: Stage, *, refused: bool) -> None:
+    """The agent still gets all of it; only a second run is not to be had."""
+    given = os.urandom(MIB)
+    stage.plant()
+    stage.script(resumed=[["read"], *(REFUSED if refused else SAID)])
+    process = stage.start_in_shell('ulimit -f 1; exec "$@"', stdin=subprocess.PIPE)
+    done = stage.finish(process, given)
+    assert stage.told("read")[0]["sha256"] == sha256(given)
+    assert stage.starts == [resumed("claude")]
+    if refused:
+        assert (done.code, stage.stored(), stage.counters) == (1, None, (0, 0, 1))
+        assert done.err.startswith(b"redis-sessions: standard input could not be kept for a second run (")
+        assert done.err.endswith(GONE.encode())
+    else:
+        assert (done.code, done.out, done.err) == (0, TURN.encode(), b"")
+
+
+def test_a_spool_that_can_not_be_made(stage: Stage, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """The agent still runs, on the input itself, and only once."""
+
+    def full(_: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(turns, "Spool", full)
+    stage.put_on(monkeypatch)
+    stage.script(resumed=[["read"], *REFUSED])
+    reading, writing = os.pipe()
+    os.write(writing, b"prompt")
+    os.close(writing)
+    kept = os.dup(0)
+    try:
+        os.dup2(reading, 0)
+        with open(0, "rb", closefd=False) as source:
+            monkeypatch.setattr("sys.stdin", source)
+            it = turns.Turns(runtime=RUNTIME, command=CLAUDE, timeout_s=None, verbose=False)
+            with pytest.raises(turns.AgentFailed) as failed:
+                it(R)
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        os.close(reading)
+    assert failed.value.exit_code == 1
+    assert failed.value.judgement.turn_began
+    assert stage.told("read")[0]["size"] == 6
+    assert stage.starts == [resumed("claude")]
+    assert "could not be kept for a second run (No space left on device)" in capfd.readouterr().err

@@ -1,0 +1,147 @@
+"""What the agent prints comes through `run` byte for byte, at once or after a refusal not at all, and in little memory."""
+
+from __future__ import annotations
+
+import hashlib
+import select
+import sys
+from typing import Any
+
+import pytest
+
+from redis_sessions.cli import gate
+from redis_sessions.cli.gate import Gate
+from tests.run.stage import CLAUDE, GONE, INIT, MIB, REFUSED, TURN, E, R, Stage, resumed
+
+NOISE = '{"type":"system","subtype":"hook_started"}\n'
+BYTES = bytes(range(256)) + b"\r\n\x00\xff\xfe\xc3\x28 no newline at the end"
+FRESH, RESUMED = CLAUDE, resumed("claude")
+
+
+def latin(data: bytes) -> str:
+    return data.decode("latin-1")
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_any_bytes_in_both_streams(stage: Stage, *, planted: bool) -> None:
+    steps = [["out", TURN + latin(BYTES)], ["err", latin(BYTES[::-1])], ["out", latin(BYTES)], ["err", latin(BYTES)]]
+    stage.script(fresh=steps, resumed=steps)
+    if planted:
+        stage.plant()
+    done = stage.run()
+    assert (done.code, done.out, done.err) == (0, TURN.encode() + BYTES * 2, BYTES[::-1] + BYTES)
+    assert stage.saved(E)
+
+
+def test_output_comes_as_it_is_written(stage: Stage) -> None:
+    stage.plant()
+    stage.script(resumed=[["out", INIT], ["err", "so far"], ["await", "go"], ["out", TURN]])
+    process = stage.start()
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == INIT.encode()
+    assert process.stderr.read(6) == b"so far"
+    stage.go("go")
+    done = stage.finish(process)
+    assert (done.code, done.out, done.err) == (0, TURN.encode(), b"")
+
+
+def test_a_resume_attempt_is_held_until_a_turn_begins(stage: Stage) -> None:
+    stage.plant()
+    stage.script(resumed=[["out", NOISE], ["err", "warning\n"], ["tell", "said"], ["await", "go"], ["out", INIT + TURN]])
+    process = stage.start()
+    stage.hear("said")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert select.select([process.stdout, process.stderr], [], [], 0.3)[0] == []
+    stage.go("go")
+    done = stage.finish(process)
+    assert (done.code, done.out, done.err) == (0, f"{NOISE}{INIT}{TURN}".encode(), b"warning\n")
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_limit_of_what_is_held(stage: Stage, more: int) -> None:
+    stage.plant()
+    text = "x" * (MIB - len(GONE) + more - 1) + "\n"
+    stage.script(resumed=[["out", text], *REFUSED])
+    done = stage.run("--verbose" if more else "--result", *([] if more else [str(stage.result_file)]))
+    assert stage.counters[2] == 1
+    if more:
+        assert (done.code, done.out) == (1, text.encode())
+        assert done.err.startswith(GONE.encode())
+        assert len(done.said) == 1
+        assert stage.starts == [RESUMED]
+        assert stage.stored() is None
+    else:
+        assert (done.code, done.out, done.err) == (0, TURN.encode(), b"")
+        assert stage.starts == [RESUMED, FRESH]
+        assert stage.saved(E)
+    assert not stage.leased()
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_a_refused_attempt_printed(stage: Stage, *, verbose: bool) -> None:
+    stage.plant()
+    stage.script(resumed=[["out", "half a \x1b[2J\n"], *REFUSED])
+    done = stage.run(*["--verbose"] * verbose)
+    assert (done.code, done.out) == (0, TURN.encode())
+    if verbose:
+        assert f"redis-sessions: refused attempt: {GONE.strip()}" in done.said
+        assert r"redis-sessions: refused attempt: half a \x1b[2J" in done.said
+        assert f"started fresh after a refusal; saved {E}; session {R} was refused (gone)" in done.said[-1]
+    else:
+        assert done.err == b""
+
+
+def test_a_gate_keeps_the_order_of_each_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[int, bytes]] = []
+
+    def write(descriptor: int, data: Any) -> int:
+        written.append((descriptor, bytes(data[:2])))
+        return len(bytes(data[:2]))
+
+    monkeypatch.setattr(gate.os, "write", write)
+    it = Gate(hold=True)
+    for descriptor, piece in ((1, b"abc"), (2, b"xyz"), (1, b"de")):
+        it.put(descriptor, piece)
+    assert (written, it.passed) == ([], False)
+    it.let_through()
+    it.put(2, b"w")
+    assert it.passed
+    assert b"".join(piece for to, piece in written if to == 1) == b"abcde"
+    assert b"".join(piece for to, piece in written if to == 2) == b"xyzw"
+
+
+HOG = 200 * MIB
+PEAK = """import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+sys.stderr.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)"""
+
+
+@pytest.mark.parametrize("text", ["x" * 99 + "\n", "x" * 99], ids=["many lines", "one line"])
+def test_200_mib(stage: Stage, text: str) -> None:
+    stage.plant()
+    stage.script(resumed=[["out", TURN], ["flood", "out", text, HOG], ["out", "the end"]])
+    process = stage.start_by(sys.executable, "-c", PEAK)
+    assert process.stdout is not None
+    digest, size = hashlib.sha256(), 0
+    while piece := process.stdout.read1(MIB):
+        digest.update(piece)
+        size += len(piece)
+    done = stage.finish(process)
+    assert done.code == 0
+    assert size == len(TURN) + HOG + len("the end")
+    assert digest.hexdigest() == flooded(TURN.encode(), text.encode(), HOG, b"the end")
+    assert int(done.err) * 1024 < 150 * MIB, "kilobytes, as Linux has them"
+    assert stage.saved(E)
+
+
+def flooded(start: bytes, text: bytes, size: int, end: bytes) -> str:
+    digest = hashlib.sha256(start)
+    block = text * (MIB // len(text))
+    whole, rest = divmod(size, len(block))
+    for _ in range(whole):
+        digest.update(block)
+    digest.update(block[:rest] + end)
+    return digest.hexdigest()

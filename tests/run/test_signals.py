@@ -1,0 +1,157 @@
+"""Signals to `run`, its agent, or both: they are passed on, nothing is left running or leased, and no ID is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from redis_sessions.cli import child
+from redis_sessions.cli.child import Signals
+from redis_sessions.keys import LEASE_GRACE_MS
+from tests import test_cli_support
+from tests.run.stage import FAMILY, HANG, KEY, REFUSED, SAID, TURN, E, R, Stage
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_reaches_the_whole_group(stage: Stage, number: signal.Signals) -> None:
+    stage.plant()
+    stage.script(resumed=[["out", "half"], *FAMILY])
+    process = stage.start("--result", str(stage.result_file))
+    for _ in range(2):
+        stage.hear("ready")
+    process.send_signal(number)
+    done = stage.finish(process)
+    assert (done.code, done.out, done.err) == (128 + number, b"half", b"")
+    assert stage.all_gone()
+    assert stage.kept()
+    assert not stage.leased()
+    assert stage.counters == (0, 0, 0)
+    assert stage.result["exit_code"] == 128 + number
+    assert stage.result["previous"] == R
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_an_agent_that_handles_a_signal_has_the_last_word(stage: Stage, code: int) -> None:
+    stage.script(fresh=[["on", "SIGTERM", [*SAID, ["exit", code]]], *HANG])
+    process = stage.start()
+    stage.hear("ready")
+    process.terminate()
+    done = stage.finish(process)
+    assert (done.code, done.out) == (code, TURN.encode())
+    assert stage.stored() == (E if code == 0 else None)
+    assert not stage.leased()
+
+
+def test_signals_that_stop_nobody_are_passed_on_too(stage: Stage) -> None:
+    stage.script(fresh=[["on", "SIGUSR1", [["tell", "one"]]], ["on", "SIGUSR2", [["exit", 5]]], *HANG])
+    process = stage.start()
+    stage.hear("ready")
+    process.send_signal(signal.SIGUSR1)
+    stage.hear("one")
+    process.send_signal(signal.SIGUSR2)
+    assert stage.finish(process).code == 5
+
+
+def test_a_signal_that_is_ignored_stays_ignored(stage: Stage) -> None:
+    """As nohup has it."""
+    stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID])
+    process = stage.start_in_shell('trap "" HUP; exec "$@"')
+    agent = stage.hear("ready")["pid"]
+    process.send_signal(signal.SIGHUP)
+    os.kill(agent, signal.SIGHUP)
+    stage.go("go")
+    done = stage.finish(process)
+    assert (done.code, done.out) == (0, TURN.encode())
+
+
+def test_no_second_run_after_a_signal(stage: Stage) -> None:
+    stage.plant()
+    stage.script(resumed=[["on", "SIGTERM", REFUSED], *HANG])
+    process = stage.start("--result", str(stage.result_file))
+    stage.hear("ready")
+    process.terminate()
+    assert stage.finish(process).code == 143
+    assert len(stage.starts) == 1
+    assert not stage.leased()
+    assert stage.result["exit_code"] == 143
+
+
+def test_a_signal_while_it_waits_for_the_lease(stage: Stage) -> None:
+    stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID])
+    first = stage.start()
+    stage.hear("ready")
+    second = stage.start("--wait", "1h")
+    stage.wait_until_asked_in_vain()
+    second.terminate()
+    assert stage.finish(second).code == 143
+    stage.go("go")
+    assert stage.finish(first).code == 0
+    assert len(stage.starts) == 1
+
+
+def test_a_signal_between_the_fork_and_the_watch_is_not_lost() -> None:
+    signals = Signals()
+    process = subprocess.Popen(["/bin/sleep", "60"], process_group=0)
+    with signals.installed():
+        with signals.starting() as to:
+            signal.raise_signal(signal.SIGTERM)
+            assert process.poll() is None
+            to(process.pid)
+            assert process.wait(timeout=10) == -signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)  # what the turn gave is still to be saved
+        with pytest.raises(child.Stopped) as stopped:
+            signals.check()
+    assert stopped.value.exit_code == 143
+
+
+def test_the_agent_is_killed(stage: Stage) -> None:
+    stage.plant()
+    stage.script(resumed=[["err", "No conversation at all\n"], *HANG])
+    process = stage.start()
+    os.kill(stage.hear("ready")["pid"], signal.SIGKILL)
+    done = stage.finish(process)
+    assert (done.code, done.out, done.err) == (137, b"", b"No conversation at all\n")
+    assert stage.kept()
+    assert not stage.leased()
+
+
+def test_the_wrapper_is_killed(stage: Stage) -> None:
+    """The agent's group ends by itself, the lease lapses by itself, and the next one gets it."""
+    stage.plant()
+    stage.script(resumed=FAMILY)
+    process = stage.start()
+    for _ in range(2):
+        stage.hear("ready")
+    process.kill()
+    assert stage.all_gone(within_s=4.0)
+    assert stage.finish(process).code == -signal.SIGKILL
+    assert stage.kept()
+    lease = stage.cli.keys.lease(KEY)
+    assert LEASE_GRACE_MS < stage.cli.raw.pttl(lease) <= LEASE_GRACE_MS + 30_000
+    assert stage.run().code == 75
+    stage.cli.raw.pexpire(lease, LEASE_GRACE_MS + 200)
+    stage.script(resumed=SAID)
+    done = stage.run("--wait", "30s")
+    assert (done.code, done.out) == (0, TURN.encode())
+    assert stage.saved(E)
+
+
+SHORT_GRACE = """
+from redis_sessions.cli import group, main
+group.LEADER = group.LEADER.replace("sleep 5", "sleep 1")
+main()
+"""
+
+
+def test_the_wrapper_is_killed_and_the_agent_would_not_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", SHORT_GRACE])
+    stage.script(fresh=[["on", "SIGTERM", [["tell", "term"]]], *HANG])
+    process = stage.start()
+    stage.hear("ready")
+    process.kill()
+    stage.hear("term")
+    assert stage.all_gone(within_s=4.0)

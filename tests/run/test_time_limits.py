@@ -1,0 +1,56 @@
+"""`run --timeout`: an agent that hangs is ended with all that it started, and its session kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from redis_sessions.agents import CLAUDE as RUNTIME
+from redis_sessions.cli import child
+from redis_sessions.cli.child import Child, Signals
+from redis_sessions.cli.gate import Gate
+from redis_sessions.recognise import Watch
+from tests.run.stage import FAMILY, HANG, REFUSED, Stage
+
+
+def test_an_agent_that_hangs(stage: Stage) -> None:
+    stage.plant()
+    stage.script(resumed=[["err", "working\n"], *FAMILY])
+    done = stage.run("--timeout", "1s", "--verbose", "--result", str(stage.result_file))
+    assert (done.code, done.out) == (124, b"")
+    assert done.err == b"working\nredis-sessions: the agent ran out of time (other)\n"
+    assert stage.all_gone()
+    assert stage.kept()
+    assert not stage.leased()
+    assert stage.counters == (0, 0, 0)
+    assert stage.result["exit_code"] == 124
+
+
+def test_a_refusal_on_the_way_out_of_time_is_none(stage: Stage) -> None:
+    stage.plant()
+    stage.script(resumed=[["on", "SIGTERM", REFUSED], *HANG])
+    assert stage.run("--timeout", "1s").code == 124
+    assert len(stage.starts) == 1
+    assert stage.kept()
+
+
+def test_an_agent_that_hangs_and_would_not_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "TERMINATED_AFTER_S", 0.2)
+    stage.put_on(monkeypatch)
+    deaf = [["on", "SIGTERM", [["tell", "term"]]], *HANG]
+    stage.script(fresh=[["child", deaf], *deaf])
+    run = Child(
+        command=[str(stage.binaries / "claude")],
+        environment=dict(os.environ),
+        spool=None,
+        watch=Watch(RUNTIME),
+        gate=Gate(hold=False),
+        signals=Signals(),
+        deadline_s=time.monotonic() + 1.0,
+    )
+    assert run.run() == (-signal.SIGKILL, True)
+    assert len(stage.told("term")) == 2
+    assert stage.all_gone()

@@ -1,0 +1,95 @@
+"""`run` beside another `run` of the same conversation: one at a time, and the lease is kept while it lasts."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import pytest
+
+from redis_sessions.keys import LEASE_GRACE_MS
+from tests import test_cli_support
+from tests.run.stage import CLAUDE, KEY, REFUSED, SAID, TURN, E, Stage, resumed
+from tests.servers import wait_until
+
+
+def test_the_second_of_two_ends_at_once_and_names_the_first(stage: Stage) -> None:
+    stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID])
+    first = stage.start()
+    stage.hear("ready")
+    second = stage.run("--result", str(stage.result_file))
+    assert (second.code, second.out) == (75, b"")
+    [said] = second.said
+    assert f"is leased by {socket.gethostname()}:{first.pid}:" in said
+    assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, False, 75)
+    assert "is leased by" in stage.result["reason"]
+    assert stage.leased()
+    stage.go("go")
+    assert stage.finish(first).code == 0
+    assert stage.starts == [CLAUDE]
+    assert stage.counters == (0, 1, 0)
+    assert not stage.leased()
+
+
+def test_of_two_at_once_one_runs(stage: Stage) -> None:
+    stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID])
+    both = [stage.start(), stage.start()]
+    stage.hear("ready")
+    wait_until(lambda: any(process.poll() is not None for process in both), "the end of the one that came second")
+    stage.go("go")
+    assert sorted(stage.finish(process).code for process in both) == [0, 75]
+    assert stage.starts == [CLAUDE]
+    assert stage.saved(E)
+
+
+def test_the_second_of_two_waits_and_resumes_what_the_first_began(stage: Stage) -> None:
+    stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID], resumed=SAID)
+    first = stage.start()
+    stage.hear("ready")
+    second = stage.start("--wait", "30s")
+    stage.wait_until_asked_in_vain()
+    assert len(stage.starts) == 1
+    stage.go("go")
+    assert stage.finish(first).code == 0
+    done = stage.finish(second)
+    assert (done.code, done.out, done.err) == (0, TURN.encode(), b"")
+    assert stage.starts == [CLAUDE, resumed("claude", E)]
+    assert stage.counters == (1, 1, 0)
+
+
+SHORT_LEASE = """
+from redis_sessions.cli import main, options
+settings = options.Options.settings
+options.Options.settings = lambda self: settings(self).model_copy(update={"lease_ms": 600})
+main()
+"""
+
+
+def test_the_lease_is_renewed_while_the_run_lasts(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", SHORT_LEASE])
+    stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID])
+    process = stage.start()
+    stage.hear("ready")
+    lease = stage.cli.keys.lease(KEY)
+    for _ in range(3):
+        stage.cli.raw.pexpire(lease, LEASE_GRACE_MS + 10_000)
+        wait_until(lambda: LEASE_GRACE_MS < stage.cli.raw.pttl(lease) <= LEASE_GRACE_MS + 600, "a renewal")
+    assert stage.run().code == 75
+    stage.go("go")
+    assert stage.finish(process).code == 0
+
+
+def test_no_second_run_if_the_conversation_was_taken_over(stage: Stage) -> None:
+    stage.plant()
+    stage.script(resumed=[["tell", "ready"], ["await", "go"], *REFUSED])
+    process = stage.start("--verbose")
+    stage.hear("ready")
+    stage.cli.raw.set(stage.cli.keys.lease(KEY), "another:1:x", px=LEASE_GRACE_MS + 30_000)
+    stage.go("go")
+    done = stage.finish(process)
+    assert (done.code, done.out) == (75, b"")
+    assert "was taken over" in done.said[-1]
+    assert any("refused attempt: No conversation found" in line for line in done.said)
+    assert len(stage.starts) == 1
+    assert stage.kept()
+    assert stage.leased()

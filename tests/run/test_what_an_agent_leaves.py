@@ -1,0 +1,70 @@
+"""`run` ends when its agent does, with all that the agent printed, whatever the agent left running."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from redis_sessions.agents import CLAUDE as RUNTIME
+from redis_sessions.cli import child
+from redis_sessions.cli.gate import Gate
+from redis_sessions.recognise import Watch
+from tests.run.stage import MIB, TURN, E, Stage
+from tests.servers import exists, wait_until
+
+
+def test_what_an_agent_left_running_does_not_keep_the_wrapper(stage: Stage) -> None:
+    """It still has all of the agent's own output, however slowly that is read."""
+    stage.script(fresh=[["child", [["pause"]]], ["out", TURN], ["flood", "out", "yyyyyyyyy\n", MIB], ["out", "the end"]])
+    process = stage.start()
+    stage.hear("child")
+    assert process.stdout is not None
+    out = process.stdout.read()
+    assert process.wait(timeout=10) == 0
+    assert out == TURN.encode() + (b"yyyyyyyyy\n" * (MIB // 10 + 1))[:MIB] + b"the end"
+    assert stage.saved(E)
+    assert not stage.all_gone(within_s=0.0)
+
+
+class SlowGate(Gate):
+    """Takes the first piece only after the agent has ended."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(hold=True)
+        self.stage = stage
+        self.taken = b""
+
+    def put(self, descriptor: int, piece: bytes) -> None:
+        if not self.taken:
+            agent = self.stage.hear("start")["pid"]
+            wait_until(lambda: not exists(agent), "the end of the agent")
+        self.taken += piece
+
+
+def test_what_stood_in_the_pipe_is_the_agents_own(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly it is read, and whoever else holds that pipe open."""
+    monkeypatch.setattr(child, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(child, "_LEFTOVERS_S", 0.0)
+    stage.script(fresh=[["flood", "out", "line\n", 40_000], ["child", [["pause"]]]])
+    slow = SlowGate(stage)
+    run = child.Child(
+        command=[str(stage.binaries / "claude")],
+        environment={**os.environ, **stage.environment},
+        spool=None,
+        watch=Watch(RUNTIME),
+        gate=slow,
+        signals=child.Signals(),
+        deadline_s=None,
+    )
+    assert run.run() == (0, False)
+    assert slow.taken == b"line\n" * 8_000
+
+
+def test_a_child_that_goes_on_printing_does_not_keep_the_wrapper(stage: Stage) -> None:
+    stage.script(fresh=[["child", [["flood", "out", "z\n", 1 << 40]]], ["out", "\n" + TURN]])
+    process = stage.start(stdout=subprocess.DEVNULL)
+    assert process.wait(timeout=10) == 0
+    assert stage.finish(process).err == b""
+    assert stage.all_gone()

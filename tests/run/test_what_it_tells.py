@@ -1,0 +1,71 @@
+"""What `run` tells: in one line when asked, and in its result file, also of an ID that could not be resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.run.stage import CLAUDE, REFUSED, SAID, TURN, E, R, Stage
+
+
+@pytest.mark.parametrize(
+    ("planted", "steps", "told"),
+    [
+        (None, SAID, f"started fresh; saved {E}"),
+        (None, [["out", "hi\n"]], "started fresh; saved nothing; the turn gave no session ID"),
+        (E, SAID, f"resumed {E}; saved {E}"),
+        (None, [["exit", 3]], "the agent ended with 3 (other)"),
+        (R, [["exit", 0]], f"resumed {R}; saved {R}"),
+    ],
+)
+def test_what_it_says_when_asked(stage: Stage, planted: str | None, steps: list[Any], told: str) -> None:
+    if planted:
+        stage.plant(planted)
+    stage.script(fresh=steps, resumed=steps)
+    done = stage.run("--verbose")
+    assert done.said == [f"redis-sessions: {told}"]
+
+
+def test_a_fresh_run_that_fails_after_a_refusal_tells_of_both(stage: Stage) -> None:
+    stage.plant()
+    stage.script(resumed=REFUSED, fresh=[["exit", 3]])
+    done = stage.run("--result", str(stage.result_file))
+    assert done.code == 3
+    assert stage.result["previous"] == R
+    assert stage.result["reason"] == f"session {R} was refused; run fresh, the agent ended with 3 (other)"
+
+
+def test_a_result_that_can_not_be_written_after_all(stage: Stage, tmp_path: Path) -> None:
+    """The turn was run: its exit code stands."""
+    (tmp_path / "taken").mkdir()
+    stage.script(fresh=[*SAID, ["exit", 0]])
+    done = stage.run("--result", str(tmp_path / "taken"))
+    assert (done.code, done.out) == (0, TURN.encode())
+    assert len(done.said) == 1
+    assert stage.saved(E)
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_an_id_that_the_runtime_never_gives_is_not_tried(stage: Stage, *, verbose: bool) -> None:
+    stage.plant("abc")
+    done = stage.run("--result", str(stage.result_file), *["--verbose"] * verbose)
+    assert (done.code, done.out) == (0, TURN.encode())
+    assert stage.starts == [CLAUDE]
+    assert stage.saved(E)
+    assert stage.counters == (0, 1, 1)
+    assert stage.result["how"] == "restarted"
+    assert stage.result["previous"] == "abc"
+    assert stage.result["reason"] == "session abc was refused (invalid_id)"
+    assert done.said == [f"redis-sessions: started fresh after a refusal; saved {E}; {stage.result['reason']}"] * verbose
+
+
+def test_a_value_that_is_no_id_at_all(stage: Stage) -> None:
+    stage.plant("--dangerously-skip-permissions")
+    done = stage.run("--result", str(stage.result_file))
+    assert (done.code, done.out) == (0, TURN.encode())
+    assert stage.starts == [CLAUDE]
+    assert stage.saved(E)
+    assert stage.counters == (0, 1, 0)
+    assert stage.result["reason"] == "what Redis held was no valid session ID"

@@ -1,0 +1,43 @@
+"""No URL turns the check of certificates off, and a file that it names is looked at before anything is sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from redis_sessions import InvalidSettings
+from tests.tls.ways import KINDS
+
+
+@KINDS
+@pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster", "rediss+sentinel"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "ssl_cert_reqs=none",
+        "ssl_cert_reqs=optional",
+        "ssl_cert_reqs=",
+        "SSL_CERT_REQS=none",
+        "ssl_check_hostname=false",
+        "ssl_check_hostname=False",
+        "ssl=false",
+        "ssl_ca_path=/tmp",
+        "ssl_min_version=771",
+        "ssl_ciphers=NULL",
+    ],
+)
+def test_no_url_turns_the_check_off(kind, scheme, option):
+    for query in (option, f"ssl_ca_certs=/dev/null&{option}"):
+        with pytest.raises(InvalidSettings, match="not allowed"):
+            kind.from_url(f"{scheme}://127.0.0.1:1{'/main' if 'sentinel' in scheme else ''}?{query}")
+
+
+@KINDS
+@pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
+@pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster", "rediss+sentinel"])
+def test_a_file_that_is_not_there_is_said_before_anything_is_sent(kind, scheme, option):
+    for path in ("/nowhere/s3cret.pem", "", "/", "a%00b"):
+        with pytest.raises(
+            InvalidSettings, match=f"the file that {option} names in the store's URL can't be read"
+        ) as caught:
+            kind.from_url(f"{scheme}://127.0.0.1:1{'/main' if 'sentinel' in scheme else ''}?{option}={path}")
+        assert "s3cret" not in str(caught.value)
