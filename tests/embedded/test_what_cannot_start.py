@@ -22,6 +22,12 @@ def test_a_binary_that_does_not_exist(tmp_path):
         standalone(tmp_path / "no-server").start()
 
 
+def test_a_directory_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ServerError, match="file is no directory"):
+        EmbeddedServer(directory=tmp_path / "file").start()
+
+
 def test_a_bad_setting_is_named_by_the_log_and_its_value_is_not(binary, directory):
     server = EmbeddedServer(binary=binary, directory=directory, extra={"maxmemory-policy": "hunter2"})
     with pytest.raises(ServerError, match="maxmemory-policy") as caught:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from redis_sessions import StoreUnavailable
+from tests.acl.work import move
 from tests.stores import opened
-from tests.test_acl import move
 from tests.tls.ways import KINDS, door, refused
 
 

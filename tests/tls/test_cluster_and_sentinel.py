@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
+from tests.acl.work import move
 from tests.servers import CLUSTER_SETTINGS, Cluster, wait_until
 from tests.stores import opened
-from tests.test_acl import move
 from tests.tls.ways import KINDS, refused
 
 

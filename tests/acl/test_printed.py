@@ -1,0 +1,93 @@
+"""The ACL file: no password stands in it, and nothing enters its lines; a server reads back what its users wrote."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from redis_sessions import (
+    InvalidSettings,
+    Lease,
+    SessionStore,
+    acl,
+)
+from redis_sessions.acl import acl_lines
+from redis_sessions.cli import exits
+from redis_sessions.server import EmbeddedServer
+from tests.acl.users import HASHES, VARIABLES, commands_of
+from tests.servers import is_redis_6
+from tests.test_cli_support import run
+
+
+class TestLines:
+    def test_redis_6_is_given_no_pattern_that_it_does_not_know(self):
+        assert any("%R~sessions:id:*" in line for line in acl_lines())
+        assert not any("%" in line for line in acl_lines(read_only_keys=False))
+
+    @pytest.mark.parametrize("namespace", ["", "a b", "a*", "a?", "a[b]", "a\n", "a:b", "ä", "x" * 129, "%R~a"])
+    def test_no_glob_space_or_line_can_enter(self, namespace):
+        with pytest.raises(InvalidSettings):
+            acl_lines(namespace)
+        run("acl", "--namespace", namespace, code=exits.USAGE)
+
+    def test_the_report_is_granted_no_command_that_writes(self, guarded):
+        with guarded.connection("operator") as send:
+            writing = {name for name, _, flags in commands_of(send) if "write" in flags}
+        assert "set" in writing
+        assert not acl.USERS["report"].commands & writing
+
+
+class TestPrinted:
+    def test_a_password_is_only_its_hash(self):
+        shown = run("acl", env=VARIABLES)
+        assert "s3cret" not in shown.output
+        for user, password_hash in HASHES.items():
+            assert f"\nuser {user} on #{password_hash} " in shown.stdout
+
+    def test_a_user_without_a_password_is_off_and_that_is_said(self):
+        shown = run("acl", env={"REDIS_SESSIONS_WORKER_PASSWORD": "x" * 20, "REDIS_SESSIONS_ADMIN_PASSWORD": ""})
+        lines = shown.stdout.splitlines()
+        assert [line.split()[1:3] for line in lines] == [
+            ["default", "off"],
+            ["worker", "on"],
+            ["report", "off"],
+            ["admin", "off"],
+        ]
+        said = shown.stderr.splitlines()
+        assert [re.search(r"set (\w+)$", line)[1] for line in said] == [
+            "REDIS_SESSIONS_REPORT_PASSWORD",
+            "REDIS_SESSIONS_ADMIN_PASSWORD",
+        ]
+
+    def test_passwords_that_can_be_guessed(self):
+        shown = run("acl", env=VARIABLES | {"REDIS_SESSIONS_ADMIN_PASSWORD": "s3cret"})
+        assert "s3cret" not in shown.output
+        assert shown.stderr == (
+            "redis-sessions: the password of admin can be guessed from its hash: take 20 random characters or more\n"
+        )
+
+    def test_its_options(self):
+        printed = run("acl", "--namespace", "a@b", "--cluster", "--redis-6", env=VARIABLES).stdout.splitlines()
+        assert printed == acl_lines("a@b", password_hashes=HASHES, cluster=True, read_only_keys=False)
+        assert all("+cluster|slots" in line and " ~a@b:" in line for line in printed[1:])
+
+
+def test_what_its_users_wrote_is_there_after_a_restart(binary, tmp_path):
+    """Redis loads its append-only file as the default user, and drops what that one may not do."""
+    (tmp_path / "users.acl").write_text(
+        "\n".join(acl_lines(password_hashes=HASHES, read_only_keys=not is_redis_6(binary))) + "\n"
+    )
+    extra = {"aclfile": str(tmp_path / "users.acl")}
+    with EmbeddedServer(directory=tmp_path / "data", binary=binary, extra=extra) as server:
+        url = server.url.replace("//", "//worker:s3cret%2Frandom-enough-worker@")
+        with SessionStore.from_url(url) as store:
+            assert store.save(store.acquire("leased"), "ID-1")
+            store.set("set", "ID-2")
+            held = store.acquire("held")
+            assert isinstance(held, Lease)
+        server.stop()
+        server.start()
+        with SessionStore.from_url(url) as store:
+            assert (store.get("leased"), store.get("set")) == ("ID-1", "ID-2")
+            assert store.acquire("held").holder == held.token

@@ -1,0 +1,63 @@
+"""Whatever each of the users is for, and how a grant is taken back. No tests."""
+
+from __future__ import annotations
+
+import json
+
+from redis_sessions import (
+    AccessDenied,
+    Lease,
+    Turn,
+)
+from tests.servers import is_redis_6
+
+
+def converse(store, _):
+    """All that a worker does, whatever a server has cached."""
+    store.set("a", "ID-1")
+    store.get("a")
+    store.peek("a")
+    for step in (store.renew, store.reject, store.release):
+        lease = store.acquire("a")
+        assert isinstance(lease, Lease)
+        store.acquire("a")
+        step(lease)
+        store.release(lease)
+    store.save(store.acquire("a"), "ID-1")
+    store.delete("a", "ID-1")
+    store.delete("a")
+    store.increment_resume_failures()
+    store.resume_failures_total()
+    assert store.resume("a", lambda _: Turn("ID-1", None), on_outage="raise").saved
+
+
+def scan(store, tmp_path):
+    assert store.report(lambda *_: None).live == 1
+    assert [row.key for row in store.sessions()] == ["a"]
+    assert store.live_session_ids() == {"ID-1"}
+    assert store.export(tmp_path / "out.json").exported == 1
+    store.resume_failures_total()
+
+
+def move(store, tmp_path):
+    converse(store, tmp_path)
+    scan(store, tmp_path)
+    (tmp_path / "in.json").write_text(json.dumps({"a": "ID-2", "b": "ID-3"}))
+    for dry_run in (True, False):
+        result = store.import_legacy(tmp_path / "in.json", assume_used_at="mtime", dry_run=dry_run)
+        assert (result.imported, result.kept) == (1, 1)
+    assert store.retime(60_000).shortened == 2
+    diagnosis = store.doctor()
+    unseen = {finding.check for finding in diagnosis.findings if finding.status == "unknown"}
+    # It fails for nothing that it may not see.
+    if unseen - {"replicas", "login", "replay", "rights"}:
+        raise AccessDenied(f"the doctor does not see {unseen}", remedy="grant it")
+
+
+WORK = {"worker": converse, "report": scan, "admin": move}
+
+
+def without(grant, binary=None):
+    """The rule that takes a grant back. Not every server can take back a part of INFO alone, and Redis 6.2 no part."""
+    whole = grant == "info|server" or is_redis_6(binary)
+    return f"-{grant.partition('|')[0] if whole else grant}"
