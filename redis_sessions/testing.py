@@ -1,4 +1,4 @@
-"""Stores on fakeredis, for the tests of whoever uses this package (`pip install 'redis-sessions[test]'`).
+"""Stores on fakeredis, for the tests of whoever uses this package (`pip install 'redis-sessions[testing]'`).
 
 fakeredis speaks Redis inside this process, scripts and expiry included; with `time-machine` a test can let sessions age.
 """

@@ -117,6 +117,26 @@ def test_the_keys_are_made_once_and_open_the_server(tmp_path):
                 assert store.get("a") == "b"
             with SessionStore.from_url(server.url) as store, pytest.raises(AccessDenied):
                 store.get("a")
+            password = (tmp_path / "keys/operator/password").read_text().strip()
+            with SessionStore.from_url(server.url.replace("//", "//operator@"), password=password) as store:
+                assert store.doctor().unknown == 0
+
+
+SHOWN = re.findall(r"docker compose ([^`\n]+?)(?:`|  +#|\n)", (ROOT / "README.md").read_text() + COMPOSE.read_text())
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_what_is_shown_names_services_and_profiles_that_are_there(line):
+    words = line.split()
+    services = re.findall(r"--scale (\S+)=|(?:run .*--rm|logs -f|restart) ([a-z-]+)", line)
+    assert {name for pair in services for name in pair if name} <= set(SERVICES)
+    profiles = re.findall(r"--profile (\S+)", line)
+    assert all(f"profiles: [{profile}]" in COMPOSE.read_text() for profile in profiles)
+    assert {"up", "down", "logs", "run", "restart"} & set(words)
+
+
+def test_commands_are_shown():
+    assert len(SHOWN) > 8
 
 
 def test_nothing_listens_beyond_this_host_and_every_image_is_pinned():
@@ -135,7 +155,7 @@ def test_the_image_is_built_without_what_no_test_reads():
     assert not {"tests", "redis_sessions", "pyproject.toml", "README.md", "LICENSE"} & set(ignored)
 
 
-ONE_SHOT = {"keys", "admin", "cluster", "test"}
+ONE_SHOT = {"keys", "admin", "operator", "cluster", "test"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
