@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from redis_sessions import SessionStore
+from redis_sessions import SessionStore, StoreSettings
 from redis_sessions.access import login, place_of
 from redis_sessions.checks import NODE_CHECKS, Node, of_nodes
 from redis_sessions.errors import SessionStoreError
+from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer
 from tests.servers import find_redis_server
 
@@ -90,3 +91,21 @@ def test_the_remedy_for_a_small_limit_is_no_lifting_of_it():
     _, look = NODE_CHECKS["memory"]
     info = {"maxmemory": 300_000, "used_memory": 1, "maxmemory_policy": "volatile-ttl", "evicted_keys": 4}
     assert look(Node(info, {}))[2] == "redis-cli CONFIG SET maxmemory 1mb"
+
+
+@pytest.mark.parametrize("value", [b"7\n", b"1_000", b" 7", b"+7", b"007", b"", b"7.0", b"9" * 18 + b"99", b"1" * 5_000])
+def test_a_counter_that_can_not_be_counted_on(valkey, namespace, value):
+    """Python takes some of these for integers. The server does not, and refuses the next INCR."""
+    with valkey.sync(StoreSettings(namespace=namespace)) as store:
+        redis_key = Keys(namespace).counter("resume_failures_total")
+        for good in (b"0", b"-3", b"41"):
+            valkey.raw.set(redis_key, good)
+            assert found(store.doctor(), "counters").status == "ok"
+            store.increment_resume_failures()
+        valkey.raw.set(redis_key, value)
+        try:
+            with pytest.raises(SessionStoreError):
+                store.increment_resume_failures()
+            assert found(store.doctor(), "counters").status == "broken"
+        finally:
+            valkey.raw.delete(redis_key)
