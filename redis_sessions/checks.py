@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from redis_sessions.errors import SessionStoreError
+from redis_sessions.errors import AccessDenied, SessionStoreError, StoreUnavailable
 from redis_sessions.findings import BROKEN, OK, SEVERITY, WARNING, Finding, Outcome, judged, seen
 
 MEMORY_FULL: Final = 0.9
@@ -34,9 +34,16 @@ class Node:
     moving: bool = False
 
     @property
+    def away(self) -> bool:
+        """Whether it could not be reached, which only one of several may be."""
+        return is_away(self.info)
+
+    @property
     def serves(self) -> bool:
-        """Whether it answers for keys; unless its cluster is known to be down."""
-        return not isinstance(self.cluster, Mapping) or self.cluster.get("cluster_state") == "ok"
+        """Whether its cluster answers for every key, as far as is known."""
+        if self.away or not isinstance(self.cluster, Mapping):
+            return not self.away
+        return self.cluster.get("cluster_state") == "ok" and self.cluster.get("cluster_slots_ok") in (None, str(SLOTS))
 
     def told(self, field: str) -> Any:
         """A field of INFO. Raises SessionStoreError if it is not to be had."""
@@ -67,7 +74,9 @@ def of_nodes(nodes: Sequence[Node]) -> list[Finding]:
     """The findings about servers: of each check the worst of all nodes."""
     findings = []
     for check, (why, look) in NODE_CHECKS.items():
-        found = [judged(check, why, lambda node=node, look=look: look(node)) for node in nodes]  # type: ignore[misc]
+        # Of what is as bad the first is told: that one is away is why the others lack its slots.
+        ordered = sorted(nodes, key=lambda node: not node.away)
+        found = [judged(check, why, lambda node=node, look=look: look(node)) for node in ordered]  # type: ignore[misc]
         worst = max(found, key=lambda finding: SEVERITY.index(finding.status))
         alike = sum(finding.status == worst.status for finding in found)
         if alike < len(nodes):
@@ -172,6 +181,8 @@ def _cluster(node: Node) -> Outcome:
         if node.number("cluster_enabled"):
             return BROKEN, "this is one node of a cluster", "give the URL as redis+cluster://"
         return OK, "none", None
+    if node.away:
+        return BROKEN, str(node.info), "bring it up; its replica takes over by itself, if it has one"
     facts = seen(node.cluster)
     state, served = facts.get("cluster_state"), number(facts.get("cluster_slots_ok", ""))
     if state != "ok" or served < SLOTS:
@@ -187,6 +198,11 @@ def number(text: Any) -> int:
         return int(text)
     except ValueError:
         raise SessionStoreError("the server tells no number where Redis does") from None
+
+
+def is_away(fact: Any) -> bool:
+    """Whether it is that its server could not be reached."""
+    return isinstance(fact, StoreUnavailable) and not isinstance(fact, AccessDenied)
 
 
 def _megabytes(size: int) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from redis_sessions import SessionStore, StoreSettings
+from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
 from redis_sessions.access import login, place_of
 from redis_sessions.checks import NODE_CHECKS, Node, of_nodes
 from redis_sessions.errors import SessionStoreError
 from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer
-from tests.servers import find_redis_server
+from tests.servers import Cluster, find_redis_server
+from tests.stores import Blocking
 
 BINARIES = [
     None,
@@ -109,3 +110,40 @@ def test_a_counter_that_can_not_be_counted_on(valkey, namespace, value):
             assert found(store.doctor(), "counters").status == "broken"
         finally:
             valkey.raw.delete(redis_key)
+
+
+@pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
+def test_a_cluster_of_which_a_primary_is_away(kind, loop):
+    """That is when it is wanted: what can be seen is told, and what can't is unknown."""
+    with Cluster() as cluster:
+        cluster.nodes[2].kill()
+        store = kind.from_url(cluster.url, StoreSettings(deadline_ms=1_200))
+        store = store if kind is SessionStore else Blocking(store, loop)
+        try:
+            diagnosis = store.doctor()
+            assert found(diagnosis, "cluster").status == "broken"
+            assert found(diagnosis, "cluster").found.startswith(f"127.0.0.1:{cluster.nodes[2].port} can't be reached")
+            unseen = {finding.check for finding in diagnosis.findings if finding.status == "unknown"}
+            assert unseen >= {"server", "role", "memory", "no-ttl", "leases", "counters"}
+            assert not unseen & {"cluster", "login", "rights", "tls", "round-trip", "clock", "client", "agent"}
+            for node in cluster.nodes:
+                node.kill()
+            with pytest.raises(StoreUnavailable):
+                store.doctor()
+        finally:
+            store.close()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "serves"),
+    [
+        (None, True),
+        ({"cluster_state": "ok", "cluster_slots_ok": "16384"}, True),
+        # With cluster-require-full-coverage off the rest is served all the same.
+        ({"cluster_state": "ok", "cluster_slots_ok": "16383"}, False),
+        ({"cluster_state": "fail", "cluster_slots_ok": "16384"}, False),
+        (SessionStoreError("unseen"), True),
+    ],
+)
+def test_whether_every_key_can_be_asked_for(cluster, serves):
+    assert Node({}, {}, cluster).serves is serves
