@@ -69,7 +69,7 @@ def replay(default: Mapping[str, Any] | SessionStoreError, node: Node) -> Outcom
     That a restart loses it was seen on Redis 7.0.15 and 8.0.2, Valkey 8.1.1, 9.0.0 and 9.1.1; that it does not, on Redis
     6.2.5 and 8.6.3, and Valkey 9.1.2.
     """
-    if not int(node.told("aof_enabled")):
+    if not node.number("aof_enabled"):
         return OK, "no append-only file", None
     name, text, numbers = node.version()
     if numbers >= (9, 1, 2) if name == "Valkey" else not (7,) <= numbers < (8, 6):
