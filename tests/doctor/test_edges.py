@@ -10,6 +10,7 @@ from redis_sessions.checks import NODE_CHECKS, Node, of_nodes
 from redis_sessions.errors import SessionStoreError
 from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer
+from tests.doctor.looking import found
 from tests.servers import Cluster, find_redis_server
 from tests.stores import Blocking
 
@@ -23,11 +24,6 @@ REDIS_6, REDIS_7, VALKEY = (
     {"redis_version": "7.0.15"},
     {"redis_version": "6.9.9", "valkey_version": "8.1.1"},
 )
-
-
-def found(diagnosis, check):
-    [finding] = [finding for finding in diagnosis.findings if finding.check == check]
-    return finding
 
 
 @pytest.mark.parametrize(
