@@ -1,4 +1,4 @@
-"""Access lists of least privilege: three users of one namespace, each granted what its operations send, and nothing else.
+"""Access lists of least privilege: three users of one or more namespaces, each granted what its operations send, no more.
 
 | user   | for                                                    | may write |
 | ------ | ------------------------------------------------------ | --------- |
@@ -13,7 +13,7 @@ other keys on that server, never their values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from redis_sessions.settings import StoreSettings
@@ -71,7 +71,7 @@ USERS: Final[Mapping[str, User]] = {
 
 
 def acl_lines(
-    namespace: str = "sessions",
+    namespaces: str | Sequence[str] = "sessions",
     *,
     password_hashes: Mapping[str, str] | None = None,
     cluster: bool = False,
@@ -80,14 +80,15 @@ def acl_lines(
     """The lines of an ACL file: the default user off, then each of USERS.
 
     Args:
-        namespace: of the keys. Raises InvalidSettings for one that a store would not take.
+        namespaces: of the keys, one or several. Raises InvalidSettings for one that a store would not take.
         password_hashes: SHA-256 in hexadecimal, by user; a user without one is off.
         cluster: whether the server is a node of a cluster.
         read_only_keys: False for Redis 6.2, which knows no key pattern for reading alone. There it is by its commands
             that the report can't write.
     """
     # No namespace that passes holds a glob, a space, or a line's end.
-    prefix = StoreSettings(namespace=namespace).namespace
+    names = (namespaces,) if isinstance(namespaces, str) else namespaces
+    prefixes = [StoreSettings(namespace=name).namespace for name in names]
     # Nobody can log in as it. Its rights stay, for as this user many servers read their append-only file (`access.replay`):
     # without them they drop, at a restart, all that a script wrote by more than one command, and so every leased save.
     lines = ["user default off resetpass ~* &* +@all"]
@@ -95,7 +96,7 @@ def acl_lines(
         password_hash = (password_hashes or {}).get(name)
         access = f"on #{password_hash}" if password_hash else "off"
         mark = "~" if user.writes or not read_only_keys else "%R~"
-        keys = " ".join(f"{mark}{prefix}:{pattern}" for pattern in user.keys)
+        keys = " ".join(f"{mark}{prefix}:{pattern}" for prefix in prefixes for pattern in user.keys)
         commands = user.commands | (user.on_cluster if cluster else user.alone)
         grants = " ".join(f"+{command}" for command in sorted(commands))
         lines.append(f"user {name} {access} {keys} resetchannels -@all {grants}")

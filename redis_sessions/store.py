@@ -57,6 +57,11 @@ class BaseStore(Generic[C]):
         target = urls.parse(url, password)
         return cls(cls._connect(target, settings), settings, link=clients.link(target, settings))
 
+    def for_namespace(self, namespace: str) -> Self:
+        """A store of another namespace over the same client, which closing either closes. Raises InvalidSettings."""
+        settings = type(self.settings)(**self.settings.model_dump() | {"namespace": namespace})
+        return type(self)(self.client, settings, link=self._link)
+
 
 class SessionStore(BaseStore[clients.SyncClient]):
     """Session IDs of conversations in Redis, shared by any number of threads and processes.

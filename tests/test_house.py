@@ -16,7 +16,7 @@ ORDER = """
     errors settings keys acl commands scripts ops report scan retime files shelf json_pairs legacy migrate
     verdicts evidence output placement recognise agents findings checks access upkeep doctor resume adapters
     refusals exchange wire urls connections pools sentinels clusters risks client
-    keeper runner store async_store metrics testing server __init__
+    keeper runner store async_store watches metrics testing server __init__
 """.split()  # noqa: SIM905
 KNOW_REDIS = {"refusals", "exchange", "connections", "pools", "sentinels", "clusters", "risks", "client", "testing"}
 FILES = sorted(ROOT.rglob("*.py"))
