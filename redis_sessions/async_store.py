@@ -12,7 +12,7 @@ from redis_sessions import legacy, migrate, retime, runner, scan
 from redis_sessions.commands import Op
 from redis_sessions.errors import StoreUnavailable
 from redis_sessions.findings import Connection, Diagnosis
-from redis_sessions.keys import COUNTERS, RESUME_FAILURES
+from redis_sessions.keys import RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
@@ -76,13 +76,13 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         """Same as SessionStore.resume_failures_total."""
         return await self._run(self._ops.counter(RESUME_FAILURES))
 
-    async def counters(self) -> dict[str, int]:
+    async def counters(self) -> dict[str, int | None]:
         """Same as SessionStore.counters."""
-        return await self._run(self._ops.counters(*COUNTERS))
+        return await self._run(self._ops.counters())
 
     async def report(self, progress: Progress | None = None) -> Report:
         """Same as SessionStore.report."""
-        return await self._run(scan.report(self.settings, self._ops.counters(*COUNTERS), progress))
+        return await self._run(scan.report(self.settings, self._ops.counters(), progress))
 
     async def sessions(self) -> AsyncIterator[SessionRow]:
         """Same as SessionStore.sessions."""
