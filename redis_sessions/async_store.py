@@ -16,10 +16,11 @@ from redis_sessions.keys import COUNTERS, RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
-from redis_sessions.resume import Judge, OnOutage, Request, ResumeResult, Turn, resume
+from redis_sessions.resume import resume
 from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.store import BaseStore
+from redis_sessions.turn import Judge, OnOutage, Request, ResumeResult, Turn
 from redis_sessions.verdicts import judge_by_phrase
 from redis_sessions.wire import arun
 

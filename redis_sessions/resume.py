@@ -23,55 +23,23 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
+from types import CoroutineType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from redis_sessions.commands import Op
 from redis_sessions.errors import CorruptValue, InvalidSessionID, LeaseHeld, SessionBusy, SessionStoreError, StoreUnavailable
 from redis_sessions.keys import FRESH_STARTS, RESUME_FAILURES, RESUMES
 from redis_sessions.ops import Held, Lease, Operations, new_token
+from redis_sessions.turn import NoTurn, Request, ResumeResult, Turn
 from redis_sessions.verdicts import Judgement, Verdict
 
 log = logging.getLogger("redis_sessions")
 
-V = TypeVar("V")
 T = TypeVar("T")
-Judge: TypeAlias = Callable[[Exception], Judgement]
-OnOutage: TypeAlias = Literal["run", "raise"]
 
 _POLL_S = (0.02, 0.5)
-
-
-@dataclass(frozen=True, slots=True)
-class Turn(Generic[V]):
-    """What `run` returns: the agent's session ID, None if it gave none, and whatever value the caller wants back."""
-
-    session_id: str | None
-    value: V
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeResult(Generic[V]):
-    """A turn that ran.
-
-    Attributes:
-        value: what `run` gave.
-        session_id: the ID that the next turn is to resume; None if this turn gave none.
-        how: "resumed", "fresh", or "restarted": fresh after a refused resume.
-        previous: the ID that was live when the turn was taken up, or None.
-        saved: whether Redis now holds `session_id` because of this turn.
-        session_changed: a resume came back with another ID: context may be lost.
-        reason: why it was no plain resume or fresh start, or why nothing was saved; None if there is nothing to say.
-    """
-
-    value: V
-    session_id: str | None
-    how: Literal["resumed", "fresh", "restarted"]
-    previous: str | None
-    saved: bool
-    session_changed: bool
-    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +66,6 @@ class Pause:
 
 Step: TypeAlias = Do[Any] | Run | Pause
 Flow: TypeAlias = Generator[Step, Any, T]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One call of `resume`: the conversation and the caller's choices."""
-
-    key: str
-    judge: Judge
-    wait_ms: int = 0
-    lease: bool = True
-    on_outage: OnOutage = "run"
 
 
 def resume(ops: Operations, request: Request) -> Flow[ResumeResult[Any]]:
@@ -139,7 +96,7 @@ class _Turn:
             try:
                 turn = yield from self._run(self.previous)
             except Exception as error:
-                if self.previous is None:
+                if self.previous is None or isinstance(error, NoTurn):
                     raise
                 yield from self._refused(error, self.previous)
                 how = "restarted"
@@ -205,12 +162,19 @@ class _Turn:
             # Known before the run, it is old by now: a lease that was kept meanwhile is to be given back.
             self.away = self.away and not self.claimed
         if not isinstance(turn, Turn):
-            raise TypeError(f"run must return a redis_sessions.Turn, not {type(turn).__name__}")
+            _close(turn)
+            raise NoTurn(f"run must return a redis_sessions.Turn, not {type(turn).__name__}")
         return turn
 
     def _refused(self, error: Exception, asked: str) -> Flow[None]:
         """Act on a failed resume: returns where a fresh run may follow, else raises."""
         judgement = self.request.judge(error)
+        if not isinstance(judgement, Judgement):
+            _close(judgement)
+            name = getattr(self.request.judge, "__qualname__", None) or repr(self.request.judge)
+            raise TypeError(
+                f"judge {name} must return a redis_sessions.Judgement, not {type(judgement).__name__}"
+            ) from error
         if judgement.verdict is Verdict.busy:
             raise SessionBusy(self.key, session_id=asked) from error
         if not judgement.verdict.refused:
@@ -291,3 +255,9 @@ class _Turn:
     def _say(self, reason: str, level: int = logging.WARNING) -> None:
         self.reasons.append(reason)
         log.log(level, "conversation %r: %s", self.key, reason)
+
+
+def _close(given: object) -> None:
+    # An async function where a plain one belongs: what it would have done is told by the error, not by a warning.
+    if isinstance(given, CoroutineType):
+        given.close()

@@ -18,10 +18,11 @@ from redis_sessions.keys import COUNTERS, RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Operations, Peek
 from redis_sessions.report import Report
-from redis_sessions.resume import Judge, OnOutage, Request, ResumeResult, Turn, resume
+from redis_sessions.resume import resume
 from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
+from redis_sessions.turn import Judge, OnOutage, Request, ResumeResult, Turn
 from redis_sessions.verdicts import judge_by_phrase
 from redis_sessions.wire import run
 

@@ -18,7 +18,7 @@ from redis_sessions.errors import FileNotWritten, InvalidSettings, LeaseHeld, Se
 from redis_sessions.files import replace_file
 from redis_sessions.placement import guess, name_of
 from redis_sessions.recognise import Agent, Refusal
-from redis_sessions.resume import ResumeResult
+from redis_sessions.turn import ResumeResult
 from redis_sessions.verdicts import Verdict
 
 # As sysexits(3) has them.

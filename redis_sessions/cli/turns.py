@@ -15,7 +15,7 @@ from redis_sessions.cli.group import NotStarted
 from redis_sessions.cli.spool import Spool
 from redis_sessions.placement import with_resume
 from redis_sessions.recognise import Agent, Watch
-from redis_sessions.resume import Turn
+from redis_sessions.turn import Turn
 from redis_sessions.verdicts import Judgement, Verdict
 
 # As timeout(1) and shells have them.
