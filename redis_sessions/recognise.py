@@ -133,10 +133,12 @@ class Watch:
 
     Attributes:
         turn_began: whether the agent has begun to work on the turn.
+        named: once judged, what a run that succeeded named as its session, be it one of this runtime or not.
     """
 
     def __init__(self, agent: Agent, requested: str | None = None) -> None:
         self.turn_began = False
+        self.named: str | None = None
         self._agent = agent
         self._requested = requested
         self._stdout, self._stderr = Reader(), Reader()
@@ -169,10 +171,9 @@ class Watch:
             return Judgement(self._refusal(), None, self.turn_began)
         if self._unclosed or (exit_code is None and end is None):
             return Judgement(Verdict.other, None, self.turn_began)
-        named = self._session_id if end else None if self._records else self._line_session_id
-        if named is not None and not self._agent.can_be(named):
-            named = None
-        return Judgement(Verdict.ok, named, self.turn_began)
+        self.named = self._session_id if end else None if self._records else self._line_session_id
+        can_be = self.named is not None and self._agent.can_be(self.named)
+        return Judgement(Verdict.ok, self.named if can_be else None, self.turn_began)
 
     def _take_stdout(self, items: Iterable[Record | str]) -> None:
         for item in items:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
-from redis_sessions.errors import InvalidSettings
+from redis_sessions.errors import InvalidSessionID, InvalidSettings
+from redis_sessions.keys import check_session_id
 from redis_sessions.verdicts import Judgement
 
 V = TypeVar("V")
 Judge: TypeAlias = Callable[[Exception], Judgement]
+Accepts: TypeAlias = Callable[[str], bool]
 OnOutage: TypeAlias = Literal["run", "raise"]
+
+_EXCERPT_CHARS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class ResumeResult(Generic[V]):
 
     Attributes:
         value: what `run` gave.
-        session_id: the ID that the next turn is to resume; None if this turn gave none.
+        session_id: the ID that the next turn is to resume: this turn's, or the one that it resumed; else None.
         how: "resumed", "fresh", or "restarted": fresh after a refused resume.
         previous: the ID that was live when the turn was taken up, or None.
         saved: whether Redis now holds `session_id` because of this turn.
@@ -51,6 +55,7 @@ class Request:
 
     key: str
     judge: Judge
+    accepts: Accepts | None = None
     wait_ms: int = 0
     lease: bool = True
     on_outage: OnOutage = "run"
@@ -62,6 +67,22 @@ class Request:
             raise InvalidSettings("wait_ms is no number of milliseconds", remedy="pass an int, 0 or more")
         if not callable(self.judge):
             raise InvalidSettings("judge can't be called", remedy="pass a function that takes an exception")
+        if self.accepts is not None and not callable(self.accepts):
+            raise InvalidSettings("accepts can't be called", remedy="pass a function that takes a session ID")
+
+    def objection(self, session_id: str) -> str | None:
+        """Why this can't be the ID of a session to resume here; None if it can."""
+        try:
+            check_session_id(self.key, session_id)
+        except InvalidSessionID:
+            return "is no valid session ID"
+        return None if self.accepts is None or self.accepts(session_id) else "can't be a session of this agent"
+
+
+def excerpt(session_id: object) -> str:
+    """As much of what was taken for a session ID as a message may hold, escaped."""
+    text = str(session_id)
+    return repr(text) if len(text) <= _EXCERPT_CHARS else f"{text[:_EXCERPT_CHARS]!r}…"
 
 
 class NoTurn(TypeError):

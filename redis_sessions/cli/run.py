@@ -101,7 +101,12 @@ def run(
     with turns.signals.installed(), at.store() as store:
         try:
             done = store.resume(
-                key, turns, judge=judge, wait_ms=wait_ms, on_outage="raise" if on_outage == "raise" else "run"
+                key,
+                turns,
+                judge=judge,
+                accepts=turns.runtime.can_be,
+                wait_ms=wait_ms,
+                on_outage="raise" if on_outage == "raise" else "run",
             )
         except (AgentFailed, SessionBusy, LeaseHeld, StoreUnavailable, Stopped) as error:
             code = _delivered(_exit_code(error, turns), turns)

@@ -79,9 +79,6 @@ class Turns:
         self.signals.check()
         self.discard()
         self.previous = session_id or self.previous
-        if session_id is not None and not self.runtime.can_be(session_id):
-            why = f"{session_id} can't be a session of {self.runtime.name}, which was not started with it"
-            raise AgentFailed(1, Judgement(Verdict.invalid_id), why)
         gate = Gate(hold=session_id is not None)
         watch = Watch(self.runtime, session_id)
         code, timed_out = self._run(self.place(session_id), watch, gate, resuming=session_id is not None)
@@ -97,7 +94,8 @@ class Turns:
             judgement = replace(judgement, turn_began=True)
         self.lost = gate.lost
         if judgement.verdict is Verdict.ok:
-            return Turn(judgement.session_id, self.exit_code)
+            # Whether it can be one is looked at, and said, by who saves it.
+            return Turn(watch.named, self.exit_code)
         ended = "ran out of time" if timed_out else f"ended with {self.exit_code}"
         again = "; it is not run again" if judgement.verdict.refused and self._refused is None else ""
         before = f"session {self.previous} was refused; run fresh, " if session_id is None and self.previous else ""
