@@ -61,6 +61,7 @@ class Agent:
         place: where they go in a command line; None if only `{resume}` can say.
         session_at: (record, path): where records name the session.
         session_line: regular expression of a stderr line that names it, group `id`.
+        named_by: what to add to a command so that its output names the session, where it doesn't of itself.
         began: records by which a turn has begun, as `output.matches` takes them; likewise the next two.
         spoken: records after which stderr may quote what was said; none: those by which a turn has begun.
         began_line: regular expression of a stderr line after which stderr is a transcript.
@@ -79,6 +80,7 @@ class Agent:
     place: Place | None = None
     session_at: tuple[tuple[Record, str], ...] = ()
     session_line: str | None = None
+    named_by: str | None = None
     began: tuple[Record, ...] = ()
     spoken: tuple[Record, ...] = ()
     began_line: str | None = None

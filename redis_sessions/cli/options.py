@@ -143,3 +143,9 @@ def duration_ms(text: str, option: str = "--max-age") -> int:
         return int(match[1]) * _UNITS_MS[match[2]]
     trouble = "has no unit" if text.isascii() and text.isdigit() else "is no number with a unit"
     raise InvalidSettings(f"{option} {trouble}", remedy="write 500ms, 30s, 90m, 24h or 7d")
+
+
+def as_duration(milliseconds: int) -> str:
+    """The other way round, exactly, in the largest unit that allows it."""
+    unit = max((unit for unit in _UNITS_MS if milliseconds % _UNITS_MS[unit] == 0), key=_UNITS_MS.__getitem__)
+    return f"{milliseconds // _UNITS_MS[unit]}{unit}"

@@ -14,7 +14,6 @@ from tests.run.stage import CLAUDE, REFUSED, SAID, TURN, E, R, Stage
     ("planted", "steps", "told"),
     [
         (None, SAID, f"started fresh; saved {E}"),
-        (None, [["out", "hi\n"]], "started fresh; saved nothing; the turn gave no session ID"),
         (E, SAID, f"resumed {E}; saved {E}"),
         (None, [["exit", 3]], "the agent ended with 3 (other)"),
         (R, [["exit", 0]], f"resumed {R}; saved {R}"),
