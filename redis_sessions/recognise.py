@@ -59,6 +59,7 @@ class Agent:
         session_id: regular expression of its session IDs, whole.
         resume: arguments that resume `{id}`.
         place: where they go in a command line; None if only `{resume}` can say.
+        one_turn: options of which one makes it run one turn and end, where it would otherwise talk to a terminal.
         session_at: (record, path): where records name the session.
         session_line: regular expression of a stderr line that names it, group `id`.
         named_by: what to add to a command so that its output names the session, where it doesn't of itself.
@@ -78,6 +79,7 @@ class Agent:
     session_id: str = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
     resume: tuple[str, ...] = ()
     place: Place | None = None
+    one_turn: tuple[str, ...] = ()
     session_at: tuple[tuple[Record, str], ...] = ()
     session_line: str | None = None
     named_by: str | None = None

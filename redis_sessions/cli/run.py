@@ -3,21 +3,24 @@
 import json
 import os
 import re
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from redis_sessions.cli import exits
+from redis_sessions.cli import exits, show
 from redis_sessions.cli.aloud import warnings_aloud
 from redis_sessions.cli.child import Stopped
 from redis_sessions.cli.gate import hold_standard_streams
 from redis_sessions.cli.options import Options, duration_ms, on_a_store
+from redis_sessions.cli.program import NAME
 from redis_sessions.cli.runtimes import runtime_of
 from redis_sessions.cli.turns import NOT_RUNNABLE, NOT_THERE, TIMED_OUT, AgentFailed, Turns, judge
 from redis_sessions.errors import FileNotWritten, InvalidSettings, LeaseHeld, SessionBusy, StoreUnavailable
 from redis_sessions.files import replace_file
+from redis_sessions.placement import lacks
 from redis_sessions.turn import ResumeResult
 
 # As sysexits(3) has them.
@@ -72,6 +75,8 @@ def run(
 ) -> int:
     """Run an agent: resume the session, or start fresh.
 
+    It is for agents that run one turn and end, in print mode: their output is read here on its way.
+
     Takes the conversation's lease, looks up its session ID, adds the runtime's resume argument if there is one, and passes
     input, output, signals and exit code through. The ID of a turn that succeeded is saved. If the agent says that the
     session is gone, invalid or unusable, the ID is deleted, that is counted, and the command runs once more, fresh, with
@@ -105,7 +110,9 @@ def run(
         raise FileNotWritten(
             f"{result} can't be written", remedy="name a place for --result that is there and can be written"
         )
-    turns.place(None)  # a command that could not be resumed is refused before anything is run
+    # A command that could not be resumed, or would wait for a person, is refused before anything is run.
+    turns.place(None)
+    _refuse_interactive(turns)
     wait_ms = 0 if wait is None else duration_ms(wait, "--wait")
     with turns.signals.installed(), at.store() as store, nullcontext() if quiet else warnings_aloud(turns.say):
         try:
@@ -138,6 +145,17 @@ def run(
             # The turn was run: its exit code is what the caller goes by.
             turns.say(str(error))
     return code
+
+
+def _refuse_interactive(turns: Turns) -> None:
+    """At a terminal: the agent's output is a pipe, since it is read here, so it could not talk to anybody."""
+    runtime = turns.runtime
+    at_a_terminal = show.is_terminal(sys.stdin) and show.is_terminal(sys.stdout)
+    if at_a_terminal and runtime.one_turn and lacks(turns.command, runtime.commands, runtime.one_turn):
+        raise InvalidSettings(
+            f"without {' or '.join(runtime.one_turn)}, {runtime.name} talks to a terminal, and here it has none",
+            remedy=f"add {runtime.one_turn[0]} and a prompt, or start it without {NAME}",
+        )
 
 
 def _exit_code(error: BaseException, turns: Turns) -> int:

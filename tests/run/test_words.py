@@ -1,0 +1,153 @@
+"""What a newcomer writes by mistake: each is refused before anything is run, in words that say what to write instead."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from redis_sessions.cli.app import app
+from tests import test_cli_support
+from tests.run.stage import SAID, TURN, E, R, Stage
+from tests.run.terminal import Terminal
+
+
+@pytest.fixture
+def refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What is said when these words are refused; nothing was run then, counted or touched."""
+
+    def words(*given: str) -> str:
+        stage.plant()
+        stage.put_on(monkeypatch)
+        done = CliRunner().invoke(app, ["run", *given])
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert re.fullmatch(r"redis-sessions: [^\n]+\n", done.stderr)
+        assert stage.starts == []
+        assert stage.kept()
+        assert stage.counters == (0, 0, 0)
+        assert not stage.leased()
+        return done.stderr
+
+    return words
+
+
+# -- a command that resumes by itself
+
+
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (["claude", "--resume", "abc", "-p", "x"], "--resume"),
+        (["claude", f"--resume={E}", "-p", "x"], "--resume"),
+        (["claude", "-r", E, "-p", "x"], "-r"),
+        (["claude", f"-r{E}", "-p", "x"], "-r"),
+        (["claude", "-c", "-p", "x"], "-c"),
+        (["claude", "-cp", "x"], "-c"),
+        (["claude", "-pc", "x"], "-c"),
+        (["claude", "--continue", "-p", "x"], "--continue"),
+        (["env", "A=b", "claude", "-p", "--continue"], "--continue"),
+        (["codex", "exec", "resume", R, "x"], "resume"),
+        (["codex", "exec", "--json", "resume", "--last"], "resume"),
+        (["codex", "resume", R], "resume"),
+        (["gemini", "--resume", "latest", "-p", "x"], "--resume"),
+        (["opencode", "run", "--session", "ses_1", "x"], "--session"),
+        (["opencode", "run", "-s", "ses_1", "x"], "-s"),
+        (["opencode", "run", "-c", "x"], "-c"),
+        (["copilot", "--resume", "-p", "x"], "--resume"),
+        (["copilot", "--continue", "-p", "x"], "--continue"),
+    ],
+)
+def test_a_command_that_resumes_by_itself(stage: Stage, refused: Any, command: list[str], word: str) -> None:
+    said = refused(*stage.arguments(command=command)[1:])
+    assert f"the command resumes a session by itself ({word}): remove that argument, the conversation's own is put" in said
+
+
+def test_a_command_that_names_its_session(stage: Stage, refused: Any) -> None:
+    said = refused(*stage.arguments(command=["claude", "--session-id", E, "-p", "x"])[1:])
+    assert "the command names a session by itself (--session-id): remove that argument" in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["claude", "-p", "--", "--resume"],
+        ["claude", "-p", "--model", "m", "-c is a flag, isn't it?"],
+        ["claude", "-dp", "x"],
+        ["codex", "exec", "-c", "a=b", "x"],
+        ["gemini", "-mpro", "-p", "x"],
+    ],
+)
+def test_words_that_only_look_like_it(stage: Stage, command: list[str]) -> None:
+    stage.script(fresh=SAID)
+    assert stage.run(command=command).code == 0
+    assert stage.starts == [command]
+
+
+# -- a command that would talk to a terminal
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["codex"], "without its subcommand exec this agent does not run one turn and end: write exec after its name"),
+        (["codex", "go on"], "without its subcommand exec"),
+        (["codex", "-m", "exec"], "without its subcommand exec"),
+        (["opencode"], "without its subcommand run"),
+        (["opencode", "serve"], "without its subcommand run"),
+    ],
+)
+def test_an_agent_without_its_subcommand(stage: Stage, refused: Any, command: list[str], words: str) -> None:
+    assert words in refused(*stage.arguments(command=command)[1:])
+
+
+def at_a_terminal(stage: Stage, command: list[str], *options: str) -> tuple[int, str]:
+    def start(*starter: str, **how: Any) -> Any:
+        return stage.launch(*starter, *test_cli_support.PROGRAM, *stage.arguments(*options, command=command), **how)
+
+    with Terminal(start) as screen:
+        return screen.wait(), screen.shown
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["claude"], "-p or --print"),
+        (["claude", "go on"], "-p or --print"),
+        (["env", "claude", "--", "-p"], "-p or --print"),
+        (["claude", "{resume}"], "-p or --print"),
+        (["gemini", "-i", "go on"], "-p or --prompt"),
+        (["copilot"], "-p or --prompt"),
+    ],
+)
+def test_an_interactive_agent_at_a_terminal(stage: Stage, command: list[str], option: str) -> None:
+    code, shown = at_a_terminal(stage, command)
+    assert code == 2
+    assert f"redis-sessions: without {option}, " in shown
+    assert "talks to a terminal, and here it has none: add -p and a prompt, or start it without redis-sessions" in shown
+    assert shown.count("\n") == 1
+    assert stage.starts == []
+
+
+@pytest.mark.parametrize(
+    "command", [["claude", "--print", "x"], ["claude", "-dp", "x"], ["env", "claude", "-p"], ["gemini", "--prompt=x"]]
+)
+def test_one_turn_at_a_terminal(stage: Stage, command: list[str]) -> None:
+    stage.script(fresh=SAID)
+    assert at_a_terminal(stage, command) == (0, TURN)
+
+
+@pytest.mark.parametrize("name", ["wrapper", "bash"])
+def test_what_can_not_be_told_is_not_refused_at_a_terminal(stage: Stage, name: str) -> None:
+    """What a program of somebody's hands on to the agent is its own affair."""
+    (stage.binaries / name).hardlink_to(stage.binaries / "claude")
+    stage.script(fresh=SAID)
+    assert at_a_terminal(stage, [name, "{resume}"], "--agent", "claude") == (0, TURN)
+
+
+@pytest.mark.parametrize("agent", ["claude", "gemini", "copilot"])
+def test_away_from_a_terminal_a_prompt_may_come_by_the_input(stage: Stage, agent: str) -> None:
+    stage.script(fresh=[["read"], *SAID])
+    assert stage.run("--quiet", command=[agent], given=b"prompt").code == 0
+    assert stage.told("read")[0]["size"] == 6
