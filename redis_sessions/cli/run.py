@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -29,7 +30,7 @@ LEASED: Final = 75
 
 CODES: Final = {
     0: "the agent's own code, whatever it is (1 for 0 if its output was lost); or, if it could not run:",
-    AWAY: "Redis is away, and --on-outage raise was given",
+    AWAY: "Redis is away or refuses access, and --on-outage raise was given",
     LEASED: "another worker has the conversation",
     TIMED_OUT: "it ran out of time",
     NOT_RUNNABLE: "the command can't be run",
@@ -56,7 +57,8 @@ IDField = Annotated[str | None, typer.Option("--id-field", metavar="PATH", help=
 Gone = Annotated[str | None, typer.Option("--gone", metavar="REGEX", help=f"{_OWN}a stderr line that says «gone».")]
 
 
-@on_a_store
+# Its output is the agent's.
+@partial(on_a_store, but=("as_json",))
 def run(
     at: Options,
     key: Key,

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from redis_sessions.cli.app import app
 from tests import test_cli_support
-from tests.run.stage import SAID, TURN, E, R, Stage
+from tests.run.stage import CLAUDE, SAID, TURN, E, R, Stage
 from tests.run.terminal import Terminal
 
 
@@ -151,3 +151,64 @@ def test_away_from_a_terminal_a_prompt_may_come_by_the_input(stage: Stage, agent
     stage.script(fresh=[["read"], *SAID])
     assert stage.run("--quiet", command=[agent], given=b"prompt").code == 0
     assert stage.told("read")[0]["size"] == 6
+
+
+# -- KEY, -- and the command
+
+
+WRITE = "write redis-sessions run KEY -- AGENT-COMMAND"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--", "claude", "-p", "x"], "KEY is missing before --"),
+        (["--", "claude"], "KEY is missing before --"),
+        (["--verbose", "--", "claude", "-p", "--", "x"], "KEY is missing before --"),
+        (["--"], "KEY is missing before --"),
+        (["k", "claude", "-p", "x"], "-- is missing before the agent's command"),
+        (["k", "claude"], "-- is missing before the agent's command"),
+        # What is an option of ours as well must not be taken from the agent.
+        (["k", "codex", "exec", "--verbose", "x"], "-- is missing before the agent's command"),
+        (["k"], "-- is missing before the agent's command"),
+        ([], "-- is missing before the agent's command"),
+        (["k", "--"], "AGENT-COMMAND is missing after --"),
+        (["--", "-p", "x"], "KEY is missing before --"),
+        (["--", "-k", "--"], "AGENT-COMMAND is missing after --"),
+        (["k", "--", "-k", "--"], "more than KEY stands before --"),
+        (["k", "claude", "--", "-p"], "more than KEY stands before --"),
+    ],
+    ids=str,
+)
+def test_words_that_are_missing(refused: Any, words: list[str], said: str) -> None:
+    assert refused(*words) == f"redis-sessions: {said}: {WRITE}\n"
+
+
+def test_dashes_of_the_agents_own_stay_with_it(stage: Stage) -> None:
+    command = ["claude", "-p", "--", "--", "--help"]
+    stage.script(fresh=SAID)
+    assert stage.run(command=command).code == 0
+    assert stage.starts == [command]
+
+
+def test_a_key_with_a_dash_in_front(stage: Stage) -> None:
+    stage.script(fresh=SAID)
+    words = ["run", *stage.cli.options, "--", "-k", "--", *CLAUDE]
+    process = stage.launch(*test_cli_support.PROGRAM, *words)
+    assert stage.finish(process).code == 0
+    assert stage.starts == [CLAUDE]
+    assert stage.saved(E, key="-k")
+
+
+def test_help_is_shown_wherever_it_is_asked_for() -> None:
+    shown = CliRunner().invoke(app, ["run", "--help"])
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("Usage: redis-sessions run [OPTIONS] KEY -- AGENT-COMMAND...\n")
+    assert CliRunner().invoke(app, ["run", "-h"]).stdout == shown.stdout
+    assert CliRunner().invoke(app, ["run", "k", "--help", "--", "claude"]).stdout == shown.stdout
+
+
+def test_there_is_no_json_to_print(refused: Any) -> None:
+    """An option that changes nothing would only look like --result."""
+    assert "No such option: --json" in refused("k", "--json", "--", "claude", "-p")
+    assert "--json " not in CliRunner().invoke(app, ["run", "--help"]).stdout.partition("Examples:")[0]
