@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -128,7 +129,7 @@ def run(
             )
         except (AgentFailed, SessionBusy, LeaseHeld, StoreUnavailable, Stopped) as error:
             code = _delivered(_exit_code(error, turns), turns)
-            why = _why_leased(error, wait) if isinstance(error, LeaseHeld) else str(error)
+            why = _why(error, wait)
             outcome = _outcome(None, turns.previous, code, why)
             turns.discard()
             if verbose or turns.timed_out or isinstance(error, LeaseHeld | StoreUnavailable):
@@ -168,7 +169,11 @@ def _exit_code(error: BaseException, turns: Turns) -> int:
     return turns.exit_code if isinstance(error, SessionBusy) else AWAY
 
 
-def _why_leased(error: LeaseHeld, wait: str | None) -> str:
+def _why(error: BaseException, wait: str | None) -> str:
+    if isinstance(error, Stopped):
+        return f"stopped by {signal.Signals(error.exit_code - 128).name} while no agent ran"
+    if not isinstance(error, LeaseHeld):
+        return str(error)
     if error.holder is None:
         return f"{error.message}: try later"
     return f"{error.message}: try later, or wait for it with {'--wait 30s' if wait is None else f'more than --wait {wait}'}"
