@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from redis_sessions.agents import known_agents
+from redis_sessions.cli.aloud import warnings_aloud
 from redis_sessions.cli.options import as_duration, duration_ms
 from redis_sessions.server import EmbeddedServer
 from tests import test_cli_support
@@ -97,7 +99,7 @@ main()
 """
 
 
-def test_a_renewal_that_fails_again_and_again_is_said_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renewal_that_fails_is_said_while_the_agent_runs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", SHORT_LEASE])
     stage.script(fresh=READY)
     with EmbeddedServer() as server:
@@ -105,14 +107,21 @@ def test_a_renewal_that_fails_again_and_again_is_said_once(stage: Stage, monkeyp
         stage.hear("ready")
         server.kill()
     assert process.stderr is not None
-    first = process.stderr.readline()
-    assert b"was not renewed: " in first
-    assert b"can't be reached" in first
+    said = process.stderr.readline().decode()
+    assert f"lease of {KEY!r} was not renewed: 127.0.0.1:" in said
     stage.go("go")
-    done = stage.finish(process)
-    assert done.code == 0
-    lines = [first.decode().strip(), *done.said]
-    assert len(lines) == len(set(lines))
+    assert stage.finish(process).code == 0
+
+
+def test_a_warning_that_comes_with_every_renewal_is_said_once() -> None:
+    said: list[str] = []
+    log = logging.getLogger("redis_sessions")
+    with warnings_aloud(said.append):
+        for what in ("away", "away", "back"):
+            log.warning("the store is %s", what)
+        log.info("no warning")
+    log.warning("said by nobody any more")
+    assert said == ["the store is away", "the store is back"]
 
 
 def test_quiet_leaves_out_what_is_no_failure(stage: Stage) -> None:
