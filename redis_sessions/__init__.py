@@ -22,11 +22,11 @@ from redis_sessions.findings import Diagnosis, Finding
 from redis_sessions.migrate import ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
-from redis_sessions.resume import ResumeResult, Turn
 from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import SessionRow
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import SessionStore
+from redis_sessions.turn import ResumeResult, Turn
 from redis_sessions.verdicts import Judgement, Verdict
 
 # What to do with the logs is the program's to say, not a library's.

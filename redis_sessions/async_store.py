@@ -16,10 +16,11 @@ from redis_sessions.keys import RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
-from redis_sessions.resume import Judge, OnOutage, Request, ResumeResult, Turn, resume
+from redis_sessions.resume import resume
 from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.store import BaseStore
+from redis_sessions.turn import Accepts, Judge, OnOutage, Request, ResumeResult, Turn
 from redis_sessions.verdicts import judge_by_phrase
 from redis_sessions.wire import arun
 
@@ -133,12 +134,13 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         run: Callable[[str | None], Awaitable[Turn[V]]],
         *,
         judge: Judge = judge_by_phrase,
+        accepts: Accepts | None = None,
         wait_ms: int = 0,
         lease: bool = True,
         on_outage: OnOutage = "run",
     ) -> ResumeResult[V]:
         """Same as SessionStore.resume; whatever is raised, cancellation included, the lease is released first."""
-        request = Request(key, judge, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
+        request = Request(key, judge, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
         return await runner.adrive(self._ops, self._run, resume(self._ops, request), run)
 
     async def aclose(self) -> None:

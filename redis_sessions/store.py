@@ -18,10 +18,11 @@ from redis_sessions.keys import RESUME_FAILURES
 from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Operations, Peek
 from redis_sessions.report import Report
-from redis_sessions.resume import Judge, OnOutage, Request, ResumeResult, Turn, resume
+from redis_sessions.resume import resume
 from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
+from redis_sessions.turn import Accepts, Judge, OnOutage, Request, ResumeResult, Turn
 from redis_sessions.verdicts import judge_by_phrase
 from redis_sessions.wire import run
 
@@ -201,6 +202,7 @@ class SessionStore(BaseStore[clients.SyncClient]):
         run: Callable[[str | None], Turn[V]],
         *,
         judge: Judge = judge_by_phrase,
+        accepts: Accepts | None = None,
         wait_ms: int = 0,
         lease: bool = True,
         on_outage: OnOutage = "run",
@@ -211,13 +213,15 @@ class SessionStore(BaseStore[clients.SyncClient]):
             key: the conversation.
             run: runs the agent on a session ID, or fresh on None; returns a Turn or raises.
             judge: reads what `run` raised while resuming.
+            accepts: says whether an ID can be one of the agent's, as `get_agent("claude").can_be` does; any other is neither
+                resumed nor saved. None takes all.
             wait_ms: how long to wait for a conversation that another worker runs; 0 raises LeaseHeld at once.
             lease: whether to keep every other worker out meanwhile.
             on_outage: "run" runs fresh and without a lease when Redis is away; "raise" raises StoreUnavailable.
 
         Raises LeaseHeld, SessionBusy, and whatever `run` raised that was no refused resume.
         """
-        request = Request(key, judge, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
+        request = Request(key, judge, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
         return runner.drive(self._keeper, resume(self._ops, request), run)
 
     def close(self) -> None:

@@ -57,13 +57,14 @@ def add(
     partly: str = "",
     unreachable: str = UNREACHABLE,
     codes: Mapping[int, str] | None = None,
+    kind: type[Command] = Command,
 ) -> None:
     """Add a command, whose docstring is its help.
 
     `partly` and `unreachable` say what these exit codes mean there; `codes` are further ones, or other meanings.
     """
     text = (inspect.getdoc(command) or "").replace("\nExamples:\n", f"\n{_AS_IT_STANDS}Examples:\n")
-    app.command(name, cls=Command, help=text, epilog=exit_codes(partly, unreachable, codes), context_settings=SHORT)(command)
+    app.command(name, cls=kind, help=text, epilog=exit_codes(partly, unreachable, codes), context_settings=SHORT)(command)
 
 
 def exit_codes(partly: str, unreachable: str = UNREACHABLE, codes: Mapping[int, str] | None = None) -> str:
