@@ -18,6 +18,7 @@ from redis_sessions.cli.show import is_terminal
 NAME: Final = "redis-sessions"
 SHORT: Final = {"help_option_names": ["-h", "--help"]}
 UNREACHABLE: Final = "Redis can't be reached, or refuses"
+_TYPE = re.compile(r"^(  [A-Z][A-Z-]*) <\S+>", re.MULTILINE)
 _HEADING = re.compile(r"^( *)([A-Z][a-z]+(?: codes)?:)", re.MULTILINE)
 # A paragraph that begins with a backspace keeps its line breaks.
 _AS_IT_STANDS: Final = "\b\n"
@@ -40,8 +41,8 @@ class Command(TyperCommand):
     """One command."""
 
     def get_help(self, ctx: Any) -> str:
-        """Same as Program.get_help."""
-        return _embolden(super().get_help(ctx))
+        """Same as Program.get_help; of arguments it tells no type, since their names do."""
+        return _embolden(_TYPE.sub(lambda typed: typed[1].ljust(len(typed[0])), super().get_help(ctx)))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Arguments as manual pages write them: `KEY [ID]`, whatever braces this version of typer adds."""
