@@ -44,18 +44,27 @@ def find_redis_server() -> Path | None:
 @functools.cache
 def other_servers() -> dict[str, Path]:
     """Servers besides these two, as redis-6.2: REDIS_SERVERS names their programs, separated as on the PATH."""
-    named = {}
-    for binary in filter(None, os.environ.get("REDIS_SERVERS", "").split(os.pathsep)):
-        told = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
-        found = re.match(r"(Redis|Valkey) server v=(\d+\.\d+)", told)
-        assert found, f"{binary} is no server: {told}"
-        named["-".join(found.groups()).lower()] = Path(binary)
-    return named
+    binaries = filter(None, os.environ.get("REDIS_SERVERS", "").split(os.pathsep))
+    return {_name_of(Path(binary)): Path(binary) for binary in binaries}
+
+
+@functools.cache
+def _name_of(binary: Path) -> str:
+    told = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.match(r"(Redis|Valkey) server v=(\d+\.\d+)", told)
+    assert found, f"{binary} is no server: {told}"
+    return "-".join(found.groups()).lower()
 
 
 def is_redis_6(binary: Path | None) -> bool:
-    """Whether it is the oldest of them, which has neither read-only key patterns nor a way to switch DEBUG on."""
-    return binary is not None and other_servers().get("redis-6.2") == binary
+    """Whether it is the oldest: no read-only key patterns, no way to switch DEBUG on, no instant of expiry told."""
+    return binary is not None and _name_of(binary) == "redis-6.2"
+
+
+def find_redis_7() -> Path | None:
+    """The `redis-server` on PATH, unless it is that old."""
+    found = find_redis_server()
+    return None if is_redis_6(found) else found
 
 
 def standalone(binary: Path | None = None) -> EmbeddedServer:

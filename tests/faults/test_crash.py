@@ -14,7 +14,7 @@ from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer
 from redis_sessions.settings import DAY_MS
 from tests.faults.load import AWAY, Load, both
-from tests.servers import find_redis_server, stopped, wait_until
+from tests.servers import find_redis_7, stopped, wait_until
 
 LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 SHORT_MS = 200
@@ -30,7 +30,7 @@ SLACK_S = 2.0
 def binary(request: pytest.FixtureRequest) -> Path | None:
     if request.param == "valkey":
         return None
-    return find_redis_server() or pytest.skip("no redis-server on the PATH")
+    return find_redis_7() or pytest.skip("no redis-server since 7 on the PATH")
 
 
 @pytest.fixture

@@ -145,6 +145,10 @@ class TestAClockThatJumps:
 
     def test_an_import_goes_by_the_servers_clock(self, store, raw, namespace, jump, server_now_ms, tmp_path, ledger):
         tally, keys, path = ledger("client's clock jumps"), Keys(namespace), tmp_path / "sessions.json"
+        try:
+            raw.pexpiretime("k")
+        except redis.ResponseError:
+            pytest.skip("this server tells no instant of expiry")
         jump()
         now_ms = server_now_ms()
         ages_ms = {"fresh": 0, "used": HOUR_MS, "expired": DAY_MS + 1, "ahead": -HOUR_MS}

@@ -16,7 +16,7 @@ import redis
 from redis_sessions import SessionStore, StoreSettings, legacy
 from redis_sessions.keys import Keys
 from redis_sessions.settings import DAY_MS
-from tests.servers import find_redis_server, standalone, wait_until
+from tests.servers import find_redis_7, standalone, wait_until
 
 RECORDS = 20_000
 LIVE = range(0, RECORDS, 100)  # live in Redis already
@@ -29,9 +29,9 @@ FEW_OR_MANY = [2, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout
 @pytest.fixture(params=["valkey", "redis"])
 def server(request):
     """One of its own, so that DBSIZE tells how far an import has come."""
-    binary = find_redis_server() if request.param == "redis" else None
+    binary = find_redis_7() if request.param == "redis" else None
     if request.param == "redis" and binary is None:
-        pytest.skip("no redis-server on the PATH")
+        pytest.skip("no redis-server since 7 on the PATH")
     with standalone(binary) as server:
         yield server
 

@@ -15,7 +15,7 @@ from redis_sessions.keys import Keys
 from tests.faults.ledger import Tally
 from tests.faults.load import Load, both
 from tests.sentinels import SERVICE, Watched, role
-from tests.servers import find_redis_server, stopped, wait_until
+from tests.servers import find_redis_7, stopped, wait_until
 
 LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 USER, PASSWORD = "worker", "s3cret"
@@ -25,9 +25,9 @@ PASSING_ON_S = 0.5
 
 @pytest.fixture(scope="module", params=["valkey", "redis"])
 def watched(request: pytest.FixtureRequest) -> Iterator[Watched]:
-    binary = None if request.param == "valkey" else find_redis_server()
+    binary = None if request.param == "valkey" else find_redis_7()
     if binary is None and request.param == "redis":
-        pytest.skip("no redis-server on the PATH")
+        pytest.skip("no redis-server since 7 on the PATH")
     with Watched(binary, replicas=2) as watched:
         yield watched
 
