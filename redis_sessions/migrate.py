@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict
 
 from redis_sessions.commands import PRIMARIES, Command, Op, Resent
-from redis_sessions.errors import StoreUnavailable
+from redis_sessions.errors import InvalidSettings, StoreUnavailable
 from redis_sessions.keys import Keys
-from redis_sessions.legacy import LegacyFile, expires_at_ms
+from redis_sessions.legacy import LegacyFile, expires_at_ms, time_trouble
 from redis_sessions.scan import Progress, Scan, session_rows
 from redis_sessions.scripts import IMPORT
 from redis_sessions.settings import StoreSettings
@@ -79,8 +79,11 @@ def import_entries(
 ) -> Op[ImportResult]:
     """Write what is still alive, a batch a round trip; see `legacy.py` for the outcome of each entry.
 
-    «Now» is the server's time, read for every batch, so a client's wrong clock shortens or lengthens no life.
+    «Now» is the server's time, read for every batch, so a client's wrong clock shortens or lengthens no life. Raises
+    InvalidSettings for an `assume_used_at` that is no time.
     """
+    if assume_used_at != "mtime" and (trouble := time_trouble(assume_used_at)):
+        raise InvalidSettings(f"assume_used_at {trouble}", remedy='give "mtime", milliseconds since 1970, or None')
     [nodes] = yield [PRIMARIES]
     keys = Keys(settings.namespace)
     assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at
