@@ -9,20 +9,21 @@ from typing import Literal, Self, TypeVar
 
 from redis_sessions import client as clients
 from redis_sessions import legacy, migrate, retime, runner, scan
-from redis_sessions.base_store import BaseStore
+from redis_sessions.base_store import BaseStore, taken_apart
 from redis_sessions.commands import Op
 from redis_sessions.errors import StoreUnavailable
+from redis_sessions.exchange import Link
 from redis_sessions.findings import Connection, Diagnosis
 from redis_sessions.keys import COUNTERS, RESUME_FAILURES
 from redis_sessions.migrate import ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
-from redis_sessions.resume import Judge, Request, ResumeResult, Turn, resume
+from redis_sessions.resume import Request, ResumeResult, Turn, resume
 from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import SessionStore
-from redis_sessions.verdicts import judge_by_phrase
+from redis_sessions.verdicts import Judge, judge_by_phrase
 from redis_sessions.wire import arun
 
 T = TypeVar("T")
@@ -55,10 +56,17 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
 
     _awaits = True
 
+    def __init__(
+        self, client: clients.AsyncClient, settings: StoreSettings | None = None, *, _link: Link | None = None
+    ) -> None:
+        """Same as SessionStore, over a redis.asyncio.Redis or redis.asyncio.RedisCluster. Raises TypeError for another."""
+        super().__init__(client, settings, _link)
+
     @classmethod
     def from_url(cls, url: str, settings: StoreSettings | None = None, *, password: str | None = None) -> Self:
         """A store over a client known to be safe, which connects at its first operation. Same as SessionStore.from_url."""
-        return cls._over(clients.aconnect, url, settings, password)
+        target, checked = taken_apart(url, settings, password)
+        return cls(clients.aconnect(target, checked), checked, _link=clients.link(target, checked))
 
     async def get(self, key: str) -> str | None:
         """The live session ID of a conversation, None if there is none. Same as SessionStore.get."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, Self, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 from redis_sessions import client as clients
 from redis_sessions import urls
@@ -12,7 +11,6 @@ from redis_sessions.ops import Operations
 from redis_sessions.settings import StoreSettings
 
 C = TypeVar("C")
-Connect: TypeAlias = Callable[[urls.Target, StoreSettings], C]
 
 
 class BaseStore(Generic[C]):
@@ -20,31 +18,17 @@ class BaseStore(Generic[C]):
 
     _awaits: bool
 
-    def __init__(self, client: C, settings: StoreSettings | None = None, *, _link: Link | None = None) -> None:
-        """A store over a redis-py client of your own: its retries apply, to counters too, and what is risky in it is logged.
-
-        Args:
-            client: redis.Redis or redis.RedisCluster; for AsyncSessionStore those of redis.asyncio.
-            settings: how the store behaves; StoreSettings() unless told.
-
-        Raises TypeError for anything else. `from_url` builds a client that is safe.
-        """
+    def __init__(self, client: C, settings: StoreSettings | None, link: Link | None) -> None:
         self.client = client
         self.settings = _checked(settings)
         self._ops = Operations(self.settings)
-        self._link = _link or clients.callers_link(client, awaits=self._awaits)
+        self._link = link or clients.callers_link(client, awaits=self._awaits)
 
-    @classmethod
-    def _over(
-        cls,
-        connect: Callable[[urls.Target, StoreSettings], C],
-        url: str,
-        settings: StoreSettings | None,
-        password: str | None,
-    ) -> Self:
-        settings = _checked(settings)
-        target = urls.parse(url, password)
-        return cls(connect(target, settings), settings, _link=clients.link(target, settings))
+
+def taken_apart(url: str, settings: StoreSettings | None, password: str | None) -> tuple[urls.Target, StoreSettings]:
+    """What `from_url` was given, checked. Raises InvalidSettings, and TypeError for settings that are none."""
+    checked = _checked(settings)
+    return urls.parse(url, password), checked
 
 
 def _checked(settings: StoreSettings | None) -> StoreSettings:

@@ -34,6 +34,8 @@ from redis_sessions.files import Replacement
 from redis_sessions.json_pairs import NoObject, pair, pairs, shape
 from redis_sessions.keys import SESSION_ID, check_session_id, escape
 
+__all__ = ["session_ids"]
+
 AHEAD_MS = 5 * 60_000
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 # As milliseconds these are days in 1970 to 1973; as seconds, 1973 to 5138.

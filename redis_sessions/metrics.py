@@ -42,6 +42,8 @@ except ImportError:
 
 log = logging.getLogger("redis_sessions")
 
+__all__ = ["Collector", "register"]
+
 SCAN_MAX_AGE_MS: Final = 60_000
 SCAN_WAIT_MS: Final = 1_000
 UP: Final = "redis_sessions_up"
@@ -136,7 +138,7 @@ def register(
         scan_max_age_ms: how old the key scan behind the gauges may get before a scrape has the keys scanned anew.
         scan_wait_ms: how long a scrape waits for a scan that is under way, before it shows the last one.
 
-    Raises InvalidSettings.
+    Raises InvalidSettings, also for a registry that exports these metrics already.
     """
     collector = Collector(*stores, scan_max_age_ms=scan_max_age_ms, scan_wait_ms=scan_wait_ms)
     try:
@@ -149,7 +151,7 @@ def register(
 
 
 class Collector:
-    """A collector for prometheus_client, on any registry. See `register`."""
+    """A collector for prometheus_client, on any registry. It takes what `register` does. Raises InvalidSettings likewise."""
 
     def __init__(
         self, *stores: SessionStore, scan_max_age_ms: int = SCAN_MAX_AGE_MS, scan_wait_ms: int = SCAN_WAIT_MS

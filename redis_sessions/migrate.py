@@ -21,7 +21,13 @@ AssumeUsedAt: TypeAlias = Literal["mtime"] | int | None
 
 
 class Reject(BaseModel):
-    """An entry that was not imported. `source` is its own JSON text, unaltered."""
+    """An entry that was not imported.
+
+    Attributes:
+        key: its conversation key, as it stands in the file.
+        reason: why.
+        source: its own JSON text, name and value, unaltered.
+    """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 
@@ -38,7 +44,8 @@ class ImportResult(BaseModel):
         imported: written with their remaining life; of a dry run, those that would be.
         expired: unused for longer than the max age; not written.
         kept: the conversation was live in Redis already, which was left as it is.
-        rejected: not right; each is in `rejects`.
+        rejected: not right.
+        rejects: each of the rejected, in the order of the file.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)

@@ -39,7 +39,7 @@ class Held:
     Attributes:
         key: the conversation.
         holder: the token of the claim that holds it.
-        remaining_ms: how long its lease lasts unless renewed.
+        remaining_ms: milliseconds that its lease lasts unless renewed.
     """
 
     key: str
@@ -48,7 +48,12 @@ class Held:
 
 
 class Peek(NamedTuple):
-    """A live session ID, and how many milliseconds it has left; None where it never expires."""
+    """A live session ID, and how long it has left.
+
+    Attributes:
+        session_id: the ID.
+        expires_in_ms: milliseconds until it expires unless it is saved again; None if it never does.
+    """
 
     session_id: str
     expires_in_ms: int | None

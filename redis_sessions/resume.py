@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
@@ -31,13 +31,12 @@ from redis_sessions.commands import Op
 from redis_sessions.errors import CorruptValue, InvalidSessionID, LeaseHeld, SessionBusy, SessionStoreError, StoreUnavailable
 from redis_sessions.keys import FRESH_STARTS, RESUME_FAILURES, RESUMES
 from redis_sessions.ops import Held, Lease, Operations, new_token
-from redis_sessions.verdicts import Judgement, Verdict
+from redis_sessions.verdicts import Judge, Verdict
 
 log = logging.getLogger("redis_sessions")
 
 V = TypeVar("V")
 T = TypeVar("T")
-Judge: TypeAlias = Callable[[Exception], Judgement]
 OnOutage: TypeAlias = Literal["run", "raise"]
 
 _POLL_S = (0.02, 0.5)
@@ -45,7 +44,12 @@ _POLL_S = (0.02, 0.5)
 
 @dataclass(frozen=True, slots=True)
 class Turn(Generic[V]):
-    """What `run` returns: the agent's session ID, None if it gave none, and whatever value the caller wants back."""
+    """What `run` returns: a turn that succeeded. One that failed is raised.
+
+    Attributes:
+        session_id: the session's ID as the agent gave it, which the next turn is to resume; None if it gave none.
+        value: whatever the caller of `resume` wants back, in its result's `value`.
+    """
 
     session_id: str | None
     value: V

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
@@ -27,10 +26,14 @@ _MAX_AGE_NAMES = ("session_max_age_ms", "sessionMaxAgeMs")
 _MAX_MS: Final = 36_525 * DAY_MS
 _MAX_COUNT: Final = 100_000
 _MAX_NAMESPACE: Final = 128
+_NUMBERS: Final = (
+    *("session_max_age_ms", "lease_ms", "connect_timeout_ms", "socket_timeout_ms", "deadline_ms"),
+    *("scan_count", "batch_size", "max_connections"),
+)
 _NO_NAMESPACE = re.compile(r"[^A-Za-z0-9_.@-]")
 
 
-class StoreSettings(BaseModel):
+class StoreSettings(BaseModel, frozen=True, extra="forbid"):
     """How a store behaves. Immutable, checked: an unknown name or an unusable value raises InvalidSettings.
 
     Attributes:
@@ -55,8 +58,6 @@ class StoreSettings(BaseModel):
     package builds itself (`from_url`). `settings.model_copy(update={…})` gives others, checked likewise.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     namespace: str = "sessions"
     session_max_age_ms: int = DAY_MS
     lease_ms: int = 30_000
@@ -67,7 +68,8 @@ class StoreSettings(BaseModel):
     deadline_ms: int = 6_000
     max_connections: int = 100
 
-    @field_validator("*", mode="plain")
+    # Not by Field(gt=0): its words name no remedy, and signatures would show it.
+    @field_validator("namespace", *_NUMBERS, mode="plain")
     @classmethod
     def _checked(cls, value: Any, info: ValidationInfo) -> Any:
         name = str(info.field_name)
@@ -169,12 +171,15 @@ def _shown(value: Any) -> str:
 
 
 def _unknown(error: ValidationError, names: list[str]) -> InvalidSettings:
-    """The error for a name that is no setting; no value is wrong otherwise."""
+    """The error for a name that is no setting, or for what a subclass has checked by pydantic."""
     from difflib import get_close_matches  # noqa: PLC0415 - a millisecond, for an error
 
-    where = error.errors(include_input=False, include_url=False)[0]["loc"]
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = first["loc"]
     if not where:
         return InvalidSettings("that makes no settings", remedy="give them by name: StoreSettings(namespace=…)")
+    if first["type"] != "extra_forbidden":
+        return InvalidSettings(f"{'.'.join(map(str, where))}: {first['msg']}")
     near = get_close_matches(str(where[0]), names, 1, 0.5)
     remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
     return InvalidSettings(f"{str(where[0])[:40]!r} is no setting", remedy=remedy)

@@ -9,20 +9,21 @@ from typing import Literal, Self, TypeVar
 
 from redis_sessions import client as clients
 from redis_sessions import legacy, migrate, retime, runner, scan
-from redis_sessions.base_store import BaseStore
+from redis_sessions.base_store import BaseStore, taken_apart
 from redis_sessions.commands import Op
 from redis_sessions.errors import StoreUnavailable
+from redis_sessions.exchange import Link
 from redis_sessions.findings import Connection, Diagnosis
 from redis_sessions.keeper import Keeper
 from redis_sessions.keys import COUNTERS, RESUME_FAILURES
 from redis_sessions.migrate import ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
-from redis_sessions.resume import Judge, Request, ResumeResult, Turn, resume
+from redis_sessions.resume import Request, ResumeResult, Turn, resume
 from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
-from redis_sessions.verdicts import judge_by_phrase
+from redis_sessions.verdicts import Judge, judge_by_phrase
 from redis_sessions.wire import run
 
 T = TypeVar("T")
@@ -45,6 +46,19 @@ class SessionStore(BaseStore[clients.SyncClient]):
 
     _awaits = False
 
+    def __init__(
+        self, client: clients.SyncClient, settings: StoreSettings | None = None, *, _link: Link | None = None
+    ) -> None:
+        """A store over a client of your own: its retries apply, to counters too, and what is risky in it is logged.
+
+        Args:
+            client: a redis.Redis or redis.RedisCluster. `from_url` builds one that is safe.
+            settings: how the store behaves; StoreSettings() unless told.
+
+        Raises TypeError for anything else.
+        """
+        super().__init__(client, settings, _link)
+
     @classmethod
     def from_url(cls, url: str, settings: StoreSettings | None = None, *, password: str | None = None) -> Self:
         """A store over a client known to be safe, which connects at its first operation.
@@ -61,7 +75,8 @@ class SessionStore(BaseStore[clients.SyncClient]):
             InvalidSettings: the URL is None or can't be used, or a file that it names can't be read.
             TypeError: the settings are no StoreSettings.
         """
-        return cls._over(clients.connect, url, settings, password)
+        target, checked = taken_apart(url, settings, password)
+        return cls(clients.connect(target, checked), checked, _link=clients.link(target, checked))
 
     def get(self, key: str) -> str | None:
         """The live session ID of a conversation, None if there is none. Never extends its life.
@@ -71,7 +86,10 @@ class SessionStore(BaseStore[clients.SyncClient]):
         return self._run(self._ops.get(key))
 
     def peek(self, key: str) -> Peek | None:
-        """The live session ID and how long it has left, in one round trip; None if there is none. Raises as get."""
+        """The live session ID and how long it has left, in one round trip; None if there is none.
+
+        Raises InvalidSessionID and CorruptValue as `get` does.
+        """
         return self._run(self._ops.peek(key))
 
     def set(self, key: str, session_id: str) -> None:

@@ -29,10 +29,12 @@ def fake_store(settings: StoreSettings | None = None, *, server: FakeServer | No
         settings: how the store behaves; StoreSettings() unless told.
         server: a `fakeredis.FakeServer()` that several stores share; one of its own unless told. Its
             `connected = False` is an outage.
+
+    Raises TypeError for settings that are no StoreSettings.
     """
     return SessionStore(FakeRedis(server=server or FakeServer()), settings)
 
 
 def fake_async_store(settings: StoreSettings | None = None, *, server: FakeServer | None = None) -> AsyncSessionStore:
-    """Same as fake_store, for asyncio. The two may share a server."""
+    """Same as fake_store, for asyncio. The two may share a server. Raises TypeError likewise."""
     return AsyncSessionStore(FakeAsyncRedis(server=server or FakeServer()), settings)

@@ -77,6 +77,13 @@ def test_a_refusal_says_what_was_given_and_what_to_give(wrong, says):
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", StoreSettings.model_fields)
+def test_every_one_is_checked(name):
+    for wrong in (-1, 2**62, 1.0, True, None, [1]):
+        with pytest.raises(InvalidSettings, match=f"{name} .*: give "):
+            StoreSettings(**{name: wrong})
+
+
 def test_a_copy_is_checked_like_the_first():
     settings = StoreSettings(namespace="a")
     other = settings.model_copy(update={"lease_ms": 5})
@@ -85,6 +92,20 @@ def test_a_copy_is_checked_like_the_first():
     for wrong in ({"lease_ms": 0}, {"lease": 5}):
         with pytest.raises(InvalidSettings):
             settings.model_copy(update=wrong)
+
+
+def test_a_subclass_may_have_settings_of_its_own():
+    class Mine(StoreSettings):
+        color: str = "red"
+        depth: int = 1
+
+    assert Mine(color="blue", lease_ms=5).model_copy(update={"depth": 2}) == Mine(color="blue", lease_ms=5, depth=2)
+    with pytest.raises(InvalidSettings, match=r"depth: .*integer"):
+        Mine(depth="deep")
+    with pytest.raises(InvalidSettings, match="lease_ms is 0"):
+        Mine(lease_ms=0)
+    with pytest.raises(InvalidSettings, match="did you mean color"):
+        Mine(colour="blue")
 
 
 def test_what_is_no_settings_at_all():
