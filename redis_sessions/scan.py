@@ -19,7 +19,7 @@ from redis_sessions.settings import StoreSettings
 
 
 class Progress(Protocol):
-    """Called as a long operation goes on: how much is done, and how much there is, or about is.
+    """`progress(done, about)` is called as a long operation goes on: how much is done, and how much there is about.
 
     For a scan both are keys of the whole database, and the first may overtake the second while keys come and go.
     """

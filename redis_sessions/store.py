@@ -141,8 +141,8 @@ class SessionStore(BaseStore[clients.SyncClient]):
     def report(self, progress: Progress | None = None) -> Report:
         """Scan all session keys and tell how they are. Deletes nothing; memory is bounded by the page.
 
-        `progress(looked_at, about)` is called after every page, both in keys of the whole database. Raises CorruptValue if
-        a counter holds no integer.
+        `progress(done, about)` is called after every page, both in keys of the whole database. Raises CorruptValue if a
+        counter holds no integer.
         """
         return self._run(scan.report(self.settings, self._ops.counters(*COUNTERS), progress))
 

@@ -48,7 +48,10 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """Reads what `run` raised while resuming; `resume` goes by what it says. `agents.get_agent("codex").judge` is one."""
+    """`judge(error)` reads what `run` raised while resuming, and returns a Judgement, by which `resume` goes on.
+
+    `redis_sessions.agents.get_agent("codex").judge` is one.
+    """
 
     def __call__(self, error: Exception, /) -> Judgement: ...
 
