@@ -52,7 +52,7 @@ PROBLEMS = {
     '"a": "two words"': "can't be the session ID",
     '"": "ID-1"': "0 bytes",
     f'"{"x" * 513}": "ID-1"': "513 bytes",
-    '"\\ud800": "ID-1"': "Unicode",
+    '"\\ud800": "ID-1"': "no valid text",
     '"a": 7': "a number where",
     '"a": null': "null where",
     '"a": true': "true or false where",
