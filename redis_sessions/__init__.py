@@ -11,7 +11,7 @@ a TypeError or what `run` itself raised are the only others. Beside this page th
 - `redis_sessions.acl`: ACL users of least privilege
 - `redis_sessions.metrics`: Prometheus (extra `prometheus`)
 - `redis_sessions.server`: a server of your own (extra `embedded`)
-- `redis_sessions.testing`: stores on fakeredis (extra `test`)
+- `redis_sessions.testing`: stores on fakeredis (extra `testing`)
 
 The logger is `redis_sessions`. Its records are not shown until logging is configured, as by `logging.basicConfig()`.
 

@@ -5,7 +5,7 @@ fakeredis speaks Redis inside this process, scripts and expiry included; with `t
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import importlib
 
 from redis_sessions.async_store import AsyncSessionStore
 from redis_sessions.errors import MissingExtra
@@ -13,11 +13,10 @@ from redis_sessions.settings import StoreSettings
 from redis_sessions.store import SessionStore
 
 try:
+    importlib.import_module("lupa")  # without it fakeredis is there, and knows no scripts
     from fakeredis import FakeAsyncRedis, FakeRedis, FakeServer
 except ImportError:
-    raise MissingExtra("fake stores need fakeredis", remedy="pip install 'redis-sessions[test]'") from None
-if find_spec("lupa") is None:
-    raise MissingExtra("fake stores need fakeredis with Lua", remedy="pip install 'fakeredis[lua]'")
+    raise MissingExtra("fake stores need fakeredis[lua]", remedy="pip install 'redis-sessions[testing]'") from None
 
 __all__ = ["fake_async_store", "fake_store"]
 

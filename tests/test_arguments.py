@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import fakeredis
 import pytest
 import redis
 import redis.asyncio
 
+import redis_sessions
 from redis_sessions import AsyncSessionStore, Held, InvalidSettings, SessionStore, StoreSettings
 from redis_sessions.testing import fake_async_store, fake_store
 
@@ -102,9 +106,20 @@ def test_a_time_to_assume_that_is_none(kind, tmp_path, when, says):
     assert found == f'assume_used_at {says}: give "mtime", milliseconds since 1970, or None'
 
 
-@pytest.mark.parametrize(("lacking", "remedy"), [("fakeredis", "redis-sessions[test]"), ("lupa", "fakeredis[lua]")])
-def test_fake_stores_without_what_they_need(lacking, remedy):
+@pytest.mark.parametrize("lacking", ["fakeredis", "lupa"])
+def test_fake_stores_without_what_they_need(lacking):
     code = f"import sys; sys.modules[{lacking!r}] = None; import redis_sessions.testing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1].startswith("redis_sessions.errors.MissingExtra: fake stores need fakeredis")
-    assert done.stderr.rstrip().endswith(f"pip install '{remedy}'")
+    says = "fake stores need fakeredis[lua]: pip install 'redis-sessions[testing]'"
+    assert done.stderr.splitlines()[-1] == f"redis_sessions.errors.MissingExtra: {says}"
+
+
+def test_every_extra_that_is_named_is_one():
+    root = Path(redis_sessions.__file__).parent
+    there = tomllib.loads((root.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {name for path in root.rglob("*.py") for name in re.findall(r"redis-sessions\[(\w+)\]", path.read_text())}
+    assert (
+        {"testing", "prometheus", "embedded"}
+        <= named | set(re.findall(r"extra `(\w+)`", redis_sessions.__doc__))
+        <= set(there)
+    )
