@@ -25,9 +25,13 @@ _REPLAYED: Final = words(
 
 def place_of(address: str) -> str:
     """Where a server's own end of the connection is: "here", "private", "open", by CLIENT INFO's laddr."""
-    host = address.rpartition(":")[0].strip("[]")
-    if address.startswith("/"):
-        return "here"
+    host, _, port = address.rpartition(":")
+    # Nobody listens on port 0: it stands behind the path of a unix socket, which Valkey puts in brackets as well.
+    return "here" if port == "0" or address.lstrip("[").startswith("/") else _place_of_host(host)
+
+
+def _place_of_host(host: str) -> str:
+    host = host.strip("[]")
     try:
         ip = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -47,9 +51,14 @@ def login(default: Mapping[str, Any], address: str, node: Node) -> Outcome:
         who = "whoever is on its private network" if place == "private" else "anybody who reaches it"
         return WARNING if place == "private" else BROKEN, f"{who} gets in without a password", remedy
     bound = [word.removeprefix("-") for word in node.setting("bind").split()]
-    if all(place_of(f"{host}:0") == "here" for host in bound):
+    if bound and all(_place_of_host(host) == "here" for host in bound):
         return OK, "no password, but on loopback only", None
-    if node.setting("protected-mode") == "yes":
+    name, _, numbers = node.version()
+    before_7 = name == "Redis" and numbers < (7,)
+    if not bound and not before_7:
+        return OK, "no password, but no address is listened on", None
+    # Before Redis 7 no address means all of them, and only then does protected mode hold.
+    if node.setting("protected-mode") == "yes" and not (before_7 and bound):
         return OK, "no password, but protected mode refuses other hosts", None
     return BROKEN, "other hosts get in without a password", remedy
 
@@ -60,7 +69,7 @@ def replay(default: Mapping[str, Any] | SessionStoreError, node: Node) -> Outcom
     That a restart loses it was seen on Redis 7.0.15 and 8.0.2, Valkey 8.1.1, 9.0.0 and 9.1.1; that it does not, on Redis
     6.2.5 and 8.6.3, and Valkey 9.1.2.
     """
-    if not int(node.told("aof_enabled")):
+    if not node.number("aof_enabled"):
         return OK, "no append-only file", None
     name, text, numbers = node.version()
     if numbers >= (9, 1, 2) if name == "Valkey" else not (7,) <= numbers < (8, 6):

@@ -1,4 +1,4 @@
-"""Access lists of least privilege: three users of one namespace, each granted what its operations send, and nothing else.
+"""Access lists of least privilege: three users of one or more namespaces, each granted what its operations send, no more.
 
 | user   | for                                                    | may write |
 | ------ | ------------------------------------------------------ | --------- |
@@ -13,7 +13,7 @@ other keys on that server, never their values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from redis_sessions.settings import StoreSettings
@@ -73,7 +73,7 @@ USERS: Final[Mapping[str, User]] = {
 
 
 def acl_lines(
-    namespace: str = "sessions",
+    namespaces: str | Sequence[str] = "sessions",
     *,
     password_hashes: Mapping[str, str] | None = None,
     cluster: bool = False,
@@ -82,7 +82,7 @@ def acl_lines(
     """The lines of an ACL file: the default user off, then `worker`, `report` and `admin`.
 
     Args:
-        namespace: of the keys.
+        namespaces: of the keys, one or several.
         password_hashes: SHA-256 in hexadecimal, by user; a user without one is off.
         cluster: whether the server is a node of a cluster.
         read_only_keys: False for Redis 6.2, which knows no key pattern for reading alone. There it is by its commands
@@ -91,7 +91,8 @@ def acl_lines(
     Raises InvalidSettings for a namespace that a store would not take.
     """
     # No namespace that passes holds a glob, a space, or a line's end.
-    prefix = StoreSettings(namespace=namespace).namespace
+    names = (namespaces,) if isinstance(namespaces, str) else namespaces
+    prefixes = [StoreSettings(namespace=name).namespace for name in names]
     # Nobody can log in as it. Its rights stay, for as this user many servers read their append-only file (`access.replay`):
     # without them they drop, at a restart, all that a script wrote by more than one command, and so every leased save.
     lines = ["user default off resetpass ~* &* +@all"]
@@ -99,7 +100,7 @@ def acl_lines(
         password_hash = (password_hashes or {}).get(name)
         access = f"on #{password_hash}" if password_hash else "off"
         mark = "~" if user.writes or not read_only_keys else "%R~"
-        keys = " ".join(f"{mark}{prefix}:{pattern}" for pattern in user.keys)
+        keys = " ".join(f"{mark}{prefix}:{pattern}" for prefix in prefixes for pattern in user.keys)
         commands = user.commands | (user.on_cluster if cluster else user.alone)
         grants = " ".join(f"+{command}" for command in sorted(commands))
         lines.append(f"user {name} {access} {keys} resetchannels -@all {grants}")

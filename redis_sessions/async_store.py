@@ -68,6 +68,10 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         target, checked = taken_apart(url, settings, password)
         return cls(clients.aconnect(target, checked), checked, _link=clients.link(target, checked))
 
+    def for_namespace(self, namespace: str) -> Self:
+        """A store of another namespace over the same client. Same as SessionStore.for_namespace."""
+        return type(self)(self.client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
+
     async def get(self, key: str) -> str | None:
         """The live session ID of a conversation, None if there is none. Same as SessionStore.get."""
         return await self._run(self._ops.get(key))

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from redis_sessions.errors import SessionStoreError
+from redis_sessions.errors import AccessDenied, SessionStoreError, StoreUnavailable
 from redis_sessions.findings import BROKEN, OK, SEVERITY, WARNING, Finding, Outcome, judged, seen
 
 MEMORY_FULL: Final = 0.9
+SLOTS: Final = 16_384
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,16 @@ class Node:
     moving: bool = False
 
     @property
+    def away(self) -> bool:
+        """Whether it could not be reached, which only one of several may be."""
+        return is_away(self.info)
+
+    @property
     def serves(self) -> bool:
-        """Whether it answers for keys; unless its cluster is known to be down."""
-        return not isinstance(self.cluster, Mapping) or self.cluster["cluster_state"] == "ok"
+        """Whether its cluster answers for every key, as far as is known."""
+        if self.away or not isinstance(self.cluster, Mapping):
+            return not self.away
+        return self.cluster.get("cluster_state") == "ok" and self.cluster.get("cluster_slots_ok") in (None, str(SLOTS))
 
     def told(self, field: str) -> Any:
         """A field of INFO. Raises SessionStoreError if it is not to be had."""
@@ -48,7 +56,14 @@ class Node:
         """Valkey or Redis, its version, and that as numbers. Raises SessionStoreError if it can't be had."""
         valkey = "valkey_version" in seen(self.info)
         name, text = ("Valkey", self.told("valkey_version")) if valkey else ("Redis", self.told("redis_version"))
-        return name, str(text), tuple(int(number) for number in re.findall(r"\d+", str(text))[:3])
+        numbers = tuple(int(number) for number in re.findall(r"\d+", str(text))[:3])
+        if not numbers:
+            raise SessionStoreError("the server's INFO tells a version without a number")
+        return name, str(text), numbers
+
+    def number(self, field: str) -> int:
+        """A field of INFO that is an integer. Raises SessionStoreError."""
+        return number(self.told(field))
 
     def setting(self, name: str) -> str:
         """A setting. Raises SessionStoreError if it is not to be had."""
@@ -59,7 +74,9 @@ def of_nodes(nodes: Sequence[Node]) -> list[Finding]:
     """The findings about servers: of each check the worst of all nodes."""
     findings = []
     for check, (why, look) in NODE_CHECKS.items():
-        found = [judged(check, why, lambda node=node, look=look: look(node)) for node in nodes]  # type: ignore[misc]
+        # Of what is as bad the first is told: that one is away is why the others lack its slots.
+        ordered = sorted(nodes, key=lambda node: not node.away)
+        found = [judged(check, why, lambda node=node, look=look: look(node)) for node in ordered]  # type: ignore[misc]
         worst = max(found, key=lambda finding: SEVERITY.index(finding.status))
         alike = sum(finding.status == worst.status for finding in found)
         if alike < len(nodes):
@@ -88,7 +105,7 @@ def _role(node: Node) -> Outcome:
 
 
 def _eviction(node: Node) -> Outcome:
-    policy, limit = str(node.told("maxmemory_policy")), int(node.told("maxmemory"))
+    policy, limit = str(node.told("maxmemory_policy")), node.number("maxmemory")
     remedy = "redis-cli CONFIG SET maxmemory-policy volatile-ttl"
     if policy == "volatile-ttl":
         return OK, policy, None
@@ -100,20 +117,20 @@ def _eviction(node: Node) -> Outcome:
 
 
 def _memory(node: Node) -> Outcome:
-    limit, used = int(node.told("maxmemory")), int(node.told("used_memory"))
+    limit, used = node.number("maxmemory"), node.number("used_memory")
     if not limit:
         return WARNING, "no maxmemory", "redis-cli CONFIG SET maxmemory 256mb"
     found = f"{_megabytes(used)} of {_megabytes(limit)}"
-    remedy = f"redis-cli CONFIG SET maxmemory {limit * 2 // 2**20}mb"
+    remedy = f"redis-cli CONFIG SET maxmemory {max(1, limit * 2 // 2**20)}mb"  # 0 would be no limit at all
     if used >= limit * MEMORY_FULL and node.told("maxmemory_policy") == "noeviction":
         return BROKEN, f"{found}, and nothing may be evicted", remedy
-    if evicted := int(node.told("evicted_keys")):
+    if evicted := node.number("evicted_keys"):
         return WARNING, f"{found}; {evicted:,} keys were evicted since the server started", remedy
     return OK, found, None
 
 
 def _append_only(node: Node) -> Outcome:
-    if int(node.told("aof_enabled")):
+    if node.number("aof_enabled"):
         return OK, "on", None
     remedy = "redis-cli CONFIG SET appendonly yes"
     try:
@@ -126,7 +143,7 @@ def _append_only(node: Node) -> Outcome:
 
 
 def _appendfsync(node: Node) -> Outcome:
-    if not int(node.told("aof_enabled")):
+    if not node.number("aof_enabled"):
         return OK, "not in use", None
     policy = node.setting("appendfsync")
     if policy == "no":
@@ -138,7 +155,7 @@ def _disk(node: Node) -> Outcome:
     failed = [
         name
         for name, field, used in (
-            ("append-only file", "aof_last_write_status", int(node.told("aof_enabled"))),
+            ("append-only file", "aof_last_write_status", node.number("aof_enabled")),
             ("snapshot", "rdb_last_bgsave_status", 1),
         )
         if used and node.told(field) != "ok"
@@ -149,8 +166,8 @@ def _disk(node: Node) -> Outcome:
 
 
 def _replicas(node: Node) -> Outcome:
-    replicas, needed = int(node.told("connected_slaves")), int(node.setting("min-replicas-to-write"))
-    good = int(node.told("min_slaves_good_slaves")) if needed else 0
+    replicas, needed = node.number("connected_slaves"), number(node.setting("min-replicas-to-write"))
+    good = node.number("min_slaves_good_slaves") if needed else 0
     if good < needed:
         return BROKEN, f"{good} in step, {needed} needed: saves are refused", "bring a replica up"
     if replicas and not needed:
@@ -161,17 +178,31 @@ def _replicas(node: Node) -> Outcome:
 
 def _cluster(node: Node) -> Outcome:
     if node.cluster is None:
-        if int(node.told("cluster_enabled")):
+        if node.number("cluster_enabled"):
             return BROKEN, "this is one node of a cluster", "give the URL as redis+cluster://"
         return OK, "none", None
+    if node.away:
+        return BROKEN, str(node.info), "bring it up; its replica takes over by itself, if it has one"
     facts = seen(node.cluster)
-    served = int(facts["cluster_slots_ok"])
-    if facts["cluster_state"] != "ok" or served < 16_384:
-        remedy = "redis-cli --cluster fix HOST:PORT"
-        return BROKEN, f"state {facts['cluster_state']}, {served:,} of 16,384 slots served", remedy
+    state, served = facts.get("cluster_state"), number(facts.get("cluster_slots_ok", ""))
+    if state != "ok" or served < SLOTS:
+        return BROKEN, f"state {state}, {served:,} of 16,384 slots served", "redis-cli --cluster fix HOST:PORT"
     if node.moving:
         return WARNING, "slots are on the move, scans may miss keys", "wait, or redis-cli --cluster fix HOST:PORT"
     return OK, "every slot is served", None
+
+
+def number(text: Any) -> int:
+    """What a server told as a number. Raises SessionStoreError where it is none: servers that are like Redis tell much."""
+    try:
+        return int(text)
+    except ValueError:
+        raise SessionStoreError("the server tells no number where Redis does") from None
+
+
+def is_away(fact: Any) -> bool:
+    """Whether it is that its server could not be reached."""
+    return isinstance(fact, StoreUnavailable) and not isinstance(fact, AccessDenied)
 
 
 def _megabytes(size: int) -> str:

@@ -33,6 +33,7 @@ class Command(NamedTuple):
         tell_again: whether the wire appends an argument: 1 if an earlier sending may have run, else 0.
         node: the cluster primary it is for, as PRIMARIES gave it; None lets its key decide.
         optional: a refusal by the server is its reply (a SessionStoreError) instead of being raised.
+        even_away: of an optional one, so is that the server can't be reached.
     """
 
     args: tuple[bytes | str | int, ...]
@@ -43,6 +44,7 @@ class Command(NamedTuple):
     tell_again: bool = False
     node: object = None
     optional: bool = False
+    even_away: bool = False
 
 
 class Resent(list[Any]):

@@ -7,7 +7,27 @@ from typing import Any
 import redis
 import redis.asyncio
 
-from redis_sessions.refusals import cut_off
+from redis_sessions.refusals import answers, cut_off
+
+
+def ask(connection: Any) -> None:
+    """See by a PING whether a connection leads anywhere. Raises what the server says against it, and what redis-py does."""
+    connection.send_command("PING", check_health=False)
+    try:
+        connection.read_response()
+    except redis.ResponseError as error:
+        if not answers(error):
+            raise
+
+
+async def aask(connection: Any) -> None:
+    """Same as ask, for asyncio."""
+    await connection.send_command("PING", check_health=False)
+    try:
+        await connection.read_response()
+    except redis.ResponseError as error:
+        if not answers(error):
+            raise
 
 
 class TLSConnection(redis.SSLConnection):
@@ -19,8 +39,7 @@ class TLSConnection(redis.SSLConnection):
     def on_connect_check_health(self, *args: Any, **options: Any) -> None:
         try:
             super().on_connect_check_health(*args, **options)
-            self.send_command("PING", check_health=False)  # type: ignore[no-untyped-call]
-            self.read_response()
+            ask(self)
         except redis.ConnectionError as error:
             raise cut_off(error) from error
 
@@ -31,8 +50,7 @@ class AsyncTLSConnection(redis.asyncio.SSLConnection):
     async def on_connect_check_health(self, *args: Any, **options: Any) -> None:
         try:
             await super().on_connect_check_health(*args, **options)
-            await self.send_command("PING", check_health=False)
-            await self.read_response()
+            await aask(self)
         except redis.ConnectionError as error:
             raise cut_off(error) from error
 

@@ -14,9 +14,9 @@ from statistics import median
 from typing import Any, Final
 
 from redis_sessions import access, upkeep
-from redis_sessions.checks import Node, of_nodes
+from redis_sessions.checks import Node, is_away, of_nodes
 from redis_sessions.commands import PRIMARIES, Command, Op
-from redis_sessions.errors import AccessDenied, SessionStoreError
+from redis_sessions.errors import AccessDenied, SessionStoreError, StoreUnavailable
 from redis_sessions.findings import Connection, Diagnosis, Finding, diagnosis, judged, seen
 from redis_sessions.keys import COUNTERS, RESUME_FAILURES, Keys
 from redis_sessions.retime import RetimeResult, retime
@@ -40,6 +40,10 @@ def examine(
     [nodes] = yield [PRIMARIES]
     servers = yield from _nodes(nodes)
     serves = all(server.serves for server in servers)
+    # Of a cluster that is down in part, what can be asked is asked of one that is there.
+    there = next((number for number, server in enumerate(servers) if not server.away), None)
+    if there is None:
+        raise seen(servers[0].info)
     if serves:
         # Who may not even read this can do nothing.
         [counter] = yield [Command(("GET", Keys(settings.namespace).counter(RESUME_FAILURES)), optional=True)]
@@ -50,8 +54,8 @@ def examine(
         findings.append(
             judged("sentinel", "without a quorum nobody replaces a lost primary", partial(upkeep.quorum, quorums))
         )
-    findings += yield from _who_comes_in(settings, connection, nodes[0], servers[0])
-    findings += yield from _the_way(nodes[0])
+    findings += yield from _who_comes_in(settings, connection, nodes[there], servers[there])
+    findings += yield from _the_way(nodes[there])
     findings.append(
         judged("client", "a reply to another's question hands out another's session", partial(upkeep.client, connection))
     )
@@ -67,27 +71,34 @@ def ask_quorum(service: str) -> Op[object]:
 
 
 def _nodes(handles: Sequence[object]) -> Op[list[Node]]:
-    def ask(*words: str) -> Op[list[Any]]:
-        return (yield [Command(words, node=handle, optional=True) for handle in handles])
+    clustered = list(handles) != [None]
+    answers: dict[tuple[str, ...], list[Any]] = {}
+    asked = list(range(len(handles)))
+    questions = [("INFO",), *(("CONFIG", "GET", name) for name in SETTINGS)]
+    for words in [*questions, ("CLUSTER", "INFO"), ("CLUSTER", "NODES")] if clustered else questions:
+        commands = [Command(words, node=handles[number], optional=True, even_away=clustered) for number in asked]
+        replies = (yield commands) if commands else []
+        answers[words] = [None] * len(handles)
+        for number, reply in zip(asked, replies, strict=True):
+            answers[words][number] = reply
+        # Each question to one that is away would be waited for anew.
+        asked = [number for number in asked if not is_away(answers[words][number])]
+    return [_node(handle, {words: answers[words][number] for words in answers}) for number, handle in enumerate(handles)]
 
-    infos = yield from ask("INFO")
-    configs: dict[str, list[Any]] = {}
-    for name in SETTINGS:
-        configs[name] = yield from ask("CONFIG", "GET", name)
-    clusters: list[Any] = [None] * len(handles)
-    maps: list[Any] = [b""] * len(handles)
-    if list(handles) != [None]:
-        clusters = yield from ask("CLUSTER", "INFO")
-        maps = yield from ask("CLUSTER", "NODES")
-    return [
-        Node(
-            info=info,
-            config={name: _value(name, replies[number]) for name, replies in configs.items()},
-            cluster=clusters[number] if not _is_text(clusters[number]) else dict(_lines(clusters[number])),
-            moving=_is_text(maps[number]) and re.search(r"\[\d+-[<>]-", _text(maps[number])) is not None,
-        )
-        for number, info in enumerate(infos)
-    ]
+
+def _node(handle: object, told: Mapping[tuple[str, ...], Any]) -> Node:
+    """What one of them answered. To all questions its being away, if it was to one: it was not asked the rest."""
+    if any(map(is_away, told.values())):
+        # Its own error names all of the URL's hosts.
+        told = dict.fromkeys(told, StoreUnavailable(f"{getattr(handle, 'name', 'a primary')} can't be reached"))
+    cluster: Any = told.get(("CLUSTER", "INFO"))
+    slots: Any = told.get(("CLUSTER", "NODES"))
+    return Node(
+        info=told["INFO",],
+        config={name: _value(name, told["CONFIG", "GET", name]) for name in SETTINGS},
+        cluster=dict(_lines(cluster)) if _is_text(cluster) else cluster,
+        moving=_is_text(slots) and re.search(r"\[\d+-[<>]-", _text(slots)) is not None,
+    )
 
 
 def _who_comes_in(settings: StoreSettings, connection: Connection, handle: object, server: Node) -> Op[list[Finding]]:

@@ -146,7 +146,7 @@ def _one(command: Command, link: Link, failed: Failed | None = None) -> Exchange
         return (yield from _persistently(Send(command, link.client_resends), [command], link, failed))
     except SessionStoreError as error:
         away = isinstance(error, StoreUnavailable) and not isinstance(error, AccessDenied)
-        if away or not command.optional:
+        if not command.optional or (away and not command.even_away):
             raise
         return _Tried(error, resent=False)
 

@@ -6,32 +6,32 @@ a worker or `redis-sessions metrics --listen`. Where several do, they all show t
 - What can't be read now is not shown: with Redis away `redis_sessions_up` is 0 and the counters are absent. Zero would be
   a counter reset, and the last known value would look like workers that have nothing to do.
 - The gauges are those of the last key scan, whose age is exported: an age, so that no clocks need to agree. It is scanned
-  anew by the first scrape that finds the scan too old, in a thread of its own, never twice at once.
+  anew by the first scrape that finds the scan too old, in a thread of its own, never twice at once; of stores that share
+  a client (`store.for_namespace("…")`) one after the other.
 - A scrape waits for Redis no longer than an operation may (the store's `deadline_ms`; on a client that the caller built,
   its own timeouts apply), and for a scan a second. A scan that takes longer goes on, and a later scrape shows it.
 - Nothing is sent to Redis by registering, so it may be done before a fork.
 - In asyncio: register a SessionStore of the same URL and settings (a scrape blocks, so serve it from a thread, as
   `prometheus_client.start_http_server` does), or leave it to one exporter beside the workers.
 - Under PROMETHEUS_MULTIPROC_DIR the default registry is not what a scrape shows: register on the one that has the
-  `MultiProcessCollector`. Nothing of this goes through its files, so nothing is added up over processes.
+  `MultiProcessCollector`; where that is made for each scrape, make one `Collector(store)`, and register it on each of
+  them, so that it keeps its scan. Nothing of this goes through that mode's files, so nothing is added up over processes.
+- Before a store is closed, unregister its collector and `close()` it.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
-import os
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Final
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
 
-from redis_sessions.errors import InvalidSettings, MissingExtra, SessionStoreError
+from redis_sessions.errors import InvalidSettings, MissingExtra
 from redis_sessions.keys import FRESH_STARTS, RESUME_FAILURES, RESUMES
 from redis_sessions.report import Report
 from redis_sessions.store import SessionStore
+from redis_sessions.watches import Look, Turns, Watch
+from redis_sessions.wire import side_by_side
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Metric, generate_latest
@@ -39,8 +39,6 @@ try:
     from prometheus_client.samples import Sample
 except ImportError:
     raise MissingExtra("metrics need prometheus_client", remedy="pip install 'redis-sessions[prometheus]'") from None
-
-log = logging.getLogger("redis_sessions")
 
 __all__ = ["Collector", "register"]
 
@@ -55,39 +53,6 @@ _COUNTERS: Final = {
     RESUMES: ("redis_sessions_resumes_total", "Turns that resumed a session."),
     FRESH_STARTS: ("redis_sessions_fresh_starts_total", "Turns that started a session."),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """What one look at a store saw.
-
-    Attributes:
-        namespace: of the store.
-        counters: None if they could not be read.
-        report: of the last scan that succeeded, None before the first.
-        scanned_s: when that ended, on the monotonic clock.
-        error: why the counters, or else a newer scan, could not be had.
-    """
-
-    namespace: str
-    counters: dict[str, int] | None
-    report: Report | None
-    scanned_s: float
-    error: SessionStoreError | None
-
-    @property
-    def up(self) -> int:
-        return int(self.counters is not None)
-
-    @property
-    def age_s(self) -> float | None:
-        return None if self.report is None else time.monotonic() - self.scanned_s
-
-    @property
-    def next_expiry_s(self) -> float | None:
-        if self.report is None or self.report.soonest_expiry_ms is None:
-            return None
-        return max(0.0, self.report.soonest_expiry_ms / 1000 - (time.monotonic() - self.scanned_s))
 
 
 def _of_report(value: Callable[[Report], float]) -> Callable[[Look], float | None]:
@@ -124,16 +89,24 @@ _GAUGES: Final[tuple[_Gauge, ...]] = (
 )
 
 
+# What was registered where, for as long as anybody has it: a registry asks for the names of a family once.
+_registered: weakref.WeakKeyDictionary[CollectorRegistry, weakref.ref[Collector]] = weakref.WeakKeyDictionary()
+_registering = Turns()
+
+
 def register(
     *stores: SessionStore,
     registry: CollectorRegistry = REGISTRY,
     scan_max_age_ms: int = SCAN_MAX_AGE_MS,
     scan_wait_ms: int = SCAN_WAIT_MS,
 ) -> Collector:
-    """Export the metrics of one or more stores, each with its namespace as label; `registry.unregister` takes them back.
+    """Export the metrics of one or more stores, each with its namespace as label.
+
+    Further stores of the same registry, registered later, join those before: the collector that is returned is theirs as
+    well. `registry.unregister` takes all of them back.
 
     Args:
-        stores: all that this registry is to export, a namespace each.
+        stores: a namespace each.
         registry: prometheus_client's default one unless given.
         scan_max_age_ms: how old the key scan behind the gauges may get before a scrape has the keys scanned anew.
         scan_wait_ms: how long a scrape waits for a scan that is under way, before it shows the last one.
@@ -141,31 +114,51 @@ def register(
     Raises InvalidSettings, also for a registry that exports these metrics already.
     """
     collector = Collector(*stores, scan_max_age_ms=scan_max_age_ms, scan_wait_ms=scan_wait_ms)
-    try:
-        registry.register(collector)
-    except ValueError:
-        raise InvalidSettings(
-            "this registry exports these metrics already", remedy="register all stores in one call, or unregister the first"
-        ) from None
+    with _registering.mine():
+        try:
+            registry.register(collector)
+        except ValueError:
+            before = _registered.get(registry, lambda: None)()
+            if before is None:
+                raise InvalidSettings(
+                    "this registry exports these metrics already", remedy="unregister what exports them, or take another"
+                ) from None
+            before.add(*stores, scan_max_age_ms=scan_max_age_ms, scan_wait_ms=scan_wait_ms)
+            return before
+        _registered[registry] = weakref.ref(collector)
     return collector
 
 
 class Collector:
-    """A collector for prometheus_client, on any registry. It takes what `register` does. Raises InvalidSettings likewise."""
+    """A collector for prometheus_client, on any registry, or on many: what it knows of its stores is its own.
+
+    Where a program makes a registry for each scrape, as under PROMETHEUS_MULTIPROC_DIR, let it make one Collector, and
+    register that. It takes what `register` does. Raises InvalidSettings likewise.
+    """
 
     def __init__(
         self, *stores: SessionStore, scan_max_age_ms: int = SCAN_MAX_AGE_MS, scan_wait_ms: int = SCAN_WAIT_MS
     ) -> None:
+        self._watches: tuple[Watch, ...] = ()
+        self._turns: dict[Any, Turns] = {}
+        self.add(*stores, scan_max_age_ms=scan_max_age_ms, scan_wait_ms=scan_wait_ms)
+
+    def add(self, *stores: SessionStore, scan_max_age_ms: int = SCAN_MAX_AGE_MS, scan_wait_ms: int = SCAN_WAIT_MS) -> None:
+        """Export further stores. Raises InvalidSettings, and then exports none of them."""
         if not stores or not all(isinstance(store, SessionStore) for store in stores):
             raise InvalidSettings(
                 "metrics are those of a SessionStore",
                 remedy="for an AsyncSessionStore make one of the same URL and settings",
             )
-        if len({store.settings.namespace for store in stores}) < len(stores):
-            raise InvalidSettings("two of these stores have the same namespace", remedy="give one registry to each of them")
+        namespaces = [watch.namespace for watch in self._watches] + [store.settings.namespace for store in stores]
+        for namespace in namespaces:
+            if namespaces.count(namespace) > 1:
+                raise InvalidSettings(
+                    f"namespace {namespace} is exported here already", remedy="give one registry to each of the two stores"
+                )
         if min(scan_max_age_ms, scan_wait_ms) < 0:
             raise InvalidSettings("scan_max_age_ms or scan_wait_ms is negative", remedy="give milliseconds, or 0")
-        self._watches = [Watch(store, scan_max_age_ms, scan_wait_ms) for store in stores]
+        self._watches += tuple(_watches(stores, self._turns, scan_max_age_ms, scan_wait_ms))
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples: what the registry asks for instead of a first collect."""
@@ -173,93 +166,35 @@ class Collector:
 
     def collect(self) -> Iterable[Metric]:
         """The families as of now. Raises nothing because of Redis; the stores are looked at side by side."""
-        if len(self._watches) == 1:
-            return families([self._watches[0].look()])
-        with ThreadPoolExecutor(len(self._watches)) as threads:
-            return families(list(threads.map(Watch.look, self._watches)))
+        return families(side_by_side([watch.look for watch in self._watches]))
+
+    def close(self) -> None:
+        """End the scans that are under way, for who is about to close the stores; what was seen stays."""
+        for watch in self._watches:
+            watch.close()
 
 
-class Watch:
-    """Looks at one store, and keeps its last key scan. With None for `scan_wait_ms` it waits for every scan to end."""
-
-    def __init__(self, store: SessionStore, scan_max_age_ms: int, scan_wait_ms: int | None) -> None:
-        self._store = store
-        self._scan_max_age_s = scan_max_age_ms / 1000
-        self._scan_wait_s = None if scan_wait_ms is None else scan_wait_ms / 1000
-        # One a process: a forked child may have inherited its parent's as somebody held it.
-        self._locks: dict[int, threading.Lock] = {}
-        self._scan: threading.Thread | None = None
-        self._scan_failure: SessionStoreError | None = None
-        self._report: tuple[Report, float] | None = None
-        self._trouble: dict[str, str | None] = {}
-
-    def look(self) -> Look:
-        """Read the counters, and scan if the last scan is too old. With Redis away it returns what it has."""
-        counters = None
-        try:
-            counters = self._store.counters()
-        except SessionStoreError as error:
-            failure: SessionStoreError | None = error
-        else:
-            scan = self._scan_if_old()
-            if scan is not None:
-                scan.join(self._scan_wait_s)
-            failure = self._scan_failure
-        self._tell("counters", failure if counters is None else None)
-        report, scanned_s = self._report or (None, 0.0)
-        return Look(
-            namespace=self._store.settings.namespace, counters=counters, report=report, scanned_s=scanned_s, error=failure
-        )
-
-    @property
-    def _lock(self) -> threading.Lock:
-        return self._locks.setdefault(os.getpid(), threading.Lock())
-
-    def _scan_if_old(self) -> threading.Thread | None:
-        """The thread of a scan that is under way, or was begun here; None if the last one will do."""
-        with self._lock:
-            # After a fork the parent's is not alive here.
-            if self._scan is None or not self._scan.is_alive():
-                if self._report is not None and time.monotonic() - self._report[1] < self._scan_max_age_s:
-                    return None
-                # A daemon: what a scan would have told holds up nobody's way out.
-                self._scan = threading.Thread(target=self._scan_now, name="redis-sessions scan", daemon=True)
-                self._scan.start()
-            return self._scan
-
-    def _scan_now(self) -> None:
-        failure = None
-        try:
-            self._report = (self._store.report(), time.monotonic())
-        except SessionStoreError as error:
-            failure = error
-        self._scan_failure = failure
-        self._tell("key scan", failure)
-
-    def _tell(self, what: str, failure: SessionStoreError | None) -> None:
-        """Log a trouble when it begins, changes or ends, not at every scrape."""
-        now = None if failure is None else str(failure)
-        with self._lock:
-            before, self._trouble[what] = self._trouble.get(what), now
-        if now is not None and now != before:
-            log.warning("metrics of namespace %s: no %s: %s", self._store.settings.namespace, what, now)
-        elif now is None and before is not None:
-            log.warning("metrics of namespace %s: the %s can be had again", self._store.settings.namespace, what)
+def _watches(
+    stores: Iterable[SessionStore], turns: dict[Any, Turns], scan_max_age_ms: int, scan_wait_ms: int | None
+) -> Iterator[Watch]:
+    """A watch for each store; those of one client scan in turn. `turns` are by client, and are added to."""
+    for store in stores:
+        yield Watch(store, scan_max_age_ms, scan_wait_ms, turns.setdefault(id(store.client), Turns()))
 
 
 class Once:
-    """A collector of a single look, taken when it is made, which waited for its scan as long as that took.
+    """A collector of a single look at each store, taken when it is made, which waited for the scans as long as they took.
 
     Attributes:
-        error: why something is missing from it, None if nothing is.
+        errors: why something is missing from it.
     """
 
-    def __init__(self, store: SessionStore) -> None:
-        self._look = Watch(store, 0, None).look()
-        self.error = self._look.error
+    def __init__(self, *stores: SessionStore) -> None:
+        self._looks: Sequence[Look] = side_by_side([watch.look for watch in _watches(stores, {}, 0, None)])
+        self.errors = [look.error for look in self._looks if look.error is not None]
 
     def collect(self) -> Iterable[Metric]:
-        return families([self._look])
+        return families(self._looks)
 
     def text(self) -> str:
         """The samples in Prometheus' text format."""

@@ -22,6 +22,8 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 
+from redis_sessions.connections import aask, ask
+
 BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 # Idle for longer, a connection is first asked whether it still leads anywhere; and before that, a loop is given the chance
 # to read that the server has hung up.
@@ -87,8 +89,7 @@ class _Whole:
                 if connection.can_read():
                     raise redis.ConnectionError
                 if idle_s > HEARD_OF_S:
-                    connection.send_command("PING", check_health=False)
-                    connection.read_response()
+                    ask(connection)
             except BROKEN:
                 connection.disconnect()
                 connection.connect()
@@ -151,8 +152,7 @@ async def reread(connection: Any, idle_s: float) -> None:
     if await connection.can_read():
         raise redis.ConnectionError
     if idle_s > HEARD_OF_S:
-        await connection.send_command("PING", check_health=False)
-        await connection.read_response()
+        await aask(connection)
 
 
 class Gate:

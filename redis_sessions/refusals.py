@@ -160,6 +160,14 @@ def explain(error: Exception, key: str | None, address: str, *, cluster: bool = 
     )
 
 
+def answers(error: redis_errors.ResponseError) -> bool:
+    """Whether this reply to a PING says that all is well with the connection.
+
+    A server that can't write to its disk refuses PING as it does writes, and goes on to let its keys be read.
+    """
+    return _code(error) == "MISCONF"
+
+
 def _stray(error: Exception, key: str | None, address: str, *, cluster: bool) -> Refusal | None:
     if isinstance(error, RuntimeError) and _OTHER_LOOP.search(str(error)):
         elsewhere = SessionStoreError(

@@ -78,6 +78,10 @@ class SessionStore(BaseStore[clients.SyncClient]):
         target, checked = taken_apart(url, settings, password)
         return cls(clients.connect(target, checked), checked, _link=clients.link(target, checked))
 
+    def for_namespace(self, namespace: str) -> Self:
+        """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
+        return type(self)(self.client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
+
     def get(self, key: str) -> str | None:
         """The live session ID of a conversation, None if there is none. Never extends its life.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -69,14 +70,22 @@ def counters(counters: Sequence[tuple[str, Any, Any]]) -> Outcome:
     """Whether the counters, by Redis key, value and TTL, can be counted on."""
     for redis_key, value, pttl_ms in counters:
         try:
-            int(seen(value) or 0)
-        except (ValueError, SessionStoreError) as error:
-            if isinstance(error, StoreUnavailable):
-                raise
-            return BROKEN, f"{redis_key} holds no integer", f"redis-cli SET {redis_key} 0"
+            counts = value is None or _counts(seen(value))
+        except StoreUnavailable:
+            raise
+        except SessionStoreError:
+            counts = False
+        if not counts:
+            return BROKEN, f"{redis_key} holds no integer that can be counted on from", f"redis-cli SET {redis_key} 0"
         if seen(pttl_ms) >= 0:
             return WARNING, f"{redis_key} will expire", f"redis-cli PERSIST {redis_key}"
     return OK, "integers that never expire", None
+
+
+def _counts(value: bytes | str) -> bool:
+    """Whether INCR takes it: Python's own int() would let white space, underscores and any size pass."""
+    text = value if isinstance(value, str) else value.decode("utf-8", "replace")
+    return re.fullmatch(r"0|-?[1-9][0-9]{0,18}", text) is not None and -(2**63) <= int(text) < 2**63 - 1
 
 
 def _retime(settings: StoreSettings) -> str:

@@ -6,8 +6,9 @@ What to send next, after a reply or after a failure, is decided once, in `exchan
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -86,8 +87,36 @@ def _do(client: Any, step: Step) -> Any:
         case Primaries():
             return client.get_primaries() if hasattr(client, "get_primaries") else [None]
         case Together(exchanges):
-            with ThreadPoolExecutor(len(exchanges)) as threads:
-                return list(threads.map(partial(_run_exchange, client), exchanges))
+            return side_by_side([partial(_run_exchange, client, each) for each in exchanges])
+
+
+def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """The results of calls made at once, in their order; raises the first error, when all have ended.
+
+    Each but the first has a thread. They are daemons, so none holds up the end of the process; and a scan that goes on in
+    the background until then is cut off without a word, where the standard library's pool would refuse it more threads.
+    """
+    results: list[Any] = [None] * len(calls)
+    errors: list[BaseException | None] = [None] * len(calls)
+
+    def make(number: int) -> None:
+        try:
+            results[number] = calls[number]()
+        except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
+            errors[number] = error
+
+    threads = [threading.Thread(target=make, args=(number,), daemon=True) for number in range(1, len(calls))]
+    for thread in threads:
+        thread.start()
+    try:
+        results[0] = calls[0]()
+    finally:
+        for thread in threads:
+            thread.join()
+    for error in errors:
+        if error is not None:
+            raise error
+    return results
 
 
 async def arun(client: Client, op: Op[T], link: Link = CALLERS) -> T:

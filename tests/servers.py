@@ -189,7 +189,7 @@ class Cluster:
         primaries, replicas = clients[:PRIMARIES], clients[PRIMARIES:]
         for number, client in enumerate(primaries):
             first, end = SLOTS * number // PRIMARIES, SLOTS * (number + 1) // PRIMARIES
-            _send(client, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+            _send(client, "CLUSTER", "ADDSLOTS", *range(first, end))
             _send(client, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         # Each meets each, since gossip alone would take some rounds longer.
         for number, client in enumerate(clients):

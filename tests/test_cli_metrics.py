@@ -10,14 +10,18 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import redis_sessions
+from redis_sessions import InvalidSettings, SessionStore
 from redis_sessions.cli import exits
+from redis_sessions.cli import exporter as http
+from redis_sessions.cli.exporter import CONNECTIONS
+from redis_sessions.metrics import Collector
 from redis_sessions.server import EmbeddedServer
 from tests import test_cli_support
 from tests.servers import wait_until
@@ -39,6 +43,16 @@ class Exporter:
         request = urllib.request.Request(self.place.replace("/metrics", path), headers=headers)
         with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
             return answer.read().decode()
+
+    def connect(self) -> socket.socket:
+        host, port = self.place.split("/")[2].split(":")
+        return socket.create_connection((host, int(port)), DEADLINE_S)
+
+    def ask(self, text: bytes) -> bytes:
+        """What it says to these bytes, up to its hanging up."""
+        with self.connect() as connection:
+            connection.sendall(text)
+            return b"".join(iter(lambda: connection.recv(65_536), b""))
 
     def up(self) -> str:
         [value] = re.findall(r"^redis_sessions_up\{.*\} (\S+)$", self.get(), re.MULTILINE)
@@ -97,9 +111,12 @@ def test_the_rules_are_those_of_the_package() -> None:
     [
         *(
             ["--listen", place]
-            for place in ("", ":9464", "x:", "65536", "127.0.0.1:99999", "127.0.0.1", "::1:80", "1:2:3", "a b:1")
+            for place in ("", ":9464", "x:", "65536", "127.0.0.1:99999", "127.0.0.1", "::1:80", "1:2:3", "a b:1", "a..b:1")
         ),
-        *(["--listen", place] for place in ("redis://:s3cret@h:1", "no-such-host.invalid:0", "192.0.2.1:0")),
+        *(
+            ["--listen", place]
+            for place in ("redis://:s3cret@h:1", "no-such-host.invalid:0", "192.0.2.1:0", f"{'a' * 64}:0")
+        ),
         *(
             ["--listen", "0", "--json"],
             ["--listen", "0", "--rules"],
@@ -132,13 +149,54 @@ def test_served(cli: Cli) -> None:
         with pytest.raises(urllib.error.HTTPError, match="404"):
             exporter.get("/")
         # One that says nothing, and one that goes away, keep nobody else from scraping.
-        host, port = exporter.place.split("/")[2].split(":")
-        with socket.create_connection((host, int(port))), socket.create_connection((host, int(port))) as hasty:
+        with exporter.connect(), exporter.connect() as hasty:
             hasty.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             hasty.close()
             assert exporter.up() == "1.0"
         assert exporter.end(signal.SIGTERM) == (exits.DONE, "", "")
     assert len(exporter.said) == 1
+
+
+def test_what_it_says_to_what_is_no_scrape() -> None:
+    with exporting("--url", AWAY) as exporter:
+        for text, status in (
+            (b"HEAD /metrics HTTP/1.0\r\n\r\n", b"200"),
+            (b"HEAD / HTTP/1.0\r\n\r\n", b"404"),
+            (b"GET /metrics/ HTTP/1.0\r\n\r\n", b"404"),
+            (b"POST /metrics HTTP/1.0\r\nContent-Length: 0\r\n\r\n", b"501"),
+            (b"GET http://[::1/metrics HTTP/1.0\r\n\r\n", b"400"),
+        ):
+            head, _, body = exporter.ask(text).partition(b"\r\n\r\n")
+            assert head.split()[1] == status, text
+            assert not (text.startswith(b"HEAD") and body)
+        # None of that is worth a line, and Redis was not asked.
+        assert exporter.end(signal.SIGTERM) == (exits.DONE, "", "")
+
+
+def test_those_who_say_nothing_shut_nobody_out() -> None:
+    with exporting("--url", AWAY) as exporter, ExitStack() as stack:
+        silent = [stack.enter_context(exporter.connect()) for _ in range(CONNECTIONS + 3)]
+        assert exporter.up() == "0.0"
+        # The oldest had to go, and one more for the scrape.
+        assert [connection.recv(1) for connection in silent[:4]] == [b""] * 4
+        for connection in silent[4:]:
+            connection.sendall(b"GET /metrics?name[]=redis_sessions_up HTTP/1.0\r\n\r\n")
+        assert all(connection.recv(15) == b"HTTP/1.0 200 OK" for connection in silent[4:])
+        code, out, err = exporter.end(signal.SIGTERM)
+    assert (code, out, err.count("\n")) == (exits.DONE, "", 1)
+
+
+def test_a_name_with_an_address_that_can_not_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where IPv6 is off, and localhost is ::1 all the same."""
+    usable = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
+    useless = socket.getaddrinfo("192.0.2.1", 0, type=socket.SOCK_STREAM)
+    with SessionStore.from_url(AWAY) as store:
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: useless + usable)
+        with http.Exporter("localhost", 0, Collector(store)) as server:
+            assert server.place.startswith("127.0.0.1:")
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: useless)
+        with pytest.raises(InvalidSettings, match="port 0 of localhost"):
+            http.Exporter("localhost", 0, Collector(store))
 
 
 def test_served_to_other_machines_it_says_so() -> None:

@@ -15,7 +15,7 @@ ORDER = """
     errors settings keys acl commands scripts ops report scan retime files shelf json_pairs legacy migrate
     verdicts evidence output placement recognise agents findings checks access upkeep doctor resume adapters
     refusals exchange wire urls connections pools sentinels clusters risks client
-    keeper runner base_store store async_store metrics testing server __init__
+    keeper runner base_store store async_store watches metrics testing server __init__
 """.split()  # noqa: SIM905
 KNOW_REDIS = {"refusals", "exchange", "connections", "pools", "sentinels", "clusters", "risks", "client", "testing"}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -12,12 +13,14 @@ import subprocess
 import termios
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
-from redis_sessions import SessionStore
+from redis_sessions import SessionStore, StoreUnavailable
 from redis_sessions.cli import exits
-from redis_sessions.cli.watch import Failures
+from redis_sessions.cli import watch as module
+from redis_sessions.cli.watch import Failures, Watch
 from redis_sessions.server import EmbeddedServer
 from tests import test_cli_support
 from tests.test_cli_support import run, spawn
@@ -189,13 +192,56 @@ def test_a_reader_that_has_seen_enough(server):
 
 def test_without_a_terminal_it_says_what_to_do(server):
     assert "add --json" in run("report", "--watch", "--url", server.url, code=exits.USAGE).stderr
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"TERM": "dumb"}, {"TERM": "DUMB"}, {"TERM": "unknown"}, {"TTY_COMPATIBLE": "0"}, {"TTY_INTERACTIVE": "0"}],
+    ids=str,
+)
+def test_on_a_terminal_that_can_not_be_drawn_on_it_says_what_to_do(server, environment):
     ours, theirs = pty.openpty()
-    process = spawn("report", "--watch", "--url", server.url, stdout=theirs, stderr=subprocess.PIPE, env={"TERM": "dumb"})
+    streams = {"stdout": theirs, "stderr": subprocess.PIPE, "env": {"TERM": "xterm"} | environment}
+    process = spawn("report", "--watch", "--url", server.url, **streams)
     os.close(theirs)
-    _, err = process.communicate(timeout=DEADLINE_S)
-    os.close(ours)
+    try:
+        _, err = process.communicate(timeout=DEADLINE_S)
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(ours)
     assert process.returncode == exits.USAGE
     assert b"needs a terminal" in err
+
+
+def test_a_scan_that_failed_is_not_tried_at_every_look(monkeypatch):
+    class Store:
+        scans, failing = 0, True
+
+        def resume_failures_total(self):
+            return 0
+
+        def report(self, _):
+            self.scans += 1
+            if self.failing:
+                raise StoreUnavailable("too much to do")
+            return "a report"
+
+    store, clock = Store(), itertools.count()
+    watch = Watch(store, 60.0)
+
+    def look_at(second):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(second)))
+        watch.look(lambda: None)
+
+    for second in itertools.islice(clock, 25):
+        look_at(second)
+        assert watch.trouble is not None, second
+    assert store.scans == 3
+    store.failing = False
+    for second in itertools.islice(clock, 60):
+        look_at(second)
+    assert (store.scans, watch.trouble, watch.report) == (4, None, "a report")
 
 
 def test_failures_are_told_for_a_minute_and_never_negative():

@@ -18,8 +18,14 @@ LONG: Final = 20
 def acl(
     *,
     namespace: Annotated[
-        str, typer.Option("--namespace", metavar="NAME", help="First part of every key; the users see no other keys.")
-    ] = "sessions",
+        list[str] | None,
+        typer.Option(
+            "--namespace",
+            metavar="NAME",
+            help="First part of every key, sessions unless told; the users see no other keys. Given more than once, each "
+            "user has all of these, as an exporter of several needs it.",
+        ),
+    ] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="For the nodes of a cluster.")] = False,
     redis_6: Annotated[
         bool, typer.Option("--redis-6", help="For Redis 6.2, which has no key patterns for reading alone.")
@@ -45,7 +51,7 @@ def acl(
             hashes[name] = hashlib.sha256(password).hexdigest()
             if len(password) < LONG:
                 guessable.append(name)
-    lines = acl_lines(namespace, password_hashes=hashes, cluster=cluster, read_only_keys=not redis_6)
+    lines = acl_lines(namespace or "sessions", password_hashes=hashes, cluster=cluster, read_only_keys=not redis_6)
     for line in lines:
         show.put(line)
     for name in USERS:

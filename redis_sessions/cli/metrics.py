@@ -3,9 +3,10 @@
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from importlib import resources
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -13,6 +14,9 @@ from redis_sessions.cli import exits, show
 from redis_sessions.cli.options import Options, duration_ms, on_a_store
 from redis_sessions.cli.stop import until_asked_to_stop
 from redis_sessions.errors import InvalidSettings
+
+if TYPE_CHECKING:
+    from redis_sessions.store import SessionStore
 
 RULES: Final = "alerts.yml"
 LOOPBACK: Final = "127.0.0.1"
@@ -31,21 +35,35 @@ ScanMaxAge = Annotated[
     str,
     typer.Option("--scan-max-age", metavar="TIME", help="With --listen: scan the keys anew if the last scan is older."),
 ]
+Namespaces = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--namespace", help="First part of every key, sessions unless told; give it once for each to export.", metavar="NAME"
+    ),
+]
 Rules = Annotated[bool, typer.Option("--rules", help="Print alert rules for these metrics instead, and ask Redis nothing.")]
 
 
 @on_a_store
-def metrics(at: Options, *, listen: Listen = None, scan_max_age: ScanMaxAge = "60s", rules: Rules = False) -> int:
+def metrics(
+    at: Options,
+    *,
+    listen: Listen = None,
+    scan_max_age: ScanMaxAge = "60s",
+    rules: Rules = False,
+    namespace: Namespaces = None,
+) -> int:
     """Export metrics for Prometheus.
 
     The counters, and how the session keys are by a key scan; with --json a line for each sample. All workers count in one
-    place, so one exporter is enough; where there are several, aggregate with max, never sum. With --listen it goes on while
-    Redis is away, and says redis_sessions_up 0. Of the users of redis-sessions acl it needs report. It needs pip install
-    'redis-sessions[prometheus]'.
+    place, so one exporter is enough, for several namespaces, too; where there are more, aggregate with max, never sum.
+    With --listen it goes on while Redis is away, and says redis_sessions_up 0. Of the users of redis-sessions acl it needs
+    report. It needs pip install 'redis-sessions[prometheus]'.
 
     Examples:
       redis-sessions metrics
       redis-sessions metrics --listen 127.0.0.1:9464
+      redis-sessions metrics --listen 9464 --namespace sessions.claude@host-a --namespace sessions.claude@host-b
       redis-sessions metrics --rules > /etc/prometheus/rules/redis_sessions.yml
     """
     if (listen is not None) + rules + at.as_json > 1:
@@ -54,35 +72,43 @@ def metrics(at: Options, *, listen: Listen = None, scan_max_age: ScanMaxAge = "6
         show.put(resources.files("redis_sessions").joinpath(RULES).read_text("utf-8").rstrip("\n"))
         return exits.DONE
     if listen is None:
-        return _print_once(at)
+        return _print_once(at, namespace)
     host, port = _address(listen)
-    return _serve(at, host, port, duration_ms(scan_max_age, "--scan-max-age"))
+    return _serve(at, namespace, host, port, duration_ms(scan_max_age, "--scan-max-age"))
 
 
-def _print_once(at: Options) -> int:
+@contextmanager
+def _stores(at: Options, namespaces: list[str] | None) -> "Iterator[list[SessionStore]]":
+    """A store of each namespace, one being the default, over one client."""
+    first, *others = dict.fromkeys(namespaces) if namespaces else [None]
+    with replace(at, namespace=first).store() as store:
+        yield [store, *(store.for_namespace(other) for other in others if other is not None)]
+
+
+def _print_once(at: Options, namespaces: list[str] | None) -> int:
     from redis_sessions.metrics import Once
 
-    with at.store() as store:
-        once = Once(store)
+    with _stores(at, namespaces) as stores:
+        once = Once(*stores)
     if at.as_json:
         for family in once.collect():
             for name, labels, value, *_ in family.samples:
                 show.put_json({"name": name, "labels": labels, "value": value})
     else:
         show.put(once.text().rstrip("\n"))
-    if once.error is None:
-        return exits.DONE
-    show.complain(str(once.error))
-    return exits.code_of(once.error)
+    # They share a server, and so most often what is wrong.
+    for message in dict.fromkeys(map(str, once.errors)):
+        show.complain(message)
+    return max(map(exits.code_of, once.errors), default=exits.DONE)
 
 
-def _serve(at: Options, host: str, port: int, scan_max_age_ms: int) -> int:
+def _serve(at: Options, namespaces: list[str] | None, host: str, port: int, scan_max_age_ms: int) -> int:
     from redis_sessions import metrics as library
     from redis_sessions.cli.exporter import Exporter
 
-    with until_asked_to_stop(), _log_told(), at.store() as store:
-        collector = library.Collector(store, scan_max_age_ms=scan_max_age_ms)
-        with Exporter(host, port, collector) as exporter:
+    with until_asked_to_stop(), _log_told(), _stores(at, namespaces) as stores:
+        collector = library.Collector(*stores, scan_max_age_ms=scan_max_age_ms)
+        with closing(collector), Exporter(host, port, collector) as exporter:
             if not exporter.is_loopback:
                 show.complain(f"whoever reaches {exporter.place} can read these numbers: there is no password and no TLS")
             show.complain(f"metrics are at http://{exporter.place}/metrics; stop with Ctrl-C or SIGTERM")

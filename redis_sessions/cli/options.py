@@ -117,10 +117,14 @@ class Options:
 
 
 def on_a_store(command: Callable[Concatenate[Options, ...], int]) -> Callable[..., int]:
-    """Give a command the common options, after its own; it takes them as its first argument, an Options."""
-    names = [field.name for field in fields(Options)]
+    """Give a command the common options, after its own; it takes them as its first argument, an Options.
+
+    One that the command has itself, such as a namespace that may be given more than once, stands in the place of the common.
+    """
     own = list(inspect.signature(command).parameters.values())[1:]
-    common = inspect.signature(Options).parameters.values()
+    taken = {parameter.name for parameter in own}
+    names = [field.name for field in fields(Options) if field.name not in taken]
+    common = [parameter for name, parameter in inspect.signature(Options).parameters.items() if name not in taken]
 
     @functools.wraps(command)
     def with_options(**given: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import deque
@@ -27,6 +26,8 @@ TICK_S: Final = 1.0
 WINDOW_S: Final = 60.0
 # How often a scan that is under way is shown.
 FRAME_S: Final = 0.1
+# No scan is begun sooner after one that failed, unless asked for oftener: the server may have too much to do already.
+RETRY_S: Final = 10.0
 
 
 @dataclass
@@ -58,39 +59,49 @@ class Watch:
     Attributes:
         store: what is watched.
         every_s: the least time between two scans.
+        due_at_s: when the next one is, by the monotonic clock.
         failures: the counter's past.
         report: the last one, None before the first.
-        scanned_at_s: when it ended, by the monotonic clock.
         done: how far a scan under way is, from 0 to 1; None if none is.
         trouble: why Redis can't be read, None if it can.
         trouble_since_s: since when.
+        scan_failed: whether it was the last scan that told so.
     """
 
     store: SessionStore
     every_s: float
     failures: Failures = field(default_factory=Failures)
     report: Report | None = None
-    scanned_at_s: float | None = None
+    due_at_s: float = 0.0
     done: float | None = None
     trouble: SessionStoreError | None = None
     trouble_since_s: float = 0.0
+    scan_failed: bool = False
 
     def look(self, redraw: Callable[[], None]) -> None:
         """Read the counter, and the keys if it is time to."""
-        due = self.scanned_at_s is None or time.monotonic() - self.scanned_at_s >= self.every_s
         try:
             self.failures.add(time.monotonic(), self.store.resume_failures_total())
-            if due:
-                self.report = self.store.report(self._progress(redraw))
-                self.scanned_at_s = time.monotonic()
+            if time.monotonic() >= self.due_at_s:
+                self._scan(redraw)
         except SessionStoreError as error:
             if self.trouble is None:
                 self.trouble_since_s = time.monotonic()
             self.trouble = error
         else:
-            self.trouble = None
+            # Of a scan that failed only the next one can say that all is well again.
+            if not self.scan_failed:
+                self.trouble = None
         finally:
             self.done = None
+
+    def _scan(self, redraw: Callable[[], None]) -> None:
+        self.scan_failed = True
+        try:
+            self.report = self.store.report(self._progress(redraw))
+            self.scan_failed = False
+        finally:
+            self.due_at_s = time.monotonic() + (min(self.every_s, RETRY_S) if self.scan_failed else self.every_s)
 
     def _progress(self, redraw: Callable[[], None]) -> Callable[[int, int], None]:
         shown_at_s = 0.0
@@ -112,12 +123,20 @@ def watch_report(at: Options, every: str | None) -> int:
         raise InvalidSettings(
             "--every is less than a second, and each scan is work for the server", remedy="write 1s or more"
         )
-    if not at.as_json and (not show.is_terminal(sys.stdout) or os.environ.get("TERM") == "dumb"):
+    if not at.as_json and not _can_be_drawn_on():
         raise InvalidSettings("--watch needs a terminal to show it on", remedy="add --json for a line a scan")
     with until_asked_to_stop(), at.store() as store:
         watch = Watch(store, every_ms / 1000)
         (_print_lines if at.as_json else _draw)(watch)
     return exits.DONE
+
+
+def _can_be_drawn_on() -> bool:
+    """Whether stdout is a terminal on which Rich would move the cursor: on others it would show nothing at all."""
+    from rich.console import Console
+
+    console = Console()
+    return show.is_terminal(sys.stdout) and console.is_terminal and console.is_interactive and not console.is_dumb_terminal
 
 
 def _print_lines(watch: Watch) -> None:
@@ -174,8 +193,8 @@ def _state(watch: Watch) -> RenderableType:
     if watch.trouble is not None:
         since = show.duration(round((now_s - watch.trouble_since_s) * 1000))
         return show.cell(f"{watch.trouble.message}, for {since}; what is shown may be old", "bold red")
-    if watch.done is not None or watch.scanned_at_s is None:
+    if watch.done is not None or watch.report is None:
         return show.cell(f"scanning {watch.done or 0:.0%}", "dim")
-    next_s = max(0, round(watch.scanned_at_s + watch.every_s - now_s))
+    next_s = max(0, round(watch.due_at_s - now_s))
     approximate = "; keys may have been missed" if watch.report and watch.report.approximate else ""
     return show.cell(f"next scan in {show.duration(next_s * 1000)}, Ctrl-C ends{approximate}", "dim")

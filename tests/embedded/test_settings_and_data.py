@@ -4,7 +4,7 @@ import pytest
 
 from redis_sessions.errors import ServerError
 from redis_sessions.server import EmbeddedServer
-from tests.servers import client_of, standalone
+from tests.servers import client_of, is_redis_6, standalone
 
 MINUTE_MS = 60_000
 
@@ -14,6 +14,8 @@ MINUTE_MS = 60_000
 
 @pytest.mark.parametrize("end", [EmbeddedServer.stop, EmbeddedServer.kill])
 def test_data_and_exact_expiry_survive_a_restart(binary, directory, end):
+    if is_redis_6(binary):
+        pytest.skip("it tells no instant of expiry")
     with EmbeddedServer(binary=binary, directory=directory) as server, client_of(server) as client:
         client.set("kept", "for a minute", px=MINUTE_MS)
         client.incr("counter", 3)
@@ -43,7 +45,8 @@ def test_the_settings(binary, directory):
             "maxmemory-policy": "volatile-ttl",
             "protected-mode": "yes",
         }
-        assert client.config_get(*expected) == expected
+        # One by one, as Redis 6.2 takes them.
+        assert {name: client.config_get(name)[name] for name in expected} == expected
     with standalone(binary) as server, client_of(server) as client:
         assert client.config_get("appendonly") == {"appendonly": "no"}
 

@@ -243,7 +243,7 @@ def _rows(runs: tuple[RunFigures, RunFigures]) -> Iterator[tuple[str, list[str]]
     if any(run.failed for run in runs):
         yield "failed", [str(run.failed) for run in runs]
     yield "wasted resume attempts", [str(run.wasted_resumes) for run in runs]
-    yield "time they took", [f"{run.wasted_ms}ms" for run in runs]
+    yield "time those took", [f"{run.wasted_ms}ms" for run in runs]
     yield "agent processes started", [str(run.agent_starts) for run in runs]
     yield "waited for another worker's lease", [str(run.waited_for_lease) for run in runs]
     yield "ran twice at once", [str(run.double_runs) for run in runs]
