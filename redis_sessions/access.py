@@ -86,20 +86,27 @@ def replay(default: Mapping[str, Any] | SessionStoreError, node: Node) -> Outcom
 
 def rights(user: str, acl: Mapping[str, Any], namespace: str, *, clustered: bool) -> Outcome:
     """Whether the user may do more than a worker needs."""
+    grants = [acl, *acl.get("selectors", ())]
+    commands = {command for each in grants for command in _granted(str(each["commands"]))}
+    excess = [f"+{rule}" for rule in sorted(commands & _TOO_MUCH)]
+    if any(pattern.rpartition("~")[2] == "*" for each in grants for pattern in each["keys"]):
+        excess.append("all keys")
+    if not excess:
+        return OK, f"user {user} is granted no more than it should be", None
+    remedy = f"redis-sessions acl --namespace {namespace}{' --cluster' if clustered else ''}, and be its user worker"
+    return WARNING, f"user {user} is granted {', '.join(excess)}", remedy
+
+
+def _granted(rules: str) -> set[str]:
     granted: set[str] = set()
-    for rule in str(acl["commands"]).split():
+    for rule in rules.split():
         if rule == "-@all":
             granted.clear()
         elif rule.startswith("-"):
             granted.discard(rule[1:])
         else:
             granted.add(rule.removeprefix("+"))
-    excess = [f"+{rule}" for rule in sorted(granted & _TOO_MUCH)]
-    excess += ["all keys"] if any(pattern.rpartition("~")[2] == "*" for pattern in acl["keys"]) else []
-    if not excess:
-        return OK, f"user {user} is granted no more than it should be", None
-    remedy = f"redis-sessions acl --namespace {namespace}{' --cluster' if clustered else ''}, and be its user worker"
-    return WARNING, f"user {user} is granted {', '.join(excess)}", remedy
+    return granted
 
 
 def tls(*, used: bool, address: str) -> Outcome:

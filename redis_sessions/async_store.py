@@ -14,7 +14,7 @@ from redis_sessions.commands import Op
 from redis_sessions.errors import StoreUnavailable
 from redis_sessions.exchange import Link
 from redis_sessions.findings import Connection, Diagnosis
-from redis_sessions.keys import COUNTERS, RESUME_FAILURES
+from redis_sessions.keys import RESUME_FAILURES
 from redis_sessions.migrate import ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
@@ -116,13 +116,13 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         """How many resumes were refused. Same as SessionStore.resume_failures_total."""
         return await self._run(self._ops.counter(RESUME_FAILURES))
 
-    async def counters(self) -> dict[str, int]:
-        """Every counter. Same as SessionStore.counters."""
-        return await self._run(self._ops.counters(*COUNTERS))
+    async def counters(self) -> dict[str, int | None]:
+        """`resume_failures_total`, `resumes_total` and `fresh_starts_total`. Same as SessionStore.counters."""
+        return await self._run(self._ops.counters())
 
     async def report(self, progress: Progress | None = None) -> Report:
         """Scan all session keys and tell how they are. Same as SessionStore.report."""
-        return await self._run(scan.report(self.settings, self._ops.counters(*COUNTERS), progress))
+        return await self._run(scan.report(self.settings, self._ops.counters(), progress))
 
     async def sessions(self) -> AsyncIterator[SessionRow]:
         """Every live session, a page at a time. Same as SessionStore.sessions."""

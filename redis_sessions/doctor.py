@@ -221,9 +221,14 @@ def _rules(reply: Any) -> dict[str, Any] | SessionStoreError:
     if reply is None:
         return SessionStoreError("there is no such user")
     rules = _named(reply)
+    flags = [_text(flag) for flag in rules["flags"]]
+    # Each grants its commands on its keys, beside the user's own; Redis 6.2 has none.
+    return {"flags": flags, **_grants(rules), "selectors": [_grants(_named(each)) for each in rules.get("selectors", ())]}
+
+
+def _grants(rules: Mapping[str, Any]) -> dict[str, Any]:
     keys = rules["keys"]
     return {
-        "flags": [_text(flag) for flag in rules["flags"]],
         "commands": _text(rules["commands"]),
         "keys": _text(keys).split() if _is_text(keys) else [_text(key) for key in keys],
     }

@@ -130,25 +130,40 @@ def exchange(commands: list[Command], link: Link, failed: Failed | None = None) 
         if isinstance(outcome, Failed):
             raise outcome.error
         tried = outcome
-    elif len(commands) > 1 and not any(command.script or command.optional for command in commands):
-        pipeline = Pipeline([Send(command, again=False) for command in commands])
-        replies, resent = yield from _persistently(pipeline, commands, link)
-        tried = [_Tried(reply, resent) for reply in replies]
+    elif len(commands) > 1 and not any(command.script for command in commands):
+        try:
+            pipeline = Pipeline([Send(command, again=False) for command in commands])
+            replies, resent = yield from _persistently(pipeline, commands, link)
+            tried = [_Tried(reply, resent) for reply in replies]
+        except SessionStoreError as error:
+            if _is_away(error) or not all(command.optional for command in commands):
+                raise
+            # By itself each tells whether it was refused.
+            tried = yield from _in_turn(commands, link)
     else:
-        for command in commands:
-            tried += [(yield from _one(command, link, failed))]
+        tried = yield from _in_turn(commands, link, failed)
     kind = Resent if any(one.resent for one in tried) else list
     return kind(one.reply for one in tried)
+
+
+def _in_turn(commands: list[Command], link: Link, failed: Failed | None = None) -> Exchange[list[_Tried]]:
+    tried: list[_Tried] = []
+    for command in commands:
+        tried += [(yield from _one(command, link, failed))]
+    return tried
 
 
 def _one(command: Command, link: Link, failed: Failed | None = None) -> Exchange[_Tried]:
     try:
         return (yield from _persistently(Send(command, link.client_resends), [command], link, failed))
     except SessionStoreError as error:
-        away = isinstance(error, StoreUnavailable) and not isinstance(error, AccessDenied)
-        if not command.optional or (away and not command.even_away):
+        if not command.optional or (_is_away(error) and not command.even_away):
             raise
         return _Tried(error, resent=False)
+
+
+def _is_away(error: SessionStoreError) -> bool:
+    return isinstance(error, StoreUnavailable) and not isinstance(error, AccessDenied)
 
 
 def _persistently(step: Step, commands: list[Command], link: Link, failed: Failed | None = None) -> Exchange[_Tried]:

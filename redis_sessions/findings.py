@@ -52,8 +52,9 @@ Outcome: TypeAlias = tuple[Status, str, str | None]
 
 OK, UNKNOWN, WARNING, BROKEN = Status.ok, Status.unknown, Status.warning, Status.broken
 SEVERITY: Final = list(Status)
-# What a user needs beside a worker's rights, to be shown everything. Not for workers: GETUSER shows hashes of passwords.
+# What a user needs beside an admin's rights, to be shown everything. Not for workers: GETUSER shows hashes of passwords.
 LOOK_RIGHTS: Final = "+info +config|get +cluster|info +acl|getuser +client|info"
+_WHO_MAY: Final = f"look as admin of redis-sessions acl, or as a user of your own who may {LOOK_RIGHTS} besides"
 
 
 class Connection(NamedTuple):
@@ -101,8 +102,13 @@ def judged(check: str, why: str, look: Callable[[], Outcome]) -> Finding:
         status, found, remedy = look()
     except SessionStoreError as error:
         status, found = UNKNOWN, error.message
-        remedy = f"grant this user {LOOK_RIGHTS}" if isinstance(error, AccessDenied) else "ask whoever runs the server"
+        remedy = _WHO_MAY if isinstance(error, AccessDenied) else "ask whoever runs the server"
     return Finding(check=check, status=status, found=found, why=why, remedy=remedy)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things, in words."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def diagnosis(findings: Sequence[Finding]) -> Diagnosis:

@@ -207,8 +207,8 @@ def families(looks: Iterable[Look]) -> Iterator[Metric]:
     for counter, (name, text) in _COUNTERS.items():
         family = CounterMetricFamily(name, text, labels=[_LABEL])
         for look in looks:
-            if look.counters is not None:
-                family.add_metric([look.namespace], look.counters[counter])
+            if look.counters is not None and (count := look.counters[counter]) is not None:
+                family.add_metric([look.namespace], count)
         yield family
     for name, text, value_of in _GAUGES:
         gauge = GaugeMetricFamily(name, text, labels=[_LABEL])

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from redis_sessions import scripts
 from redis_sessions.commands import Command, Op, Script
-from redis_sessions.errors import CorruptValue, InvalidSessionID
-from redis_sessions.keys import LEASE_GRACE_MS, Keys, check_session_id, is_session_id
+from redis_sessions.errors import CorruptValue, InvalidSessionID, SessionStoreError
+from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, Keys, check_session_id, is_session_id
 from redis_sessions.settings import StoreSettings
 
 
@@ -127,25 +127,25 @@ class Operations:
 
     def increment(self, name: str) -> Op[int]:
         # Sent again after a lost reply it would count twice: better to lose one.
-        [count] = yield [Command(("INCR", self.keys.counter(name)), resend=False)]
-        return int(count)
+        [count] = yield [Command(("INCR", self.keys.counter(name)), resend=False, optional=True)]
+        return int(self._sound(name, count))
 
-    def counters(self, *names: str) -> Op[dict[str, int]]:
-        replies = yield [Command(("GET", self.keys.counter(name))) for name in names]
-        return {name: self._count(name, raw) for name, raw in zip(names, replies, strict=True)}
+    def counters(self) -> Op[dict[str, int | None]]:
+        replies = yield [Command(("GET", self.keys.counter(name)), optional=True) for name in COUNTERS]
+        return {name: _count(raw) for name, raw in zip(COUNTERS, replies, strict=True)}
 
     def counter(self, name: str) -> Op[int]:
-        counts = yield from self.counters(name)
-        return counts[name]
+        [raw] = yield [Command(("GET", self.keys.counter(name)), optional=True)]
+        return int(self._sound(name, _count(raw)))
 
-    def _count(self, name: str, raw: Any) -> int:
-        try:
-            return 0 if raw is None else int(raw)
-        except ValueError:
+    def _sound(self, name: str, count: Any) -> Any:
+        """A counter as it was read; CorruptValue, by name, where it holds no integer."""
+        if count is None or isinstance(count, CorruptValue):
             redis_key = self.keys.counter(name).decode()
-            raise CorruptValue(
-                f"counter {redis_key} holds no integer", remedy=f"set it to one: redis-cli SET {redis_key} 0"
-            ) from None
+            raise CorruptValue(f"counter {redis_key} holds no integer", remedy=f"set it to one: redis-cli SET {redis_key} 0")
+        if isinstance(count, SessionStoreError):
+            raise count
+        return count
 
     def _leased(self, script: Script, key: str, token: str, *args: bytes | str | int) -> Command:
         return Command((token, *args), key, script, (self.keys.lease(key), self.keys.session_id(key)))
@@ -155,6 +155,18 @@ def _check_lease(lease: object) -> None:
     if not isinstance(lease, Lease):
         held = ", which says that another worker has the conversation" if isinstance(lease, Held) else ""
         raise TypeError(f"a lease is a Lease, as acquire gives it, not a {type(lease).__name__}{held}")
+
+
+def _count(raw: bytes | SessionStoreError | None) -> int | None:
+    """A counter's value; None if it holds no integer. Raises what stands in the place of a reply."""
+    if isinstance(raw, SessionStoreError):
+        if isinstance(raw, CorruptValue):
+            return None
+        raise raw
+    try:
+        return int(raw or 0)
+    except ValueError:
+        return None
 
 
 def _found(key: str, raw: bytes | None) -> str | None:

@@ -60,7 +60,7 @@ class Report(BaseModel):
         invalid_examples: the first 20 of them.
         soonest_expiry_ms: milliseconds until the next session expires, None if none will.
         idle_histogram: idle times of the live sessions that have one, in ascending buckets.
-        counters: `resume_failures_total`, `resumes_total`, `fresh_starts_total`.
+        counters: `resume_failures_total`, `resumes_total`, `fresh_starts_total`; None for one that holds no integer.
         approximate: keys may have been missed, since cluster slots moved or the server changed during the scan.
         scan_ms: how long the scan took, in milliseconds.
     """
@@ -74,7 +74,7 @@ class Report(BaseModel):
     invalid_examples: tuple[InvalidExample, ...]
     soonest_expiry_ms: int | None
     idle_histogram: tuple[IdleBucket, ...]
-    counters: dict[str, int]
+    counters: dict[str, int | None]
     approximate: bool
     scan_ms: int
 
@@ -132,7 +132,7 @@ class ReportFold:
             self._histogram[bucket] += upper - lower
             upper = lower
 
-    def finish(self, counters: dict[str, int], *, approximate: bool) -> Report:
+    def finish(self, counters: dict[str, int | None], *, approximate: bool) -> Report:
         """The report on all that was added."""
         return Report(
             live=self._live,

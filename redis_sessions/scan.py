@@ -181,7 +181,7 @@ def _settled_slots(nodes: Any) -> _Held | None:
     return _Held(slots, myself["epoch"])
 
 
-def report(settings: StoreSettings, counters: Op[dict[str, int]], progress: Progress | None = None) -> Op[Report]:
+def report(settings: StoreSettings, counters: Op[dict[str, int | None]], progress: Progress | None = None) -> Op[Report]:
     """Fold all session keys and the counters into a Report. Deletes nothing."""
     scan = Scan(settings, progress)
     fold = ReportFold(settings)

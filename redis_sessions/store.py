@@ -15,7 +15,7 @@ from redis_sessions.errors import StoreUnavailable
 from redis_sessions.exchange import Link
 from redis_sessions.findings import Connection, Diagnosis
 from redis_sessions.keeper import Keeper
-from redis_sessions.keys import COUNTERS, RESUME_FAILURES
+from redis_sessions.keys import RESUME_FAILURES
 from redis_sessions.migrate import ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
@@ -138,17 +138,16 @@ class SessionStore(BaseStore[clients.SyncClient]):
         """How many resumes were refused. Raises CorruptValue if the counter holds no integer."""
         return self._run(self._ops.counter(RESUME_FAILURES))
 
-    def counters(self) -> dict[str, int]:
-        """Every counter: `resume_failures_total`, `resumes_total`, `fresh_starts_total`. Raises as resume_failures_total."""
-        return self._run(self._ops.counters(*COUNTERS))
+    def counters(self) -> dict[str, int | None]:
+        """`resume_failures_total`, `resumes_total` and `fresh_starts_total`; None for one that holds no integer."""
+        return self._run(self._ops.counters())
 
     def report(self, progress: Progress | None = None) -> Report:
         """Scan all session keys and tell how they are. Deletes nothing; memory is bounded by the page.
 
-        `progress(done, about)` is called after every page, both in keys of the whole database. Raises CorruptValue if a
-        counter holds no integer.
+        `progress(done, about)` is called after every page, both in keys of the whole database.
         """
-        return self._run(scan.report(self.settings, self._ops.counters(*COUNTERS), progress))
+        return self._run(scan.report(self.settings, self._ops.counters(), progress))
 
     def sessions(self) -> Iterator[SessionRow]:
         """Every live session, a page at a time; one may come twice, and what is no valid session ID is left out."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from redis_sessions.agents import known_agents
 from redis_sessions.errors import InvalidSettings, SessionStoreError, StoreUnavailable
-from redis_sessions.findings import BROKEN, OK, UNKNOWN, WARNING, Connection, Outcome, seen
+from redis_sessions.findings import BROKEN, OK, UNKNOWN, WARNING, Connection, Outcome, counted, seen
 from redis_sessions.retime import RetimeResult
 from redis_sessions.settings import DAY_MS, StoreSettings
 
@@ -29,15 +29,15 @@ _UNITS: Final = (("d", DAY_MS, 2 * DAY_MS), ("h", 3_600_000, 1), ("m", 60_000, 1
 def no_ttl(lives: RetimeResult, settings: StoreSettings) -> Outcome:
     """Whether sessions never expire."""
     if lives.given_ttl:
-        return BROKEN, f"{lives.given_ttl:,} sessions never expire", _retime(settings)
+        return BROKEN, f"{counted(lives.given_ttl, 'session')} without a TTL", _retime(settings)
     _sure(lives)
-    return OK, f"none of {lives.looked_at:,} keys", None
+    return OK, f"none of {counted(lives.looked_at, 'key')}", None
 
 
 def over_max_age(lives: RetimeResult, settings: StoreSettings) -> Outcome:
     """Whether sessions live longer than the max age."""
     if lives.shortened:
-        found = f"{lives.shortened:,} sessions have more than {written(settings.session_max_age_ms)} left"
+        found = f"more than {written(settings.session_max_age_ms)} left: {counted(lives.shortened, 'session')}"
         return WARNING, found, _retime(settings)
     _sure(lives)
     return OK, f"no session has more than {written(settings.session_max_age_ms)} left", None
@@ -46,7 +46,7 @@ def over_max_age(lives: RetimeResult, settings: StoreSettings) -> Outcome:
 def values(lives: RetimeResult) -> Outcome:
     """Whether something else stands where session IDs belong."""
     if lives.invalid:
-        found = f"{lives.invalid:,} keys hold no session ID, {lives.invalid_no_ttl:,} of them for ever"
+        found = f"no session ID in {counted(lives.invalid, 'key')}, {lives.invalid_no_ttl:,} of them for ever"
         return WARNING, found, "redis-sessions report names them; find out who writes them, and delete them"
     _sure(lives)
     return OK, "every key holds a session ID", None
@@ -62,7 +62,11 @@ def _sure(lives: RetimeResult) -> None:
 def leases(without_ttl: int) -> Outcome:
     """Whether leases never lapse."""
     if without_ttl:
-        return WARNING, f"{without_ttl:,} leases never lapse", "the next claim on each gives it one; find out who took it"
+        return (
+            WARNING,
+            f"{counted(without_ttl, 'lease')} without a TTL",
+            "the next claim on each gives it one; find out who took it",
+        )
     return OK, "every lease lapses", None
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from redis_sessions.errors import SessionStoreError
+from redis_sessions.errors import CorruptValue, SessionStoreError
 from redis_sessions.report import Report
 from redis_sessions.store import SessionStore
 
@@ -31,7 +31,7 @@ class Look:
     """
 
     namespace: str
-    counters: dict[str, int] | None
+    counters: dict[str, int | None] | None
     report: Report | None
     scanned_s: float
     error: SessionStoreError | None
@@ -94,17 +94,23 @@ class Watch:
 
     def look(self) -> Look:
         """Read the counters, and scan if the last scan is too old. With Redis away it returns what it has."""
-        counters = None
+        counters, trouble = None, None
         try:
             counters = self.store.counters()
         except SessionStoreError as error:
             failure: SessionStoreError | None = error
+            trouble = error
         else:
             scan = self._scan_if_old()
             if scan is not None:
                 scan.join(self._scan_wait_s)
             failure = self._scan_failure
-        self._tell("counters", failure if counters is None else None)
+            if None in counters.values():
+                failure = trouble = CorruptValue(
+                    f"of namespace {self.namespace} a counter holds no integer",
+                    remedy="redis-sessions doctor tells what mends it",
+                )
+        self._tell("counters", trouble)
         report, scanned_s = self._report or (None, 0.0)
         return Look(namespace=self.namespace, counters=counters, report=report, scanned_s=scanned_s, error=failure)
 

@@ -15,9 +15,24 @@ def test_the_counters(store):
     assert store.counters() == {"resume_failures_total": 1, "resumes_total": 1, "fresh_starts_total": 1}
 
 
-@pytest.mark.parametrize("type_", ["string", "list"])
-def test_a_counter_that_is_none_is_named(store, raw, namespace, type_):
-    key = f"{namespace}:counter:resumes_total"
-    raw.set(key, "many") if type_ == "string" else raw.lpush(key, "1")
-    with pytest.raises(CorruptValue, match="counter"):
-        store.counters()
+@pytest.fixture(params=["string", "list"])
+def corrupt(request, raw, namespace):
+    key = f"{namespace}:counter:resume_failures_total"
+    raw.set(key, "many") if request.param == "string" else raw.lpush(key, "1")
+    return key
+
+
+def test_one_that_is_none_is_named(store, corrupt):
+    for read in (store.resume_failures_total, store.increment_resume_failures):
+        with pytest.raises(CorruptValue, match=corrupt) as caught:
+            read()
+        assert caught.value.remedy == f"set it to one: redis-cli SET {corrupt} 0"
+
+
+@pytest.mark.usefixtures("corrupt")
+def test_one_that_is_none_keeps_nothing_else_from_being_read(store):
+    store.resume("a", lambda _: Turn("E", None))
+    expected = {"resume_failures_total": None, "resumes_total": 0, "fresh_starts_total": 1}
+    assert store.counters() == expected
+    report = store.report()
+    assert (report.live, report.counters) == (1, expected)

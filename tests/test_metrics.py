@@ -221,6 +221,16 @@ def test_an_outage_leaves_out_the_counters_and_keeps_the_last_scan(tmp_path, reg
     assert "can be had again" in said[1]
 
 
+def test_a_counter_that_is_none_is_absent_and_all_else_is_there(server, registry):
+    with a_store(server) as store:
+        register(store, registry=registry)
+        store.set("a", "ID-1")
+        store.client.lpush(f"{store.settings.namespace}:counter:resume_failures_total", 1)
+        seen = scrape(registry)
+    assert (seen[UP], seen[LIVE]) == (1, 1)
+    assert FAILURES not in seen
+
+
 def test_a_server_that_hangs_holds_up_no_scrape_for_long(server, registry):
     with a_store(server, deadline_ms=1_000, socket_timeout_ms=300) as store:
         register(store, registry=registry, scan_max_age_ms=0)

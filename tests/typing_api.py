@@ -36,7 +36,7 @@ def sync_store(store: SessionStore) -> None:
     assert_type(SessionStore.from_url("redis://127.0.0.1", StoreSettings(session_max_age_ms=1)), SessionStore)
     assert_type(store.get("a"), str | None)
     assert_type(store.delete("a"), bool)
-    assert_type(store.counters(), dict[str, int])
+    assert_type(store.counters(), dict[str, int | None])
     assert_type(store.report(progress), Report)
     assert_type(store.live_session_ids(), frozenset[str])
     assert_type(store.import_legacy("sessions.json", assume_used_at="mtime"), ImportResult)

@@ -23,8 +23,11 @@ Agent = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; tell how many it would be.")]
 
 
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 unless all is ok: for a gate.")]
+
+
 @on_a_store
-def doctor(at: Options, *, agent: Agent = None) -> int:
+def doctor(at: Options, *, agent: Agent = None, strict: Strict = False) -> int:
     """Find what is wrong with the server, the way to it, or the keys.
 
     A line a finding: ok, warning, broken, or unknown where it could not be looked at, as where a managed service forbids
@@ -34,6 +37,7 @@ def doctor(at: Options, *, agent: Agent = None) -> int:
     Examples:
       redis-sessions doctor
       redis-sessions doctor --agent claude --max-age 7d
+      redis-sessions doctor --strict --json > doctor.json || mail -s "redis-sessions" me < doctor.json
       redis-sessions doctor --json | jq -r '.findings[] | select(.status == "broken").remedy'
     """
     with at.store() as store, show.progress("looking") as progress:
@@ -42,7 +46,13 @@ def doctor(at: Options, *, agent: Agent = None) -> int:
         show.put_json(diagnosis.model_dump(mode="json"))
     else:
         _show(diagnosis)
-    return exits.PARTLY if diagnosis.broken else exits.DONE
+        if any((finding.remedy or "").startswith("redis-cli") for finding in diagnosis.findings):
+            show.remark(
+                "give redis-cli the way to this server (-h, -p, --user; or -u); "
+                "what CONFIG SET sets outlasts a restart only by CONFIG REWRITE, or in the server's own configuration"
+            )
+    well = not diagnosis.broken and not (strict and diagnosis.warnings + diagnosis.unknown)
+    return exits.DONE if well else exits.PARTLY
 
 
 def _show(diagnosis: "Diagnosis") -> None:

@@ -128,12 +128,13 @@ def show_retime(result: RetimeResult, max_age_ms: int, *, dry_run: bool) -> None
     display(_section("Lives of sessions", lives))
 
 
-def _counters(counters: dict[str, int]) -> Table:
+def _counters(counters: dict[str, int | None]) -> Table:
     failures, resumes = counters["resume_failures_total"], counters["resumes_total"]
-    asked = failures + resumes
+    asked = 0 if failures is None or resumes is None else failures + resumes
+    rate = f"{(failures or 0) / asked:.1%} of {count(asked, 'attempt')} to resume" if asked else ""
     return _facts(
         ("resumes", resumes, ""),
-        ("resume failures", failures, f"{failures / asked:.1%} of {count(asked, 'attempt')} to resume" if asked else ""),
+        ("resume failures", failures, rate),
         ("fresh starts", counters["fresh_starts_total"], ""),
     )
 
@@ -163,13 +164,16 @@ def _bar(number: int, largest: int) -> str:
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def _facts(*facts: tuple[str, int, str]) -> Table:
+def _facts(*facts: tuple[str, int | None, str]) -> Table:
     table = _table(heading=False)
     table.add_column()
     table.add_column(justify="right", style="bold")
     table.add_column(style="dim")
     for name, number, explanation in facts:
-        table.add_row(name, f"{number:,}", explanation)
+        if number is None:
+            table.add_row(name, UNKNOWN, "no integer: see redis-sessions doctor")
+        else:
+            table.add_row(name, f"{number:,}", explanation)
     return table
 
 

@@ -6,13 +6,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from redis_sessions.cli import exits, show
 from redis_sessions.cli.options import Options, duration_ms
 from redis_sessions.cli.stop import until_asked_to_stop
-from redis_sessions.errors import InvalidSettings, SessionStoreError
+from redis_sessions.errors import CorruptValue, InvalidSettings, SessionStoreError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -81,7 +82,9 @@ class Watch:
     def look(self, redraw: Callable[[], None]) -> None:
         """Read the counter, and the keys if it is time to."""
         try:
-            self.failures.add(time.monotonic(), self.store.resume_failures_total())
+            # What holds no integer, the report shows.
+            with suppress(CorruptValue):
+                self.failures.add(time.monotonic(), self.store.resume_failures_total())
             if time.monotonic() >= self.due_at_s:
                 self._scan(redraw)
         except SessionStoreError as error:

@@ -14,6 +14,7 @@ from redis_sessions.errors import SessionStoreError
 from redis_sessions.findings import LOOK_RIGHTS
 from redis_sessions.server import EmbeddedServer
 from tests.doctor.looking import NEEDED, found, healthy, troubles
+from tests.servers import is_redis_6
 from tests.test_cli_support import run
 
 pytestmark = pytest.mark.plants_immortal_keys
@@ -107,6 +108,14 @@ def test_what_was_granted_and_taken_back_is_not_granted():
     for commands, status in (("+@all -@all +get", "ok"), ("-@all +config -config", "ok"), ("-@all +keys", "warning")):
         assert rights("u", {"commands": commands, "keys": ["~sessions:*"]}, "sessions", clustered=False)[0] == status
     assert rights("u", {"commands": "+get", "keys": ["*"]}, "sessions", clustered=False)[0] == "warning"
+
+
+def test_what_a_selector_grants_is_granted(tmp_path, binary):
+    if is_redis_6(binary):
+        pytest.skip("it has no selectors")
+    with healthy(tmp_path / "data", binary=binary) as (store, raw):
+        raw.execute_command("ACL", "SETUSER", "sessions", "(+@all ~*)")
+        assert found(store.doctor(), "rights").found == "user sessions is granted +@all, all keys"
 
 
 def test_who_gets_in_from_elsewhere_and_who_reads_on_the_way():

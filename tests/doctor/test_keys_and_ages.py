@@ -33,8 +33,8 @@ def test_keys_that_are_not_as_they_should_be(make_store, raw, namespace):
     diagnosis = store.doctor()
     planted = {"no-ttl": "broken", "max-age": "warning", "values": "warning", "leases": "warning", "counters": "broken"}
     assert troubles(diagnosis) == before | planted
-    assert found(diagnosis, "max-age").found == "2 sessions have more than 90m left"
-    assert found(diagnosis, "values").found == f"{poison} keys hold no session ID, {poison} of them for ever"
+    assert found(diagnosis, "max-age").found == "more than 90m left: 2 sessions"
+    assert found(diagnosis, "values").found == f"no session ID in {poison} keys, {poison} of them for ever"
     assert f"--namespace {namespace} --max-age 90m" in found(diagnosis, "no-ttl").remedy
 
     store.retime()

@@ -56,3 +56,16 @@ def test_the_command(tmp_path):
         assert re.search(r"^ok +agent +max age 15m; agentcore keeps a session 15m$", shown.stdout, re.MULTILINE)
         raw.config_set("maxmemory-policy", "volatile-lru")
         assert run("doctor", *url).stdout.endswith(f"0 broken, 1 warning, 0 unknown, {len(CHECKS) - 1} ok\n")
+
+
+def test_a_gate_is_strict(tmp_path):
+    with healthy(tmp_path / "data") as (_, raw):
+        url = ["--url", f"redis://sessions:s3cret%2Fx@127.0.0.1:{raw.get_connection_kwargs()['port']}"]
+        run("doctor", "--strict", *url)
+        raw.config_set("maxmemory-policy", "volatile-lru")
+        run("doctor", *url)
+        run("doctor", "--strict", *url, code=exits.PARTLY)
+        raw.config_set("maxmemory-policy", "volatile-ttl")
+        raw.execute_command("ACL", "SETUSER", "sessions", "-config|get")
+        run("doctor", *url)
+        run("doctor", "--strict", *url, code=exits.PARTLY)
