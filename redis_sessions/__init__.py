@@ -17,7 +17,7 @@ The logger is `redis_sessions`. Its records are not shown until logging is confi
 
 - ERROR: a conversation was taken over by another worker while its turn ran.
 - WARNING: what went without Redis: a turn without a lease, not saved or not counted, a lease not renewed or not given back,
-  a scrape of the metrics; also what is risky about a redis-py client that was passed in, once a process.
+  a scrape of the metrics; a session ID that can be none; what is risky in a client that was passed in, once a process.
 - INFO: a resume that the agent refused, a turn that gave no session ID.
 """
 
@@ -44,11 +44,11 @@ from redis_sessions.findings import Diagnosis, Finding, Status
 from redis_sessions.migrate import ExportResult, ImportResult, Reject
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import IdleBucket, InvalidExample, Report
-from redis_sessions.resume import ResumeResult, Turn
 from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import SessionStore
+from redis_sessions.turn import ResumeResult, Turn
 from redis_sessions.verdicts import Judge, Judgement, Verdict
 
 # What to do with the logs is the program's to say, not a library's.

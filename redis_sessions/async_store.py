@@ -18,11 +18,12 @@ from redis_sessions.keys import RESUME_FAILURES
 from redis_sessions.migrate import ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
-from redis_sessions.resume import Request, ResumeResult, Turn, resume
+from redis_sessions.resume import resume
 from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import SessionStore
+from redis_sessions.turn import Request, ResumeResult, Turn
 from redis_sessions.verdicts import Judge, judge_by_phrase
 from redis_sessions.wire import arun
 
@@ -176,6 +177,7 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         run: Callable[[str | None], Awaitable[Turn[V]]],
         *,
         judge: Judge = judge_by_phrase,
+        accepts: Callable[[str], bool] | None = None,
         wait_ms: int = 0,
         lease: bool = True,
         on_outage: Literal["run", "raise"] = "run",
@@ -184,7 +186,7 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
 
         `run` is awaited. A cancellation, too, gives the lease back before it goes on.
         """
-        request = Request(key, judge, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
+        request = Request(key, judge, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
         return await runner.adrive(self._ops, self._run, resume(self._ops, request), run)
 
     async def aclose(self) -> None:

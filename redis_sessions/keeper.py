@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from redis_sessions.commands import Op
+from redis_sessions.errors import SessionStoreError
 from redis_sessions.ops import Lease, Operations
 
 log = logging.getLogger("redis_sessions")
@@ -196,5 +197,7 @@ def _note(lease: Lease, outcome: object, *, over: bool) -> bool:
     if outcome is False:
         log.error("conversation %r was taken over while its turn runs on", lease.key)
         return False
-    log.warning("lease of %r was not renewed: %r", lease.key, outcome)
+    log.warning(
+        "lease of %r was not renewed: %s", lease.key, outcome if isinstance(outcome, SessionStoreError) else repr(outcome)
+    )
     return True

@@ -164,7 +164,7 @@ def _count(raw: bytes | SessionStoreError | None) -> int | None:
             return None
         raise raw
     try:
-        return int(raw or 0)
+        return 0 if raw is None else int(raw)
     except ValueError:
         return None
 

@@ -91,36 +91,51 @@ def _launches(command: list[str]) -> bool:
     return name in _LAUNCHERS or name.startswith("python")
 
 
-def first(*, unless: Collection[str]) -> Place:
-    """Right after the executable, as for options that may stand anywhere; not if one of `unless` is there already."""
-    return lambda words: None if _has(words, unless) else 0
+def first(*, resumes: Collection[str], unless: Collection[str] = ()) -> Place:
+    """Right after the executable, as for options that may stand anywhere.
 
-
-def after_subcommand(name: str, *, values: Collection[str] = (), unless: Collection[str]) -> Place:
-    """Right after a subcommand, which must be the first word that is neither an option nor the value of one of `values`."""
+    Args:
+        resumes: options by which a command resumes a session by itself; refused as such.
+        unless: others that leave no place.
+    """
 
     def place(words: list[str]) -> int | None:
-        at = _first_word(words, values)
-        return at + 1 if at is not None and words[at] == name and not _has(words, unless) else None
+        _refuse_resuming(_given(words, resumes))
+        return None if _given(words, unless) else 0
 
     return place
 
 
-def before_prompt(*subcommands: str, values: Collection[str], flags: Collection[str], unless: Collection[str]) -> Place:
+def after_subcommand(name: str, *, values: Collection[str] = (), resumes: Collection[str]) -> Place:
+    """Right after a subcommand, which must be the first word that is neither an option nor the value of one of `values`.
+
+    `resumes` is as for `first`.
+    """
+
+    def place(words: list[str]) -> int | None:
+        _refuse_resuming(_given(words, resumes))
+        return _after((name,), words, values)
+
+    return place
+
+
+def before_prompt(
+    *subcommands: str, values: Collection[str], flags: Collection[str], resumes: Collection[str], unless: Collection[str]
+) -> Place:
     """After a subcommand and its options, before the prompt; an option that is not known may take a value, so it is refused.
 
     Args:
         subcommands: names of the subcommand.
         values: options that take one value.
         flags: options that take none.
-        unless: words that must not stand where the prompt does.
+        resumes: words in the place of the subcommand or the prompt by which a command resumes a session by itself.
+        unless: other words that must not stand where the prompt does.
     """
 
     def place(words: list[str]) -> int | None:
-        at = _first_word(words, values)
-        if at is None or words[at] not in subcommands:
-            return None
-        at += 1
+        begin = _first_word(words, values)
+        _refuse_resuming(words[begin] if begin is not None and words[begin] in resumes else None)
+        at = _after(subcommands, words, values)
         while at < len(words) and words[at].startswith("-") and words[at] not in ("-", "--"):
             name, has_value, _ = words[at].partition("=")
             if name in values:
@@ -129,9 +144,40 @@ def before_prompt(*subcommands: str, values: Collection[str], flags: Collection[
                 at += 1
             else:
                 return None
+        if at < len(words):
+            _refuse_resuming(words[at] if words[at] in resumes else None)
         return None if at > len(words) or (at < len(words) and words[at] in unless) else at
 
     return place
+
+
+def _after(subcommands: Collection[str], words: list[str], values: Collection[str]) -> int:
+    at = _first_word(words, values)
+    if at is not None and words[at] in subcommands:
+        return at + 1
+    wanted = next(iter(subcommands))
+    raise PlaceUnknown(
+        f"without its subcommand {wanted} this agent does not run one turn and end",
+        remedy=f"write {wanted} after its name, or {MARK} where its resume argument goes",
+    )
+
+
+def _refuse_resuming(word: str | None) -> None:
+    if word is not None:
+        does = "names" if word == "--session-id" else "resumes"
+        raise PlaceUnknown(
+            f"the command {does} a session by itself ({word})",
+            remedy=f"remove that argument, the conversation's own is put there (or where {MARK} stands)",
+        )
+
+
+def lacks(command: list[str], names: Collection[str], options: Collection[str]) -> bool:
+    """Whether an agent's command has surely none of these options; where the agent can't be found, that can't be told."""
+    try:
+        start = _executable(command, names)
+    except PlaceUnknown:
+        return False
+    return name_of(command[start]) in names and _given(command[start + 1 :], options) is None
 
 
 def _first_word(words: list[str], values: Collection[str]) -> int | None:
@@ -141,6 +187,14 @@ def _first_word(words: list[str], values: Collection[str]) -> int | None:
     return at if at < len(words) else None
 
 
-def _has(words: list[str], options: Collection[str]) -> bool:
-    before = words[: words.index("--")] if "--" in words else words
-    return any(word.partition("=")[0] in options for word in before)
+def _given(words: list[str], options: Collection[str]) -> str | None:
+    """Which of these options is among the words; of one letter also with its value, `-rID`, or as one of two, `-pc`."""
+    for word in words[: words.index("--")] if "--" in words else words:
+        name = word.partition("=")[0]
+        if name in options:
+            return name
+        if name[:1] == "-" and name[1:2].isalpha() and not any(map(str.isspace, word)):
+            letters = name[1:] if len(name) == 3 else name[1]
+            if letter := next((letter for letter in letters if f"-{letter}" in options), None):
+                return f"-{letter}"
+    return None

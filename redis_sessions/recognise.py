@@ -78,8 +78,10 @@ class Agent:
         session_id: regular expression of its session IDs, whole.
         resume: arguments by which `redis-sessions run` resumes `{id}`.
         place: where that puts them in a command line; None if only `{resume}` can say.
+        one_turn: options of which one makes it run one turn and end, where it would otherwise talk to a terminal.
         session_at: (record, path) pairs: where records name the session.
         session_line: regular expression of a stderr line that names it, group `id`.
+        named_by: what to add to a command so that its output names the session, where it doesn't of itself.
         began: records by which a turn has begun.
         spoken: records after which stderr may quote what was said; none: those by which a turn has begun.
         began_line: regular expression of a stderr line after which stderr is a transcript.
@@ -96,8 +98,10 @@ class Agent:
     session_id: str = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
     resume: tuple[str, ...] = ()
     place: Place | None = None
+    one_turn: tuple[str, ...] = ()
     session_at: tuple[tuple[Record, str], ...] = ()
     session_line: str | None = None
+    named_by: str | None = None
     began: tuple[Record, ...] = ()
     spoken: tuple[Record, ...] = ()
     began_line: str | None = None
@@ -152,10 +156,12 @@ class Watch:
 
     Attributes:
         turn_began: whether the agent has begun to work on the turn.
+        named: once judged, what a run that succeeded named as its session, be it one of this runtime or not.
     """
 
     def __init__(self, agent: Agent, requested: str | None = None) -> None:
         self.turn_began = False
+        self.named: str | None = None
         self._agent = agent
         self._requested = requested
         self._stdout, self._stderr = Reader(), Reader()
@@ -188,10 +194,9 @@ class Watch:
             return Judgement(self._refusal(), None, self.turn_began)
         if self._unclosed or (exit_code is None and end is None):
             return Judgement(Verdict.other, None, self.turn_began)
-        named = self._session_id if end else None if self._records else self._line_session_id
-        if named is not None and not self._agent.can_be(named):
-            named = None
-        return Judgement(Verdict.ok, named, self.turn_began)
+        self.named = self._session_id if end else None if self._records else self._line_session_id
+        can_be = self.named is not None and self._agent.can_be(self.named)
+        return Judgement(Verdict.ok, self.named if can_be else None, self.turn_began)
 
     def _take_stdout(self, items: Iterable[Record | str]) -> None:
         for item in items:

@@ -11,6 +11,9 @@
 | R | anything else | keep, TTL untouched | | raise the agent's error |
 | nothing, or fresh after a refusal | failure | nothing is saved | a refusal stays counted | raise the agent's error |
 
+"Nothing" is also what Redis held that is no session ID, or that the caller doesn't accept as one of its agent; an ID that
+a turn gives and that would be neither is not saved, as if it had given none. The reason says which it was.
+
 (1) If the turn had begun: raise the agent's error. If the lease was taken meanwhile: raise LeaseHeld, no run.
 
 The flow yields Do, Run and Pause; `runner.py` does them and sends back what came of it, or throws in what was raised.
@@ -25,57 +28,29 @@ import random
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
+from types import CoroutineType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from redis_sessions.commands import Op
-from redis_sessions.errors import CorruptValue, InvalidSessionID, LeaseHeld, SessionBusy, SessionStoreError, StoreUnavailable
+from redis_sessions.errors import (
+    AccessDenied,
+    CorruptValue,
+    InvalidSessionID,
+    LeaseHeld,
+    SessionBusy,
+    SessionStoreError,
+    StoreUnavailable,
+)
 from redis_sessions.keys import FRESH_STARTS, RESUME_FAILURES, RESUMES
 from redis_sessions.ops import Held, Lease, Operations, new_token
-from redis_sessions.verdicts import Judge, Verdict
+from redis_sessions.turn import NoTurn, Request, ResumeResult, Turn, excerpt
+from redis_sessions.verdicts import Judgement, Verdict
 
 log = logging.getLogger("redis_sessions")
 
-V = TypeVar("V")
 T = TypeVar("T")
-OnOutage: TypeAlias = Literal["run", "raise"]
 
 _POLL_S = (0.02, 0.5)
-
-
-@dataclass(frozen=True, slots=True)
-class Turn(Generic[V]):
-    """What `run` returns: a turn that succeeded. One that failed is raised.
-
-    Attributes:
-        session_id: the session's ID as the agent gave it, which the next turn is to resume; None if it gave none.
-        value: whatever the caller of `resume` wants back, in its result's `value`.
-    """
-
-    session_id: str | None
-    value: V
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeResult(Generic[V]):
-    """A turn that ran.
-
-    Attributes:
-        value: what `run` gave.
-        session_id: the ID that the next turn is to resume; None if this turn gave none.
-        how: "resumed", "fresh", or "restarted": fresh after a refused resume.
-        previous: the ID that was live when the turn was taken up, or None.
-        saved: whether Redis now holds `session_id` because of this turn.
-        session_changed: a resume came back with another ID: context may be lost.
-        reason: why it was no plain resume or fresh start, or why nothing was saved; None if there is nothing to say.
-    """
-
-    value: V
-    session_id: str | None
-    how: Literal["resumed", "fresh", "restarted"]
-    previous: str | None
-    saved: bool
-    session_changed: bool
-    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +79,6 @@ Step: TypeAlias = Do[Any] | Run | Pause
 Flow: TypeAlias = Generator[Step, Any, T]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One call of `resume`: the conversation and the caller's choices."""
-
-    key: str
-    judge: Judge
-    wait_ms: int = 0
-    lease: bool = True
-    on_outage: OnOutage = "run"
-
-
 def resume(ops: Operations, request: Request) -> Flow[ResumeResult[Any]]:
     """The whole flow of one turn."""
     return (yield from _Turn(ops, request).flow())
@@ -132,6 +96,7 @@ class _Turn:
         self.claimed = False
         self.ran = False
         self.away = False
+        self.warned = False
         self.previous: str | None = None
         self.reasons: list[str] = []
 
@@ -143,7 +108,7 @@ class _Turn:
             try:
                 turn = yield from self._run(self.previous)
             except Exception as error:
-                if self.previous is None:
+                if self.previous is None or isinstance(error, NoTurn):
                     raise
                 yield from self._refused(error, self.previous)
                 how = "restarted"
@@ -167,22 +132,27 @@ class _Turn:
     def _look_up(self) -> Flow[None]:
         try:
             if self.request.lease:
-                found = yield from self._acquire()
-                self.previous, unusable = found.session_id, found.unusable
+                claimed = yield from self._acquire()
+                found, unusable = claimed.session_id, claimed.unusable
             else:
                 try:
-                    self.previous = yield from self._do(self.ops.get(self.key))
-                    unusable = False
+                    found, unusable = (yield from self._do(self.ops.get(self.key))), False
                 except (InvalidSessionID, CorruptValue):
-                    unusable = True
+                    found, unusable = None, True
         except StoreUnavailable as error:
             if self.request.on_outage == "raise":
                 raise
             self.claimed = False
-            self._say(f"store unavailable: {error.message}")
+            self.warned = True
+            fresh = "fresh, without a lease" if self.request.lease else "fresh"
+            self._say(f"{_trouble(error)}; the turn runs {fresh}, and unless that changes by its end nothing is saved")
             return
         if unusable:
             self._say("what Redis held was no valid session ID")
+        elif found is not None and (why := self.request.objection(found)):
+            self._say(f"Redis held {excerpt(found)}, which {why}: started fresh")
+        else:
+            self.previous = found
 
     def _acquire(self) -> Flow[Lease]:
         deadline_s = time.monotonic() + self.request.wait_ms / 1000
@@ -209,12 +179,19 @@ class _Turn:
             # Known before the run, it is old by now: a lease that was kept meanwhile is to be given back.
             self.away = self.away and not self.claimed
         if not isinstance(turn, Turn):
-            raise TypeError(f"run must return a redis_sessions.Turn, not {type(turn).__name__}")
+            _close(turn)
+            raise NoTurn(f"run must return a redis_sessions.Turn, not {type(turn).__name__}")
         return turn
 
     def _refused(self, error: Exception, asked: str) -> Flow[None]:
         """Act on a failed resume: returns where a fresh run may follow, else raises."""
         judgement = self.request.judge(error)
+        if not isinstance(judgement, Judgement):
+            _close(judgement)
+            name = getattr(self.request.judge, "__qualname__", None) or repr(self.request.judge)
+            raise TypeError(
+                f"judge {name} must return a redis_sessions.Judgement, not {type(judgement).__name__}"
+            ) from error
         if judgement.verdict is Verdict.busy:
             raise SessionBusy(self.key, session_id=asked) from error
         if not judgement.verdict.refused:
@@ -228,7 +205,7 @@ class _Turn:
         except StoreUnavailable as outage:
             if self.request.on_outage == "raise" and not judgement.turn_began:
                 raise outage from error
-            self._say(f"store unavailable: {outage.message}")
+            self._say(f"{_trouble(outage)}; session {asked} may be tried once more")
         yield from self._count(RESUME_FAILURES)
         if judgement.turn_began:
             raise error
@@ -238,15 +215,18 @@ class _Turn:
         self._say(f"session {asked} was refused ({judgement.verdict})", logging.INFO)
 
     def _keep(self, turn: Turn[Any], how: Literal["resumed", "fresh", "restarted"]) -> Flow[ResumeResult[Any]]:
-        session_id = turn.session_id or (self.previous if how == "resumed" else None)
+        session_id = self._given(turn) or (self.previous if how == "resumed" else None)
         saved = False
-        if session_id is None:
-            self._say("the turn gave no session ID", logging.INFO)
-        else:
+        if session_id is not None:
             try:
                 saved = yield from self._save(session_id)
             except SessionStoreError as error:
-                self._say(f"not saved: {error.message}")
+                lost = "may expire as if unused" if session_id == self.previous else "may never be resumed"
+                # Of an outage that lasted from start to end the log was told at its start.
+                level = logging.INFO if self.warned and self.away else logging.WARNING
+                self._say(f"not saved: {error}; session {session_id} {lost}", level)
+        elif not turn.session_id:
+            self._say("the turn gave no session ID", logging.INFO)
         yield from self._count(RESUMES if how == "resumed" else FRESH_STARTS)
         return ResumeResult(
             value=turn.value,
@@ -258,6 +238,16 @@ class _Turn:
             reason="; ".join(self.reasons) or None,
         )
 
+    def _given(self, turn: Turn[Any]) -> str | None:
+        """The session ID that a turn gave; None if no turn could resume it."""
+        if not turn.session_id:
+            return None
+        why = self.request.objection(turn.session_id)
+        if why is None:
+            return turn.session_id
+        self._say(f"the turn gave {excerpt(turn.session_id)} as its session, which {why}: not saved")
+        return None
+
     def _save(self, session_id: str) -> Flow[bool]:
         if not self.request.lease:
             yield from self._do(self.ops.set(self.key, session_id))
@@ -266,7 +256,8 @@ class _Turn:
             # The turn ran without a lease, since Redis was away. What somebody else has saved or runs now goes first.
             found = yield from self._do(self.ops.acquire(self.key, self.claim.token))
             self.claimed = isinstance(found, Lease)
-            if isinstance(found, Held) or found.session_id not in (None, session_id):
+            theirs = found.session_id if isinstance(found, Lease) else None
+            if isinstance(found, Held) or (theirs and theirs != session_id and not self.request.objection(theirs)):
                 self._say("not saved: while Redis was away, the conversation went on elsewhere or kept its old session")
                 return False
         saved = yield from self._do(self.ops.save(self.claim, session_id))
@@ -295,3 +286,14 @@ class _Turn:
     def _say(self, reason: str, level: int = logging.WARNING) -> None:
         self.reasons.append(reason)
         log.log(level, "conversation %r: %s", self.key, reason)
+
+
+def _trouble(error: StoreUnavailable) -> str:
+    what = "the store refuses access" if isinstance(error, AccessDenied) else "store unavailable"
+    return f"{what}: {error}"
+
+
+def _close(given: object) -> None:
+    # An async function where a plain one belongs: what it would have done is told by the error, not by a warning.
+    if isinstance(given, CoroutineType):
+        given.close()

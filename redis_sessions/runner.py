@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from redis_sessions.keeper import AsyncExecute, AsyncKept, Keeper
 from redis_sessions.ops import Operations
-from redis_sessions.resume import Do, Flow, Pause, ResumeResult, Run
+from redis_sessions.resume import Do, Flow, Pause, Run
+from redis_sessions.turn import NoTurn, ResumeResult
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -65,7 +66,7 @@ async def adrive(
                         reply = await _finished(execute(op))
                     case Run(session_id, lease):
                         async with AsyncKept(ops, execute, lease) if lease else nullcontext():
-                            reply = await run(session_id)
+                            reply = await _awaitable(run(session_id))
                     case Pause(seconds):
                         await asyncio.sleep(seconds)
             except BaseException as error:
@@ -77,6 +78,12 @@ async def adrive(
     except StopIteration as done:
         result: ResumeResult[V] = done.value
         return result
+
+
+def _awaitable(given: Awaitable[T]) -> Awaitable[T]:
+    if isinstance(given, Awaitable):
+        return given
+    raise NoTurn(f"run must be async, and return a redis_sessions.Turn; it returned {type(given).__name__} at once")
 
 
 async def _finished(step: Coroutine[Any, Any, T]) -> T:

@@ -19,10 +19,11 @@ from redis_sessions.keys import RESUME_FAILURES
 from redis_sessions.migrate import ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
-from redis_sessions.resume import Request, ResumeResult, Turn, resume
+from redis_sessions.resume import resume
 from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
+from redis_sessions.turn import Request, ResumeResult, Turn
 from redis_sessions.verdicts import Judge, judge_by_phrase
 from redis_sessions.wire import run
 
@@ -234,6 +235,7 @@ class SessionStore(BaseStore[clients.SyncClient]):
         run: Callable[[str | None], Turn[V]],
         *,
         judge: Judge = judge_by_phrase,
+        accepts: Callable[[str], bool] | None = None,
         wait_ms: int = 0,
         lease: bool = True,
         on_outage: Literal["run", "raise"] = "run",
@@ -251,6 +253,8 @@ class SessionStore(BaseStore[clients.SyncClient]):
             run: runs the agent on a session ID, or fresh on None; returns a Turn or raises.
             judge: reads what `run` raised while resuming. Unless told, it knows Claude Code's «No conversation found» and
                 nothing else; `redis_sessions.agents.get_agent("codex").judge` and its like know a runtime whole.
+            accepts: says whether an ID can be one of the agent's, as `get_agent("codex").can_be` does; any other is neither
+                resumed nor saved. None takes all.
             wait_ms: how long to wait for a conversation that another worker runs; 0 raises LeaseHeld at once.
             lease: whether to keep every other worker out meanwhile. With False two may run the conversation at once,
                 neither is told, and the one that ends last is saved.
@@ -260,11 +264,12 @@ class SessionStore(BaseStore[clients.SyncClient]):
             LeaseHeld: another worker has the conversation, or took it over before a refused resume could be run fresh.
             SessionBusy: the agent says that another writer has the session.
             StoreUnavailable, AccessDenied: Redis is away, or refuses this user, and `on_outage` is "raise".
+            InvalidSettings: an argument can't be; nothing was run.
             InvalidKey, CorruptValue: as for every method.
-            TypeError: `run` returned no Turn.
+            TypeError: `run` returned no Turn, or `judge` no Judgement.
             Exception: what `run` raised, if it was no refused resume; the lease is given back first, as for all of these.
         """
-        request = Request(key, judge, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
+        request = Request(key, judge, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
         return runner.drive(self._keeper, resume(self._ops, request), run)
 
     def close(self) -> None:

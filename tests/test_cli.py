@@ -254,4 +254,5 @@ def test_every_command_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "\n  Exit codes:\n    0 " in shown
         assert all(param.help for param in command.params)
         assert "s3cret" not in shown
+        assert not re.search(r"<\w+(\[|>)", shown)
         assert not re.search(r"[{}\x1b]", re.sub(r"\{(resume|id)\}", "", shown))

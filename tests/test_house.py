@@ -13,7 +13,7 @@ ROOT = Path(redis_sessions.__file__).parent
 # A file imports only from those before it.
 ORDER = """
     errors settings keys acl commands scripts ops report scan retime files shelf json_pairs legacy migrate
-    verdicts evidence output placement recognise agents findings checks access upkeep doctor resume adapters
+    verdicts evidence output placement recognise agents findings checks access upkeep doctor turn resume adapters
     refusals exchange wire urls connections pools sentinels clusters risks client
     keeper runner base_store store async_store watches metrics testing server __init__
 """.split()  # noqa: SIM905

@@ -49,7 +49,7 @@ def sync_store(store: SessionStore) -> None:
     def run(session_id: str | None) -> Turn[int]:
         return Turn(session_id, 7)
 
-    result = store.resume("a", run, judge=judge, wait_ms=30_000, on_outage="raise")
+    result = store.resume("a", run, judge=judge, accepts=str.isalnum, wait_ms=30_000, on_outage="raise")
     assert_type(result, ResumeResult[int])
     assert_type(result.value, int)
     store.set("a", 7)  # type: ignore[arg-type]

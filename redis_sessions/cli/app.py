@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from redis_sessions.cli import acl, doctor, exits, metrics, run, serve, show, transfer
+from redis_sessions.cli.dashes import DashedCommand
 from redis_sessions.cli.options import Json, Options, on_a_store
 from redis_sessions.cli.program import NAME, SHORT, Program, add, exit_codes
 from redis_sessions.errors import InvalidSessionID, InvalidSettings
@@ -240,7 +241,7 @@ add(app, "list", list_)
 add(app, "report", report)
 add(app, "import", transfer.import_, partly="some entries were rejected")
 add(app, "export", transfer.export)
-add(app, "run", run.run, unreachable="", codes=run.CODES)
+add(app, "run", run.run, unreachable="", codes=run.CODES, kind=DashedCommand)
 add(app, "doctor", doctor.doctor, partly="something is broken; with --strict, or not ok")
 add(app, "retime", doctor.retime, partly="some may have been missed; run it again")
 add(app, "failures", failures, partly="the counter holds something else than a number")

@@ -24,6 +24,7 @@ class Gate:
         self.passed = False
         self.lost: OSError | None = None
         self._lost: set[int] = set()
+        self._mid_line = False
         self._lock = threading.Lock()
         self._open = not hold
         self._held: list[tuple[int, bytes]] = []
@@ -45,6 +46,13 @@ class Gate:
         with self._lock:
             self._let_out()
 
+    def end_line(self) -> None:
+        """Begin a new line on stderr if what was let out ended in the middle of one, so that more can be said there."""
+        if self._mid_line:
+            self._mid_line = False
+            with contextlib.suppress(OSError):
+                os.write(2, b"\n")
+
     def discard(self) -> bytes:
         """Forget what is held; returns it."""
         with self._lock:
@@ -62,6 +70,8 @@ class Gate:
         if descriptor in self._lost:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         self.passed = True
+        if descriptor == 2:
+            self._mid_line = not piece.endswith(b"\n")
         rest = memoryview(piece)
         while rest:
             try:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final
@@ -116,13 +116,14 @@ class Options:
         return SessionStore.from_url(self.url, self.settings(), password=read_password(self.password_file))
 
 
-def on_a_store(command: Callable[Concatenate[Options, ...], int]) -> Callable[..., int]:
+def on_a_store(command: Callable[Concatenate[Options, ...], int], *, but: Collection[str] = ()) -> Callable[..., int]:
     """Give a command the common options, after its own; it takes them as its first argument, an Options.
 
-    One that the command has itself, such as a namespace that may be given more than once, stands in the place of the common.
+    One that the command has itself, such as a namespace that may be given more than once, stands in the place of the common;
+    `but` names those that would mean nothing to it.
     """
     own = list(inspect.signature(command).parameters.values())[1:]
-    taken = {parameter.name for parameter in own}
+    taken = {*but, *(parameter.name for parameter in own)}
     names = [field.name for field in fields(Options) if field.name not in taken]
     common = [parameter for name, parameter in inspect.signature(Options).parameters.items() if name not in taken]
 
@@ -143,3 +144,9 @@ def duration_ms(text: str, option: str = "--max-age") -> int:
         return int(match[1]) * _UNITS_MS[match[2]]
     trouble = "has no unit" if text.isascii() and text.isdigit() else "is no number with a unit"
     raise InvalidSettings(f"{option} {trouble}", remedy="write 500ms, 30s, 90m, 24h or 7d")
+
+
+def as_duration(milliseconds: int) -> str:
+    """The other way round, exactly, in the largest unit that allows it."""
+    unit = max((unit for unit in _UNITS_MS if milliseconds % _UNITS_MS[unit] == 0), key=_UNITS_MS.__getitem__)
+    return f"{milliseconds // _UNITS_MS[unit]}{unit}"

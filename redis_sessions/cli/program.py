@@ -18,6 +18,7 @@ from redis_sessions.cli.show import is_terminal
 NAME: Final = "redis-sessions"
 SHORT: Final = {"help_option_names": ["-h", "--help"]}
 UNREACHABLE: Final = "Redis can't be reached, or refuses"
+_TYPE = re.compile(r"^(  [A-Z][A-Z-]*) <\S+>", re.MULTILINE)
 _HEADING = re.compile(r"^( *)([A-Z][a-z]+(?: codes)?:)", re.MULTILINE)
 # A paragraph that begins with a backspace keeps its line breaks.
 _AS_IT_STANDS: Final = "\b\n"
@@ -40,8 +41,8 @@ class Command(TyperCommand):
     """One command."""
 
     def get_help(self, ctx: Any) -> str:
-        """Same as Program.get_help."""
-        return _embolden(super().get_help(ctx))
+        """Same as Program.get_help; of arguments it tells no type, since their names do."""
+        return _embolden(_TYPE.sub(lambda typed: typed[1].ljust(len(typed[0])), super().get_help(ctx)))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Arguments as manual pages write them: `KEY [ID]`, whatever braces this version of typer adds."""
@@ -57,13 +58,14 @@ def add(
     partly: str = "",
     unreachable: str = UNREACHABLE,
     codes: Mapping[int, str] | None = None,
+    kind: type[Command] = Command,
 ) -> None:
     """Add a command, whose docstring is its help.
 
     `partly` and `unreachable` say what these exit codes mean there; `codes` are further ones, or other meanings.
     """
     text = (inspect.getdoc(command) or "").replace("\nExamples:\n", f"\n{_AS_IT_STANDS}Examples:\n")
-    app.command(name, cls=Command, help=text, epilog=exit_codes(partly, unreachable, codes), context_settings=SHORT)(command)
+    app.command(name, cls=kind, help=text, epilog=exit_codes(partly, unreachable, codes), context_settings=SHORT)(command)
 
 
 def exit_codes(partly: str, unreachable: str = UNREACHABLE, codes: Mapping[int, str] | None = None) -> str:

@@ -3,23 +3,27 @@
 import json
 import os
 import re
+import signal
+import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from redis_sessions.agents import known_agents
 from redis_sessions.cli import exits, show
+from redis_sessions.cli.aloud import warnings_aloud
 from redis_sessions.cli.child import Stopped
 from redis_sessions.cli.gate import hold_standard_streams
 from redis_sessions.cli.options import Options, duration_ms, on_a_store
+from redis_sessions.cli.program import NAME
+from redis_sessions.cli.runtimes import runtime_of
 from redis_sessions.cli.turns import NOT_RUNNABLE, NOT_THERE, TIMED_OUT, AgentFailed, Turns, judge
 from redis_sessions.errors import FileNotWritten, InvalidSettings, LeaseHeld, SessionBusy, StoreUnavailable
 from redis_sessions.files import replace_file
-from redis_sessions.placement import guess, name_of
-from redis_sessions.recognise import Agent, Refusal
-from redis_sessions.resume import ResumeResult
-from redis_sessions.verdicts import Verdict
+from redis_sessions.placement import lacks
+from redis_sessions.turn import ResumeResult
 
 # As sysexits(3) has them.
 AWAY: Final = 69
@@ -27,13 +31,15 @@ LEASED: Final = 75
 
 CODES: Final = {
     0: "the agent's own code, whatever it is (1 for 0 if its output was lost); or, if it could not run:",
-    AWAY: "Redis is away, and --on-outage raise was given",
+    AWAY: "Redis is away or refuses access, and --on-outage raise was given",
     LEASED: "another worker has the conversation",
     TIMED_OUT: "it ran out of time",
     NOT_RUNNABLE: "the command can't be run",
     NOT_THERE: "the command isn't there",
 }
 
+# As a word of a command it asks for JSON, in whatever option of whatever runtime.
+_JSON: Final = re.compile(r"(?:--|--experimental-|-.*=)?(?:stream-)?json")
 _OWN: Final = "For a runtime of your own: "
 
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The conversation, such as acme/shop#42:reviewer.")]
@@ -44,6 +50,7 @@ Timeout = Annotated[
     str | None, typer.Option("--timeout", metavar="TIME", help="End a run that takes longer: exit code 124.")
 ]
 OnOutage = Annotated[str, typer.Option("--on-outage", metavar="HOW", help="Without Redis: run, or raise (exit code 69).")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but why it failed.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say on stderr what was decided and why.")]
 ResultFile = Annotated[Path | None, typer.Option("--result", metavar="FILE", help="Write the outcome there, as JSON.")]
 Resume = Annotated[str | None, typer.Option("--resume-argument", metavar="TEXT", help=f"{_OWN}what resumes {{id}}.")]
@@ -51,7 +58,8 @@ IDField = Annotated[str | None, typer.Option("--id-field", metavar="PATH", help=
 Gone = Annotated[str | None, typer.Option("--gone", metavar="REGEX", help=f"{_OWN}a stderr line that says «gone».")]
 
 
-@on_a_store
+# Its output is the agent's.
+@partial(on_a_store, but=("as_json",))
 def run(
     at: Options,
     key: Key,
@@ -62,6 +70,7 @@ def run(
     timeout: Timeout = None,
     on_outage: OnOutage = "run",
     verbose: Verbose = False,
+    quiet: Quiet = False,
     result: ResultFile = None,
     resume_argument: Resume = None,
     id_field: IDField = None,
@@ -69,11 +78,13 @@ def run(
 ) -> int:
     """Run an agent: resume the session, or start fresh.
 
+    It is for agents that run one turn and end, in print mode: their output is read here on its way.
+
     Takes the conversation's lease, looks up its session ID, adds the runtime's resume argument if there is one, and passes
     input, output, signals and exit code through. The ID of a turn that succeeded is saved. If the agent says that the
     session is gone, invalid or unusable, the ID is deleted, that is counted, and the command runs once more, fresh, with
     the same input; what the refused attempt printed is left out. Once a turn had begun, nothing is run again. Without
-    Redis the agent still runs.
+    Redis the agent still runs, fresh; stderr says so, as it does of all else that keeps a turn from being resumed later.
 
     {resume} as a word of the command says where the resume argument goes; without it each runtime has its place.
 
@@ -85,42 +96,69 @@ def run(
     """
     if on_outage not in ("run", "raise"):
         raise InvalidSettings("--on-outage is neither run nor raise", remedy="write one of them")
+    if quiet and verbose:
+        raise InvalidSettings("--quiet and --verbose exclude each other", remedy="give one of them")
+    timeout_ms = None if timeout is None else duration_ms(timeout, "--timeout")
+    if timeout_ms == 0:
+        raise InvalidSettings("--timeout leaves the agent no time at all", remedy="give more, or leave it out")
     turns = Turns(
-        runtime=_runtime(command, agent, resume_argument, id_field, gone),
+        runtime=runtime_of(command, agent, resume_argument, id_field, gone),
         command=command,
-        timeout_s=None if timeout is None else duration_ms(timeout, "--timeout") / 1000,
+        timeout_s=None if timeout_ms is None else timeout_ms / 1000,
         verbose=verbose,
+        quiet=quiet,
     )
     hold_standard_streams()
     if result is not None and not os.access(result.parent, os.W_OK):
         raise FileNotWritten(
             f"{result} can't be written", remedy="name a place for --result that is there and can be written"
         )
-    turns.place(None)  # a command that could not be resumed is refused before anything is run
+    # A command that could not be resumed, or would wait for a person, is refused before anything is run.
+    turns.place(None)
+    _refuse_interactive(turns)
     wait_ms = 0 if wait is None else duration_ms(wait, "--wait")
-    with turns.signals.installed(), at.store() as store:
+    with turns.signals.installed(), at.store() as store, nullcontext() if quiet else warnings_aloud(turns.say):
         try:
             done = store.resume(
-                key, turns, judge=judge, wait_ms=wait_ms, on_outage="raise" if on_outage == "raise" else "run"
+                key,
+                turns,
+                judge=judge,
+                accepts=turns.runtime.can_be,
+                wait_ms=wait_ms,
+                on_outage="raise" if on_outage == "raise" else "run",
             )
         except (AgentFailed, SessionBusy, LeaseHeld, StoreUnavailable, Stopped) as error:
             code = _delivered(_exit_code(error, turns), turns)
-            outcome = _outcome(None, turns.previous, code, str(error))
+            why = _why(error, wait)
+            outcome = _outcome(None, turns.previous, code, why)
             turns.discard()
-            if verbose or isinstance(error, LeaseHeld | StoreUnavailable):
-                show.complain(str(error))
+            if verbose or turns.timed_out or isinstance(error, LeaseHeld | StoreUnavailable):
+                turns.say(why)
         else:
             code = _delivered(done.value, turns)
             outcome = _outcome(done, done.previous, code, done.reason)
+            if done.session_id is None and not turns.named and not quiet:
+                turns.say(_unnamed(turns))
             if verbose:
-                show.complain(_story(done))
+                turns.say(_story(done))
     if result is not None:
         try:
             replace_file(result, f"{json.dumps(outcome)}\n")
         except FileNotWritten as error:
             # The turn was run: its exit code is what the caller goes by.
-            show.complain(str(error))
+            turns.say(str(error))
     return code
+
+
+def _refuse_interactive(turns: Turns) -> None:
+    """At a terminal: the agent's output is a pipe, since it is read here, so it could not talk to anybody."""
+    runtime = turns.runtime
+    at_a_terminal = show.is_terminal(sys.stdin) and show.is_terminal(sys.stdout)
+    if at_a_terminal and runtime.one_turn and lacks(turns.command, runtime.commands, runtime.one_turn):
+        raise InvalidSettings(
+            f"without {' or '.join(runtime.one_turn)}, {runtime.name} talks to a terminal, and here it has none",
+            remedy=f"add {runtime.one_turn[0]} and a prompt, or start it without {NAME}",
+        )
 
 
 def _exit_code(error: BaseException, turns: Turns) -> int:
@@ -131,11 +169,31 @@ def _exit_code(error: BaseException, turns: Turns) -> int:
     return turns.exit_code if isinstance(error, SessionBusy) else AWAY
 
 
+def _why(error: BaseException, wait: str | None) -> str:
+    if isinstance(error, Stopped):
+        return f"stopped by {signal.Signals(error.exit_code - 128).name} while no agent ran"
+    if not isinstance(error, LeaseHeld):
+        return str(error)
+    if error.holder is None:
+        return f"{error.message}: try later"
+    return f"{error.message}: try later, or wait for it with {'--wait 30s' if wait is None else f'more than --wait {wait}'}"
+
+
+def _unnamed(turns: Turns) -> str:
+    """That nothing could be saved for want of an ID, and what gives one."""
+    what = f"no session ID in the output of {turns.runtime.name}, so nothing was saved and the next turn starts fresh"
+    if not turns.runtime.session_at:
+        return f"{what}: say where it is with --id-field"
+    if turns.runtime.named_by and not any(map(_JSON.fullmatch, turns.command)):
+        return f"{what}: add {turns.runtime.named_by}"
+    return what
+
+
 def _delivered(code: int, turns: Turns) -> int:
     """The exit code, which is not 0 where some of the output was lost on its way."""
     if turns.lost is None:
         return code
-    show.complain(f"the output can't be written ({turns.lost.strerror})")
+    turns.say(f"the output can't be written ({turns.lost.strerror})")
     return code or exits.PARTLY
 
 
@@ -157,40 +215,3 @@ def _story(done: ResumeResult[int]) -> str:
     ]
     kept = f"saved {done.session_id}" if done.saved else "saved nothing"
     return "; ".join(part for part in (what, kept, done.reason) if part)
-
-
-def _runtime(
-    command: list[str], name: str | None, resume_argument: str | None, id_field: str | None, gone: str | None
-) -> Agent:
-    if resume_argument is not None:
-        return _described(name or name_of(command[0]), command, resume_argument, id_field, gone)
-    if id_field is not None or gone is not None:
-        raise InvalidSettings("--id-field and --gone describe a runtime of your own", remedy="add --resume-argument")
-    # Those without a command are clients in Python, which no command line resumes.
-    runtimes = [agent for agent in known_agents() if agent.commands]
-    chosen = name or guess(command, [program for agent in runtimes for program in agent.commands])
-    for agent in runtimes:
-        if chosen == agent.name or (name is None and chosen in agent.commands):
-            return agent
-    raise InvalidSettings(
-        f"{name or name_of(command[0])} is no agent that can be run here",
-        remedy=f"name one with --agent ({', '.join(agent.name for agent in runtimes)}), or describe it: --resume-argument",
-    )
-
-
-def _described(name: str, command: list[str], resume_argument: str, id_field: str | None, gone: str | None) -> Agent:
-    if "{id}" not in resume_argument:
-        raise InvalidSettings("--resume-argument has no {id} in it", remedy="write it as --session={id}")
-    try:
-        refusals = (Refusal(Verdict.gone, gone),) if gone and re.compile(gone) else ()
-    except re.error as error:
-        raise InvalidSettings(f"--gone is no regular expression ({error})", remedy="mend it") from None
-    return Agent(
-        name=name,
-        commands=(name_of(command[0]),),
-        resume=tuple(resume_argument.split()),
-        session_at=(({}, id_field),) if id_field else (),
-        began=({},),
-        closed=({},),
-        refusals=refusals,
-    )

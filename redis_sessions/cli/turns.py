@@ -12,10 +12,11 @@ from redis_sessions.cli import show
 from redis_sessions.cli.child import Child, Signals
 from redis_sessions.cli.gate import Gate
 from redis_sessions.cli.group import NotStarted
+from redis_sessions.cli.options import as_duration
 from redis_sessions.cli.spool import Spool
 from redis_sessions.placement import with_resume
 from redis_sessions.recognise import Agent, Watch
-from redis_sessions.resume import Turn
+from redis_sessions.turn import Turn
 from redis_sessions.verdicts import Judgement, Verdict
 
 # As timeout(1) and shells have them.
@@ -56,8 +57,11 @@ class Turns:
         command: as given, `{resume}` in it or not.
         timeout_s: how long one run may take; None for ever.
         verbose: whether a refused attempt's output is shown on stderr.
+        quiet: whether what is no failure is left unsaid.
         signals: pass on what this process receives.
         exit_code: of the last run.
+        timed_out: whether the last run was ended for want of time.
+        named: what the last run that succeeded named as its session, be it one or not.
         previous: the session that was to be resumed, or None.
         lost: why some of the output could not be written; None if all was, or nobody reads it any more.
     """
@@ -66,28 +70,29 @@ class Turns:
     command: list[str]
     timeout_s: float | None
     verbose: bool
+    quiet: bool = False
     signals: Signals = field(default_factory=Signals)
     exit_code: int = 0
+    timed_out: bool = False
+    named: str | None = None
     previous: str | None = None
     lost: OSError | None = None
     _spool: Spool | None = None
     _unspooled: OSError | None = None
     _refused: Gate | None = None
+    _gate: Gate | None = None
 
     def __call__(self, session_id: str | None) -> Turn[int]:
         """Run the agent on a session, or fresh. Raises AgentFailed."""
         self.signals.check()
         self.discard()
         self.previous = session_id or self.previous
-        if session_id is not None and not self.runtime.can_be(session_id):
-            why = f"{session_id} can't be a session of {self.runtime.name}, which was not started with it"
-            raise AgentFailed(1, Judgement(Verdict.invalid_id), why)
-        gate = Gate(hold=session_id is not None)
+        gate = self._gate = Gate(hold=session_id is not None)
         watch = Watch(self.runtime, session_id)
-        code, timed_out = self._run(self.place(session_id), watch, gate, resuming=session_id is not None)
+        code, self.timed_out = self._run(self.place(session_id), watch, gate, resuming=session_id is not None)
         judgement = watch.judge(code)
-        self.exit_code = TIMED_OUT if timed_out else SIGNALLED - code if code < 0 else code
-        if timed_out:
+        self.exit_code = TIMED_OUT if self.timed_out else SIGNALLED - code if code < 0 else code
+        if self.timed_out:
             judgement = Judgement(Verdict.other, None, judgement.turn_began)
         if judgement.verdict.refused and not judgement.turn_began and not gate.passed and not self._input_lost():
             self._refused = gate
@@ -97,11 +102,15 @@ class Turns:
             judgement = replace(judgement, turn_began=True)
         self.lost = gate.lost
         if judgement.verdict is Verdict.ok:
-            return Turn(judgement.session_id, self.exit_code)
-        ended = "ran out of time" if timed_out else f"ended with {self.exit_code}"
+            # Whether it can be one is looked at, and said, by who saves it.
+            self.named = watch.named
+            return Turn(self.named, self.exit_code)
+        ended = f"ended with {self.exit_code} ({judgement.verdict})"
+        if self.timed_out and self.timeout_s is not None:
+            ended = f"was ended after {as_duration(round(self.timeout_s * 1000))} (--timeout)"
         again = "; it is not run again" if judgement.verdict.refused and self._refused is None else ""
         before = f"session {self.previous} was refused; run fresh, " if session_id is None and self.previous else ""
-        raise AgentFailed(self.exit_code, judgement, f"{before}the agent {ended} ({judgement.verdict}){again}")
+        raise AgentFailed(self.exit_code, judgement, f"{before}the agent {ended}{again}")
 
     def place(self, session_id: str | None) -> list[str]:
         """The command with the resume argument in its place, or without one. Raises PlaceUnknown in either case."""
@@ -128,14 +137,20 @@ class Turns:
             return child.run()
         except NotStarted as error:
             self.exit_code = NOT_THERE if error.missing else NOT_RUNNABLE
-            show.complain(str(error))
+            self.say(str(error))
             raise AgentFailed(self.exit_code, Judgement(Verdict.other), "the agent was not started") from None
 
     def _input_lost(self) -> bool:
         error = self._unspooled or (self._spool and self._spool.failed)
-        if error:
-            show.complain(f"standard input could not be kept for a second run ({error.strerror})")
+        if error and not self.quiet:
+            self.say(f"standard input could not be kept for a second run ({error.strerror})")
         return bool(error)
+
+    def say(self, message: str) -> None:
+        """Say something on stderr, on a line of its own wherever the agent's last one ended."""
+        if self._gate is not None:
+            self._gate.end_line()
+        show.complain(message)
 
     def discard(self) -> None:
         """Forget what a refused attempt printed; `verbose` shows it on stderr."""
@@ -144,4 +159,4 @@ class Turns:
             self._refused = None
             if self.verbose:
                 for line in output.decode("utf-8", "replace").splitlines():
-                    show.complain(f"refused attempt: {line}")
+                    self.say(f"refused attempt: {line}")

@@ -64,6 +64,8 @@ def test_a_fresh_start_has_no_resume_argument(stage: Stage, agent: str) -> None:
         (["--resume-argument", "-s={id}", "--gone", "("], ["claude", "{resume}"], "regular expression"),
         (["--on-outage", "maybe"], CLAUDE, "run nor raise"),
         (["--timeout", "5"], CLAUDE, "--timeout has no unit"),
+        (["--timeout", "0s"], CLAUDE, "--timeout leaves the agent no time at all"),
+        (["--quiet", "--verbose"], CLAUDE, "--quiet and --verbose exclude each other"),
         (["--wait", "soon"], CLAUDE, "--wait is no number"),
         (["--result", "/nowhere/result.json"], CLAUDE, "/nowhere/result.json can't be written"),
         ([], [], "AGENT-COMMAND"),

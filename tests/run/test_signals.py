@@ -78,6 +78,7 @@ def test_no_second_run_after_a_signal(stage: Stage) -> None:
     assert len(stage.starts) == 1
     assert not stage.leased()
     assert stage.result["exit_code"] == 143
+    assert stage.result["reason"] == "stopped by SIGTERM while no agent ran"
 
 
 def test_a_signal_while_it_waits_for_the_lease(stage: Stage) -> None:

@@ -16,12 +16,13 @@ from redis_sessions.recognise import Watch
 from tests.run.stage import FAMILY, HANG, REFUSED, Stage
 
 
-def test_an_agent_that_hangs(stage: Stage) -> None:
+@pytest.mark.parametrize("option", ["--on-outage=run", "--verbose", "--quiet"])
+def test_an_agent_that_hangs(stage: Stage, option: str) -> None:
     stage.plant()
     stage.script(resumed=[["err", "working\n"], *FAMILY])
-    done = stage.run("--timeout", "1s", "--verbose", "--result", str(stage.result_file))
+    done = stage.run("--timeout", "1s", option, "--result", str(stage.result_file))
     assert (done.code, done.out) == (124, b"")
-    assert done.err == b"working\nredis-sessions: the agent ran out of time (other)\n"
+    assert done.err == b"working\nredis-sessions: the agent was ended after 1s (--timeout)\n"
     assert stage.all_gone()
     assert stage.kept()
     assert not stage.leased()

@@ -199,6 +199,13 @@ def test_a_failure_that_is_no_refusal(case: Case) -> None:
 @of("ok", "other", *REFUSED, resuming=False)
 def test_a_fresh_start(case: Case) -> None:
     each, stage = case.observation, case.stage
+    if each["verdict"] == "ok" and each["session_id"] is None:
+        [unnamed] = case.done.said
+        assert "no session ID in the output" in unnamed
+        # It has a line of its own, whatever the agent's last one ended with.
+        before = each["stderr"] + "\n" * (each["stderr"][-1:] not in ("", "\n"))
+        assert case.done.err == f"{before}{unnamed}\n".encode()
+        case.done.err = each["stderr"].encode()
     passed_through(case, each)
     assert stage.starts == [COMMANDS[each["agent"]]]
     assert stage.stored() == each["session_id"]

@@ -14,7 +14,6 @@ from tests.run.stage import CLAUDE, REFUSED, SAID, TURN, E, R, Stage
     ("planted", "steps", "told"),
     [
         (None, SAID, f"started fresh; saved {E}"),
-        (None, [["out", "hi\n"]], "started fresh; saved nothing; the turn gave no session ID"),
         (E, SAID, f"resumed {E}; saved {E}"),
         (None, [["exit", 3]], "the agent ended with 3 (other)"),
         (R, [["exit", 0]], f"resumed {R}; saved {R}"),
@@ -47,18 +46,24 @@ def test_a_result_that_can_not_be_written_after_all(stage: Stage, tmp_path: Path
     assert stage.saved(E)
 
 
-@pytest.mark.parametrize("verbose", [False, True])
-def test_an_id_that_the_runtime_never_gives_is_not_tried(stage: Stage, *, verbose: bool) -> None:
-    stage.plant("abc")
-    done = stage.run("--result", str(stage.result_file), *["--verbose"] * verbose)
+def test_an_id_that_the_runtime_never_gives_is_not_tried(stage: Stage) -> None:
+    stage.plant("5f2c9a")
+    done = stage.run("--result", str(stage.result_file))
     assert (done.code, done.out) == (0, TURN.encode())
     assert stage.starts == [CLAUDE]
     assert stage.saved(E)
-    assert stage.counters == (0, 1, 1)
-    assert stage.result["how"] == "restarted"
-    assert stage.result["previous"] == "abc"
-    assert stage.result["reason"] == "session abc was refused (invalid_id)"
-    assert done.said == [f"redis-sessions: started fresh after a refusal; saved {E}; {stage.result['reason']}"] * verbose
+    assert stage.counters == (0, 1, 0)
+    assert (stage.result["how"], stage.result["previous"]) == ("fresh", None)
+    assert stage.result["reason"] == "Redis held '5f2c9a', which can't be a session of this agent: started fresh"
+
+
+def test_an_id_that_the_runtime_never_gives_outlives_a_turn_that_fails(stage: Stage) -> None:
+    stage.plant("5f2c9a")
+    stage.script(fresh=[["exit", 3]])
+    assert stage.run().code == 3
+    assert stage.kept("5f2c9a")
+    assert not stage.leased()
+    assert stage.counters == (0, 0, 0)
 
 
 def test_a_value_that_is_no_id_at_all(stage: Stage) -> None:
