@@ -8,24 +8,22 @@ from collections.abc import Callable, Iterator
 
 
 class _Aloud(logging.Handler):
-    """Says each of them once: that Redis is still away at the next renewal of a lease is no news."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], *, once: bool) -> None:
         super().__init__(logging.WARNING)
-        self._say = say
+        self._say, self._once = say, once
         self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if text not in self._said:
+        if not (self._once and text in self._said):
             self._said.add(text)
             self._say(text)
 
 
 @contextlib.contextmanager
-def warnings_aloud(say: Callable[[str], None]) -> Iterator[None]:
-    """Say warnings of the store while the block runs."""
-    logger, aloud = logging.getLogger("redis_sessions"), _Aloud(say)
+def warnings_aloud(say: Callable[[str], None], *, once: bool = False) -> Iterator[None]:
+    """Say warnings of the store while the block runs; `once`: that Redis is still away at the next renewal is no news."""
+    logger, aloud = logging.getLogger("redis_sessions"), _Aloud(say, once=once)
     logger.addHandler(aloud)
     try:
         yield

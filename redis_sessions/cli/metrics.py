@@ -1,6 +1,5 @@
 """`metrics`: what Prometheus scrapes, printed once or served; and the alert rules that go with it."""
 
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from redis_sessions.cli import exits, show
+from redis_sessions.cli.aloud import warnings_aloud
 from redis_sessions.cli.options import Options, duration_ms, on_a_store
 from redis_sessions.cli.stop import until_asked_to_stop
 from redis_sessions.errors import InvalidSettings
@@ -106,7 +106,7 @@ def _serve(at: Options, namespaces: list[str] | None, host: str, port: int, scan
     from redis_sessions import metrics as library
     from redis_sessions.cli.exporter import Exporter
 
-    with until_asked_to_stop(), _log_told(), _stores(at, namespaces) as stores:
+    with until_asked_to_stop(), warnings_aloud(show.complain), _stores(at, namespaces) as stores:
         collector = library.Collector(*stores, scan_max_age_ms=scan_max_age_ms)
         with closing(collector), Exporter(host, port, collector) as exporter:
             if not exporter.is_loopback:
@@ -122,16 +122,3 @@ def _address(text: str) -> tuple[str, int]:
         # It may be a URL with a password.
         raise InvalidSettings("--listen is no address", remedy=f"write {LOOPBACK}:9464, [::1]:9464 or 9464")
     return match[1] or match[2] or LOOPBACK, int(match[3])
-
-
-@contextmanager
-def _log_told() -> Iterator[None]:
-    """The package's warnings as lines on stderr."""
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: show.complain(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("redis_sessions")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)

@@ -117,7 +117,7 @@ def run(
     turns.place(None)
     _refuse_interactive(turns)
     wait_ms = 0 if wait is None else duration_ms(wait, "--wait")
-    with turns.signals.installed(), at.store() as store, nullcontext() if quiet else warnings_aloud(turns.say):
+    with turns.signals.installed(), at.store() as store, nullcontext() if quiet else warnings_aloud(turns.say, once=True):
         try:
             done = store.resume(
                 key,

@@ -116,7 +116,7 @@ def test_a_renewal_that_fails_is_said_while_the_agent_runs(stage: Stage, monkeyp
 def test_a_warning_that_comes_with_every_renewal_is_said_once() -> None:
     said: list[str] = []
     log = logging.getLogger("redis_sessions")
-    with warnings_aloud(said.append):
+    with warnings_aloud(said.append, once=True):
         for what in ("away", "away", "back"):
             log.warning("the store is %s", what)
         log.info("no warning")
