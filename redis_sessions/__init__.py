@@ -1,6 +1,28 @@
-"""A Redis-native cache of agent session IDs, shared by many worker processes. `keys.py` has the key scheme."""
+"""A Redis-native cache of agent session IDs, shared by many worker processes.
+
+`SessionStore.from_url(url)` makes a store, `store.resume(key, run)` runs a turn; `AsyncSessionStore` is the same, awaited.
+Times are whole milliseconds, and their names end in `_ms`. Every error is a SessionStoreError, which says what to do next;
+a TypeError or what `run` itself raised are the only others. Beside this page there are
+
+- `redis_sessions.agents`: what each agent runtime looks like, and judges for `resume`
+- `redis_sessions.adapters`: turns of claude-agent-sdk and of the OpenAI client
+- `redis_sessions.keys`: the key scheme in Redis
+- `redis_sessions.legacy`: sessions.json, and what becomes of each entry
+- `redis_sessions.acl`: ACL users of least privilege
+- `redis_sessions.metrics`: Prometheus (extra `prometheus`)
+- `redis_sessions.server`: a server of your own (extra `embedded`)
+- `redis_sessions.testing`: stores on fakeredis (extra `testing`)
+
+The logger is `redis_sessions`. Its records are not shown until logging is configured, as by `logging.basicConfig()`.
+
+- ERROR: a conversation was taken over by another worker while its turn ran.
+- WARNING: what went without Redis: a turn without a lease, not saved or not counted, a lease not renewed or not given back,
+  a scrape of the metrics; a session ID that can be none; what is risky in a client that was passed in, once a process.
+- INFO: a resume that the agent refused, a turn that gave no session ID.
+"""
 
 import logging
+from importlib.util import find_spec
 
 from redis_sessions.async_store import AsyncSessionStore
 from redis_sessions.errors import (
@@ -18,16 +40,16 @@ from redis_sessions.errors import (
     SessionStoreError,
     StoreUnavailable,
 )
-from redis_sessions.findings import Diagnosis, Finding
-from redis_sessions.migrate import ExportResult, ImportResult
+from redis_sessions.findings import Diagnosis, Finding, Status
+from redis_sessions.migrate import ExportResult, ImportResult, Reject
 from redis_sessions.ops import Held, Lease, Peek
-from redis_sessions.report import Report
+from redis_sessions.report import IdleBucket, InvalidExample, Report
 from redis_sessions.retime import RetimeResult
-from redis_sessions.scan import SessionRow
+from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import SessionStore
 from redis_sessions.turn import ResumeResult, Turn
-from redis_sessions.verdicts import Judgement, Verdict
+from redis_sessions.verdicts import Judge, Judgement, Verdict
 
 # What to do with the logs is the program's to say, not a library's.
 logging.getLogger("redis_sessions").addHandler(logging.NullHandler())
@@ -41,17 +63,22 @@ __all__ = [
     "FileNotWritten",
     "Finding",
     "Held",
+    "IdleBucket",
     "ImportResult",
     "InexactScan",
+    "InvalidExample",
     "InvalidKey",
     "InvalidSessionID",
     "InvalidSettings",
+    "Judge",
     "Judgement",
     "Lease",
     "LeaseHeld",
     "LegacyFileError",
     "MissingExtra",
     "Peek",
+    "Progress",
+    "Reject",
     "Report",
     "ResumeResult",
     "RetimeResult",
@@ -59,8 +86,20 @@ __all__ = [
     "SessionRow",
     "SessionStore",
     "SessionStoreError",
+    "Status",
     "StoreSettings",
     "StoreUnavailable",
     "Turn",
     "Verdict",
+    "acl",
+    "adapters",
+    "agents",
+    "keys",
+    "legacy",
+    "server",
 ]
+# An import of * brings all of these, so what needs an extra is here where that is installed.
+if find_spec("prometheus_client"):
+    __all__ += ["metrics"]
+if find_spec("fakeredis") and find_spec("lupa"):
+    __all__ += ["testing"]

@@ -18,6 +18,8 @@ from typing import Final, NamedTuple
 
 from redis_sessions.settings import StoreSettings
 
+__all__ = ["acl_lines"]
+
 
 class User(NamedTuple):
     """One kind of user.
@@ -77,14 +79,16 @@ def acl_lines(
     cluster: bool = False,
     read_only_keys: bool = True,
 ) -> list[str]:
-    """The lines of an ACL file: the default user off, then each of USERS.
+    """The lines of an ACL file: the default user off, then `worker`, `report` and `admin`.
 
     Args:
-        namespaces: of the keys, one or several. Raises InvalidSettings for one that a store would not take.
+        namespaces: of the keys, one or several.
         password_hashes: SHA-256 in hexadecimal, by user; a user without one is off.
         cluster: whether the server is a node of a cluster.
         read_only_keys: False for Redis 6.2, which knows no key pattern for reading alone. There it is by its commands
             that the report can't write.
+
+    Raises InvalidSettings for a namespace that a store would not take.
     """
     # No namespace that passes holds a glob, a space, or a line's end.
     names = (namespaces,) if isinstance(namespaces, str) else namespaces

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 from redis_sessions.evidence import Evidence, RunFailed, claude_record, of_claude_sdk
 from redis_sessions.turn import Turn
 
+__all__ = ["RunFailed", "claude_turn", "openai_turn"]
+
 V = TypeVar("V")
 
 
@@ -18,7 +20,7 @@ async def claude_turn(start: Callable[[Callable[[str], None]], AsyncIterable[Any
         start: given a callback for stderr, starts the query: `lambda stderr: query(prompt=…, options=ClaudeAgentOptions(
             resume=session_id, stderr=stderr))`. Some versions tell nowhere else that a session is gone.
 
-    Raises RunFailed, for `get_agent("claude-agent-sdk").judge` to read.
+    Raises RunFailed, for `agents.get_agent("claude-agent-sdk").judge` to read, whatever made the turn fail.
     """
     lines: list[str] = []
     began = ""
@@ -43,7 +45,11 @@ async def claude_turn(start: Callable[[Callable[[str], None]], AsyncIterable[Any
 
 
 def openai_turn(response: V) -> Turn[V]:
-    """A response of `client.responses.create(previous_response_id=session_id, …)` as a turn: each has an ID of its own."""
+    """A response of the OpenAI client as a turn: its ID, which is new every turn, and the response itself as the value.
+
+    Args:
+        response: what `client.responses.create(previous_response_id=session_id, …)` returned.
+    """
     session_id = getattr(response, "id", None)
     return Turn(session_id if isinstance(session_id, str) else None, response)
 

@@ -1,7 +1,11 @@
 """What each agent runtime looks like: its IDs, its resume arguments, its records, its ways to say no.
 
-Told from what the runtimes themselves printed, in the versions named; `recognise.py` says how a run is judged by it. A
-runtime of your own is an `Agent(...)` like these, given to `resume` as `judge=agent.judge`, or registered under its name.
+Told from what the runtimes themselves printed, in the versions named. A run is judged by its exit code and the words of
+its closing record; only if nothing had been said yet, by the lines of its stderr; never by what an assistant or a tool
+said. What can't be decided is `Verdict.other`.
+
+`get_agent("codex").judge` is a judge for `resume`; the names are claude, codex, gemini, opencode, copilot,
+claude-agent-sdk and openai. A runtime of your own is an `Agent(...)`, whose `judge` is given to `resume` likewise.
 """
 
 from __future__ import annotations
@@ -10,10 +14,12 @@ from dataclasses import replace
 from typing import Final
 
 from redis_sessions.errors import InvalidSettings
-from redis_sessions.evidence import of_claude_sdk, of_openai
+from redis_sessions.evidence import Evidence, of_claude_sdk, of_openai
 from redis_sessions.placement import after_subcommand, before_prompt, first
 from redis_sessions.recognise import UUID, Agent, Refusal
 from redis_sessions.verdicts import Verdict
+
+__all__ = ["Agent", "Evidence", "Refusal", "UnknownAgent", "get_agent", "known_agents", "register"]
 
 _ID: Final = r"['\"“]?(?P<id>[A-Za-z0-9][A-Za-z0-9._:-]*)['\"”]?"
 
@@ -201,7 +207,7 @@ def get_agent(name: str) -> Agent:
 
 
 def register(agent: Agent) -> None:
-    """Make a runtime of your own known under its name, in this process."""
+    """Make a runtime of your own known under its name, in this process, in the place of one of the same name."""
     _KNOWN[agent.name] = agent
 
 

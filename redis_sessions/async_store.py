@@ -5,88 +5,128 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from redis_sessions import client as clients
 from redis_sessions import legacy, migrate, retime, runner, scan
+from redis_sessions.base_store import BaseStore, taken_apart
 from redis_sessions.commands import Op
 from redis_sessions.errors import StoreUnavailable
+from redis_sessions.exchange import Link
 from redis_sessions.findings import Connection, Diagnosis
 from redis_sessions.keys import RESUME_FAILURES
-from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
+from redis_sessions.migrate import ExportResult, ImportResult
 from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
 from redis_sessions.resume import resume
 from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
-from redis_sessions.store import BaseStore
-from redis_sessions.turn import Accepts, Judge, OnOutage, Request, ResumeResult, Turn
-from redis_sessions.verdicts import judge_by_phrase
+from redis_sessions.settings import StoreSettings
+from redis_sessions.store import SessionStore
+from redis_sessions.turn import Request, ResumeResult, Turn
+from redis_sessions.verdicts import Judge, judge_by_phrase
 from redis_sessions.wire import arun
 
 T = TypeVar("T")
 V = TypeVar("V")
+K = TypeVar("K")
 
 
+def _documented(kind: type[K]) -> type[K]:
+    """Let every method say at run time all that its sync twin says, and what stands below its own first line."""
+    for name, member in vars(kind).items():
+        twin = None if name.startswith("_") else getattr(SessionStore, name, None)
+        if twin is not None and twin.__doc__:
+            method = getattr(member, "__func__", member)
+            _, _, below = method.__doc__.partition("\n")
+            method.__doc__ = f"{twin.__doc__.rstrip()}\n{below}"
+    return kind
+
+
+@_documented
 class AsyncSessionStore(BaseStore[clients.AsyncClient]):
-    """Same as SessionStore, for asyncio; a client from `from_url` belongs to the event loop of its first command."""
+    """Session IDs of conversations in Redis, for asyncio: the methods of SessionStore, awaited, which raise the same.
 
-    _connect = staticmethod(clients.aconnect)
+    `AsyncSessionStore.from_url("redis://127.0.0.1:6379/0")` makes one; in an `async with` it closes its connections at the
+    end. Such a client belongs to the event loop of its first command.
+
+    Attributes:
+        client: the redis-py client underneath.
+        settings: how the store behaves.
+    """
+
+    _awaits = True
+
+    def __init__(
+        self, client: clients.AsyncClient, settings: StoreSettings | None = None, *, _link: Link | None = None
+    ) -> None:
+        """Same as SessionStore, over a redis.asyncio.Redis or redis.asyncio.RedisCluster. Raises TypeError for another."""
+        super().__init__(client, settings, _link)
+
+    @classmethod
+    def from_url(cls, url: str, settings: StoreSettings | None = None, *, password: str | None = None) -> Self:
+        """A store over a client known to be safe, which connects at its first operation. Same as SessionStore.from_url."""
+        target, checked = taken_apart(url, settings, password)
+        return cls(clients.aconnect(target, checked), checked, _link=clients.link(target, checked))
+
+    def for_namespace(self, namespace: str) -> Self:
+        """A store of another namespace over the same client. Same as SessionStore.for_namespace."""
+        return type(self)(self.client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
 
     async def get(self, key: str) -> str | None:
-        """Same as SessionStore.get."""
+        """The live session ID of a conversation, None if there is none. Same as SessionStore.get."""
         return await self._run(self._ops.get(key))
 
     async def peek(self, key: str) -> Peek | None:
-        """Same as SessionStore.peek."""
+        """The live session ID and how long it has left, in one round trip. Same as SessionStore.peek."""
         return await self._run(self._ops.peek(key))
 
     async def set(self, key: str, session_id: str) -> None:
-        """Same as SessionStore.set."""
+        """Save a session ID. Same as SessionStore.set."""
         await self._run(self._ops.set(key, session_id))
 
     async def delete(self, key: str, session_id: str | None = None) -> bool:
-        """Same as SessionStore.delete."""
+        """Delete a conversation's session ID, or only that one. Same as SessionStore.delete."""
         return await self._run(self._ops.delete(key, session_id))
 
     async def acquire(self, key: str, token: str | None = None) -> Lease | Held:
-        """Same as SessionStore.acquire."""
+        """Claim a conversation for `lease_ms`. Same as SessionStore.acquire."""
         return await self._run(self._ops.acquire(key, token))
 
     async def renew(self, lease: Lease) -> bool:
-        """Same as SessionStore.renew."""
+        """Start a lease's time anew. Same as SessionStore.renew."""
         return await self._run(self._ops.renew(lease))
 
     async def save(self, lease: Lease, session_id: str) -> bool:
-        """Same as SessionStore.save."""
+        """Save a session ID and give the lease back. Same as SessionStore.save."""
         return await self._run(self._ops.save(lease, session_id))
 
     async def reject(self, lease: Lease) -> bool:
-        """Same as SessionStore.reject."""
+        """Delete the session ID that this lease found, if it is still there. Same as SessionStore.reject."""
         return await self._run(self._ops.reject(lease))
 
     async def release(self, lease: Lease) -> bool:
-        """Same as SessionStore.release."""
+        """Give a lease back without saving. Same as SessionStore.release."""
         return await self._run(self._ops.release(lease))
 
     async def increment_resume_failures(self) -> int:
-        """Same as SessionStore.increment_resume_failures."""
+        """Count one refused resume. Same as SessionStore.increment_resume_failures."""
         return await self._run(self._ops.increment(RESUME_FAILURES))
 
     async def resume_failures_total(self) -> int:
-        """Same as SessionStore.resume_failures_total."""
+        """How many resumes were refused. Same as SessionStore.resume_failures_total."""
         return await self._run(self._ops.counter(RESUME_FAILURES))
 
     async def counters(self) -> dict[str, int | None]:
-        """Same as SessionStore.counters."""
+        """`resume_failures_total`, `resumes_total` and `fresh_starts_total`. Same as SessionStore.counters."""
         return await self._run(self._ops.counters())
 
     async def report(self, progress: Progress | None = None) -> Report:
-        """Same as SessionStore.report."""
+        """Scan all session keys and tell how they are. Same as SessionStore.report."""
         return await self._run(scan.report(self.settings, self._ops.counters(), progress))
 
     async def sessions(self) -> AsyncIterator[SessionRow]:
-        """Same as SessionStore.sessions."""
+        """Every live session, a page at a time. Same as SessionStore.sessions."""
         walk = scan.Scan(self.settings)
         while (pages := await self._run(walk.next_pages())) is not None:
             for page in pages:
@@ -94,28 +134,31 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
                     yield row
 
     async def live_session_ids(self) -> frozenset[str]:
-        """Same as SessionStore.live_session_ids."""
+        """Every session ID that a key names. Same as SessionStore.live_session_ids."""
         return await self._run(scan.live_session_ids(self.settings))
 
     async def import_legacy(
         self,
         path: str | Path,
         *,
-        assume_used_at: AssumeUsedAt = None,
+        assume_used_at: Literal["mtime"] | int | None = None,
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> ImportResult:
-        """Same as SessionStore.import_legacy; the file is read in a thread."""
+        """Import a sessions.json. Same as SessionStore.import_legacy.
+
+        The file is read in a thread.
+        """
         entries = await asyncio.to_thread(legacy.read, path)
         return await self._run(migrate.import_entries(self.settings, entries, assume_used_at, progress, dry_run=dry_run))
 
     async def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
-        """Same as SessionStore.export."""
+        """Write every live session to a sessions.json. Same as SessionStore.export."""
         with legacy.Writer(path) as writer:
             return await self._run(migrate.export_entries(self.settings, writer.add, progress))
 
     async def doctor(self, agent: str | None = None, progress: Progress | None = None) -> Diagnosis:
-        """Same as SessionStore.doctor."""
+        """Look at the server, the way to it and the keys. Same as SessionStore.doctor."""
         from redis_sessions.doctor import examine  # noqa: PLC0415 - one that few call, and long to import
 
         quorums = [await self._quorum(sentinel, service) for sentinel, service in clients.sentinels(self.client)]
@@ -125,7 +168,7 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
     async def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
     ) -> RetimeResult:
-        """Same as SessionStore.retime."""
+        """Let no session live longer than a max age from now on, after it was lowered. Same as SessionStore.retime."""
         return await self._run(retime.retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
 
     async def resume(
@@ -134,12 +177,15 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         run: Callable[[str | None], Awaitable[Turn[V]]],
         *,
         judge: Judge = judge_by_phrase,
-        accepts: Accepts | None = None,
+        accepts: Callable[[str], bool] | None = None,
         wait_ms: int = 0,
         lease: bool = True,
-        on_outage: OnOutage = "run",
+        on_outage: Literal["run", "raise"] = "run",
     ) -> ResumeResult[V]:
-        """Same as SessionStore.resume; whatever is raised, cancellation included, the lease is released first."""
+        """Run one turn of a conversation. Same as SessionStore.resume.
+
+        `run` is awaited. A cancellation, too, gives the lease back before it goes on.
+        """
         request = Request(key, judge, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
         return await runner.adrive(self._ops, self._run, resume(self._ops, request), run)
 

@@ -113,8 +113,17 @@ def link(target: Target, settings: StoreSettings) -> Link:
     )
 
 
-def callers_link(client: Any) -> Link:
-    """How the wire is to treat a client that the caller built: its own retries apply. What is risky in it is logged once."""
+def callers_link(client: Any, *, awaits: bool) -> Link:
+    """How the wire is to treat a client that the caller built: its own retries apply. What is risky in it is logged once.
+
+    Raises TypeError for what is no client, or one of the other flavour.
+    """
+    store, other = ("AsyncSessionStore", "SessionStore") if awaits else ("SessionStore", "AsyncSessionStore")
+    if isinstance(client, SyncClient if awaits else AsyncClient):
+        raise TypeError(f"{store} takes {'an async' if awaits else 'a sync'} redis-py client: give this one to {other}")
+    if not callable(getattr(client, "execute_command", None)):
+        # What it is may be a URL with a password, so only its type is shown.
+        raise TypeError(f"{store} takes a redis-py client, not a {type(client).__name__}: {store}.from_url(url) makes one")
     risks.tell(client)
     return Link(
         cluster=hasattr(client, "get_primaries"),

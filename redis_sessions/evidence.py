@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 
 
 class Evidence(NamedTuple):
-    """What is known of a run that raised: its exit code (None if unknown), and its output."""
+    """What is known of a run that raised.
+
+    Attributes:
+        exit_code: of the process; 1 stands for a failure without one, None for what is not known.
+        stdout: its output, or the records that it would have printed.
+        stderr: its standard error, all that is known of it.
+    """
 
     exit_code: int | None
     stdout: str | bytes
@@ -18,7 +24,11 @@ class Evidence(NamedTuple):
 
 
 class RunFailed(Exception):
-    """A run that an adapter saw fail; the evidence is what it saw."""
+    """A run that an adapter saw fail; the runtime's own error is its cause.
+
+    Attributes:
+        evidence: what it saw, for a `judge` to read.
+    """
 
     def __init__(self, why: str, evidence: Evidence) -> None:
         self.evidence = evidence

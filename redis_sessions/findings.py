@@ -12,7 +12,14 @@ from redis_sessions.errors import AccessDenied, SessionStoreError
 
 
 class Status(StrEnum):
-    """How a thing is; the later the worse. `unknown` is what could not be looked at."""
+    """How a thing is; the later the worse.
+
+    Attributes:
+        ok: as it should be.
+        unknown: it could not be looked at.
+        warning: not as it should be; it will do harm some day.
+        broken: it does harm now.
+    """
 
     ok = "ok"
     unknown = "unknown"
@@ -63,7 +70,15 @@ class Connection(NamedTuple):
 
 
 class Diagnosis(BaseModel):
-    """All findings, and how many there are of each status. Nothing in it is a secret."""
+    """All findings, and how many there are of each status. Nothing in it is a secret.
+
+    Attributes:
+        findings: what was looked at, in the order in which it is best told.
+        broken: how many of them are broken; the next three likewise.
+        warnings: how many are warnings.
+        unknown: how many could not be looked at.
+        ok: how many are as they should be.
+    """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 

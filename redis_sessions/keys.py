@@ -26,12 +26,15 @@ from typing import Final
 
 from redis_sessions.errors import InvalidKey, InvalidSessionID
 
+__all__ = ["COUNTERS", "Keys"]
+
 MAX_KEY_BYTES: Final = 512
 LEASE_GRACE_MS: Final = 30 * 86_400_000
 RESUME_FAILURES: Final = "resume_failures_total"
 RESUMES: Final = "resumes_total"
 FRESH_STARTS: Final = "fresh_starts_total"
 COUNTERS: Final = (RESUME_FAILURES, RESUMES, FRESH_STARTS)
+"""The names of the counters."""
 
 _ESCAPED = re.compile(r"[%{}\x00-\x1f\x7f-\x9f]")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
@@ -44,7 +47,12 @@ MAX_SESSION_ID_BYTES: Final = 256
 
 
 class Keys:
-    """Names of the Redis keys of one namespace, and back."""
+    """Names of the Redis keys of one namespace, and back: `Keys("sessions").session_id("chat:7")`.
+
+    Attributes:
+        prefix: what the names of all session keys begin with, as a scan needs it.
+        lease_prefix: what those of all leases begin with.
+    """
 
     def __init__(self, namespace: str) -> None:
         self._id_prefix = f"{namespace}:id:{{"

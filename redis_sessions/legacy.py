@@ -34,6 +34,8 @@ from redis_sessions.files import Replacement
 from redis_sessions.json_pairs import NoObject, pair, pairs, shape
 from redis_sessions.keys import SESSION_ID, check_session_id, escape
 
+__all__ = ["session_ids"]
+
 AHEAD_MS = 5 * 60_000
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 # As milliseconds these are days in 1970 to 1973; as seconds, 1973 to 5138.
@@ -208,7 +210,8 @@ def _entry(key: str, value: Any) -> Entry:
         if len(record) < len(value):
             problem = problem or "record with a name that occurs twice"
         used_at_ms = record.get("last_used_at")
-        problem = problem or _time_problem(used_at_ms)
+        if trouble := time_trouble(used_at_ms):
+            problem = problem or f"last_used_at {trouble}"
     else:
         problem = f"{shape(value)} where an ID or a record belongs"
     problem = _key_problem(key) or problem or _id_problem(key, session_id)
@@ -231,17 +234,18 @@ def _id_problem(key: str, session_id: str) -> str | None:
     return None
 
 
-def _time_problem(used_at_ms: Any) -> str | None:
+def time_trouble(used_at_ms: Any) -> str | None:
+    """What keeps a value from being a time of last use, milliseconds since 1970; None if nothing does, or there is none."""
     if used_at_ms is None:
         return None
     if isinstance(used_at_ms, bool) or not isinstance(used_at_ms, int | float):
-        return f"last_used_at is {shape(used_at_ms)}, not a time in milliseconds"
+        return f"is {shape(used_at_ms)}, not a time in milliseconds"
     if isinstance(used_at_ms, float):
-        return "last_used_at is no whole number of milliseconds"
+        return "is no whole number of milliseconds"
     if used_at_ms < 0:
-        return "last_used_at is negative"
+        return "is negative"
     if used_at_ms in _LOOKS_LIKE_SECONDS:
-        return "last_used_at looks like seconds, not milliseconds"
+        return "looks like seconds, not milliseconds"
     return None
 
 

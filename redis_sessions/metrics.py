@@ -40,6 +40,8 @@ try:
 except ImportError:
     raise MissingExtra("metrics need prometheus_client", remedy="pip install 'redis-sessions[prometheus]'") from None
 
+__all__ = ["Collector", "register"]
+
 SCAN_MAX_AGE_MS: Final = 60_000
 SCAN_WAIT_MS: Final = 1_000
 UP: Final = "redis_sessions_up"
@@ -109,7 +111,7 @@ def register(
         scan_max_age_ms: how old the key scan behind the gauges may get before a scrape has the keys scanned anew.
         scan_wait_ms: how long a scrape waits for a scan that is under way, before it shows the last one.
 
-    Raises InvalidSettings.
+    Raises InvalidSettings, also for a registry that exports these metrics already.
     """
     collector = Collector(*stores, scan_max_age_ms=scan_max_age_ms, scan_wait_ms=scan_wait_ms)
     with _registering.mine():
@@ -131,7 +133,7 @@ class Collector:
     """A collector for prometheus_client, on any registry, or on many: what it knows of its stores is its own.
 
     Where a program makes a registry for each scrape, as under PROMETHEUS_MULTIPROC_DIR, let it make one Collector, and
-    register that. See `register` for the arguments.
+    register that. It takes what `register` does. Raises InvalidSettings likewise.
     """
 
     def __init__(

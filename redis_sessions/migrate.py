@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict
 
 from redis_sessions.commands import PRIMARIES, Command, Op, Resent
-from redis_sessions.errors import StoreUnavailable
+from redis_sessions.errors import InvalidSettings, StoreUnavailable
 from redis_sessions.keys import Keys
-from redis_sessions.legacy import LegacyFile, expires_at_ms
+from redis_sessions.legacy import LegacyFile, expires_at_ms, time_trouble
 from redis_sessions.scan import Progress, Scan, session_rows
 from redis_sessions.scripts import IMPORT
 from redis_sessions.settings import StoreSettings
@@ -21,7 +21,13 @@ AssumeUsedAt: TypeAlias = Literal["mtime"] | int | None
 
 
 class Reject(BaseModel):
-    """An entry that was not imported. `source` is its own JSON text, unaltered."""
+    """An entry that was not imported.
+
+    Attributes:
+        key: its conversation key, as it stands in the file.
+        reason: why.
+        source: its own JSON text, name and value, unaltered.
+    """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 
@@ -38,7 +44,8 @@ class ImportResult(BaseModel):
         imported: written with their remaining life; of a dry run, those that would be.
         expired: unused for longer than the max age; not written.
         kept: the conversation was live in Redis already, which was left as it is.
-        rejected: not right; each is in `rejects`.
+        rejected: not right.
+        rejects: each of the rejected, in the order of the file.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -79,8 +86,11 @@ def import_entries(
 ) -> Op[ImportResult]:
     """Write what is still alive, a batch a round trip; see `legacy.py` for the outcome of each entry.
 
-    «Now» is the server's time, read for every batch, so a client's wrong clock shortens or lengthens no life.
+    «Now» is the server's time, read for every batch, so a client's wrong clock shortens or lengthens no life. Raises
+    InvalidSettings for an `assume_used_at` that is no time.
     """
+    if assume_used_at != "mtime" and (trouble := time_trouble(assume_used_at)):
+        raise InvalidSettings(f"assume_used_at {trouble}", remedy='give "mtime", milliseconds since 1970, or None')
     [nodes] = yield [PRIMARIES]
     keys = Keys(settings.namespace)
     assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at

@@ -39,7 +39,7 @@ class Held:
     Attributes:
         key: the conversation.
         holder: the token of the claim that holds it.
-        remaining_ms: how long its lease lasts unless renewed.
+        remaining_ms: milliseconds that its lease lasts unless renewed.
     """
 
     key: str
@@ -48,7 +48,12 @@ class Held:
 
 
 class Peek(NamedTuple):
-    """A live session ID, and how many milliseconds it has left; None where it never expires."""
+    """A live session ID, and how long it has left.
+
+    Attributes:
+        session_id: the ID.
+        expires_in_ms: milliseconds until it expires unless it is saved again; None if it never does.
+    """
 
     session_id: str
     expires_in_ms: int | None
@@ -97,21 +102,25 @@ class Operations:
         return Lease(key, token, str(raw, "ascii")) if is_session_id(raw) else Lease(key, token, unusable=True)
 
     def renew(self, lease: Lease) -> Op[bool]:
+        _check_lease(lease)
         [mine] = yield [Command((lease.token, self._lease_ttl_ms), lease.key, scripts.RENEW, (self.keys.lease(lease.key),))]
         return bool(mine)
 
     def save(self, lease: Lease, session_id: str) -> Op[bool]:
+        _check_lease(lease)
         value = check_session_id(lease.key, session_id)
         command = self._leased(scripts.SAVE, lease.key, lease.token, value, self.settings.session_max_age_ms)
         [saved] = yield [command._replace(tell_again=True)]
         return bool(saved)
 
     def reject(self, lease: Lease) -> Op[bool]:
+        _check_lease(lease)
         asked = lease.session_id or ""
         [mine] = yield [self._leased(scripts.REJECT, lease.key, lease.token, asked, self._lease_ttl_ms)]
         return bool(mine)
 
     def release(self, lease: Lease) -> Op[bool]:
+        _check_lease(lease)
         command = Command((lease.token,), lease.key, scripts.DELETE_IF, (self.keys.lease(lease.key),), tell_again=True)
         [released] = yield [command]
         return bool(released)
@@ -140,6 +149,12 @@ class Operations:
 
     def _leased(self, script: Script, key: str, token: str, *args: bytes | str | int) -> Command:
         return Command((token, *args), key, script, (self.keys.lease(key), self.keys.session_id(key)))
+
+
+def _check_lease(lease: object) -> None:
+    if not isinstance(lease, Lease):
+        held = ", which says that another worker has the conversation" if isinstance(lease, Held) else ""
+        raise TypeError(f"a lease is a Lease, as acquire gives it, not a {type(lease).__name__}{held}")
 
 
 def _count(raw: bytes | SessionStoreError | None) -> int | None:

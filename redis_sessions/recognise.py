@@ -51,19 +51,38 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class Agent:
-    """One runtime, described.
+    """One runtime, described: its session IDs, its JSON records, its ways to say no. Needs only what that runtime has.
+
+    A record, here, is a dict: it stands for every JSON object on stdout that has all its names and values, `...` for any
+    value but null, false, zero and empty. A path is dotted, `error.message`.
+
+    >>> mine = Agent(
+    ...     name="mine",
+    ...     session_at=(({"type": "end"}, "session.id"),),
+    ...     began=({"type": "step"},),
+    ...     closed=({"type": "end"},),
+    ...     failed=({"type": "end", "error": ...},),
+    ...     wrong=("error.message",),
+    ...     refusals=(Refusal(Verdict.gone, "no such session"), Refusal(Verdict.busy, "session is locked")),
+    ... )
+    >>> mine.judge(exit_code=1, stdout='{"type": "end", "error": {"message": "no such session: 7"}}').verdict
+    <Verdict.gone: 'gone'>
+    >>> mine.judge(exit_code=0, stdout='{"type": "end", "session": {"id": "8"}}').session_id
+    '8'
+
+    `store.resume(key, run, judge=mine.judge)` then reads what `run` raises, such as a `subprocess.CalledProcessError`.
 
     Attributes:
-        name: what `--agent` calls it.
-        commands: names of its executable.
+        name: what `get_agent` and `--agent` call it.
+        commands: names of its executable, by which `redis-sessions run` knows it.
         session_id: regular expression of its session IDs, whole.
-        resume: arguments that resume `{id}`.
-        place: where they go in a command line; None if only `{resume}` can say.
+        resume: arguments by which `redis-sessions run` resumes `{id}`.
+        place: where that puts them in a command line; None if only `{resume}` can say.
         one_turn: options of which one makes it run one turn and end, where it would otherwise talk to a terminal.
-        session_at: (record, path): where records name the session.
+        session_at: (record, path) pairs: where records name the session.
         session_line: regular expression of a stderr line that names it, group `id`.
         named_by: what to add to a command so that its output names the session, where it doesn't of itself.
-        began: records by which a turn has begun, as `output.matches` takes them; likewise the next two.
+        began: records by which a turn has begun.
         spoken: records after which stderr may quote what was said; none: those by which a turn has begun.
         began_line: regular expression of a stderr line after which stderr is a transcript.
         closed: records that end a run, well or not; the last of them counts.
@@ -71,7 +90,7 @@ class Agent:
         failed_line: regular expression of a stderr line that says that the run failed, whatever its exit code.
         wrong: paths in a failed record to its own words.
         refusals: its ways to say no.
-        evidence: reads the exceptions by which a Python client of it fails.
+        evidence: reads an exception by which it fails, as Evidence; unless told its `returncode`, `stdout` and `stderr`.
     """
 
     name: str

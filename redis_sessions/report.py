@@ -22,7 +22,12 @@ _BUCKETS_MS = (
 
 
 class InvalidExample(BaseModel):
-    """A key that holds no valid session ID. `key` is the name in Redis, what is no printable ASCII backslash-escaped."""
+    """A key that holds no valid session ID.
+
+    Attributes:
+        key: its name in Redis, backslash-escaped if it is no printable text.
+        reason: "wrong type", "no valid session ID" or "name outside the key scheme".
+    """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 
@@ -31,7 +36,12 @@ class InvalidExample(BaseModel):
 
 
 class IdleBucket(BaseModel):
-    """How many sessions were idle for at most `up_to_ms`, and longer than the bucket before says."""
+    """Sessions that were idle for about the same time.
+
+    Attributes:
+        up_to_ms: they were idle for at most that many milliseconds, and longer than the bucket before says.
+        count: how many they are; those of the buckets before are not among them.
+    """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 

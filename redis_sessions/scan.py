@@ -7,8 +7,8 @@ moved: both are looked for, before the first page and after the last. A slot tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 from redis_sessions.commands import PRIMARIES, Command, Op
 from redis_sessions.errors import AccessDenied, InexactScan, SessionStoreError
@@ -17,8 +17,14 @@ from redis_sessions.report import Report, ReportFold
 from redis_sessions.scripts import PAGE
 from redis_sessions.settings import StoreSettings
 
-# Called with keys looked at so far and keys there are about; the first may overtake the second while keys come and go.
-Progress: TypeAlias = Callable[[int, int], None]
+
+class Progress(Protocol):
+    """`progress(done, about)` is called as a long operation goes on: how much is done, and how much there is about.
+
+    For a scan both are keys of the whole database, and the first may overtake the second while keys come and go.
+    """
+
+    def __call__(self, done: int, about: int, /) -> None: ...
 
 
 class Page(NamedTuple):
@@ -40,7 +46,16 @@ class Page(NamedTuple):
 
 
 class SessionRow(NamedTuple):
-    """A live session. Times in milliseconds; None where unknown: idle beyond the reader's max age, expiry without a TTL."""
+    """A live session.
+
+    Attributes:
+        key: the conversation.
+        session_id: its live session ID.
+        idle_ms: milliseconds since it was last used; None where unknown: without a TTL, or with more than the max age left.
+        expires_in_ms: milliseconds it has left; None without a TTL.
+        last_used_at_ms: when it was last used, in milliseconds since 1970 by the server's clock; the time at which it was
+            looked at where that is unknown.
+    """
 
     key: str
     session_id: str

@@ -28,6 +28,8 @@ from urllib.parse import quote
 
 from redis_sessions.errors import ServerError
 
+__all__ = ["EmbeddedServer", "ServerError"]
+
 DEADLINE_S: Final = 10.0
 SOCKET_PATH_MAX_BYTES: Final = 107
 # Below the ephemeral ports, as are a cluster node's bus ports (10 000 above these): so neither an outgoing connection

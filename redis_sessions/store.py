@@ -5,82 +5,96 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from redis_sessions import client as clients
-from redis_sessions import legacy, migrate, retime, runner, scan, urls
+from redis_sessions import legacy, migrate, retime, runner, scan
+from redis_sessions.base_store import BaseStore, taken_apart
 from redis_sessions.commands import Op
 from redis_sessions.errors import StoreUnavailable
 from redis_sessions.exchange import Link
 from redis_sessions.findings import Connection, Diagnosis
 from redis_sessions.keeper import Keeper
 from redis_sessions.keys import RESUME_FAILURES
-from redis_sessions.migrate import AssumeUsedAt, ExportResult, ImportResult
-from redis_sessions.ops import Held, Lease, Operations, Peek
+from redis_sessions.migrate import ExportResult, ImportResult
+from redis_sessions.ops import Held, Lease, Peek
 from redis_sessions.report import Report
 from redis_sessions.resume import resume
 from redis_sessions.retime import RetimeResult
 from redis_sessions.scan import Progress, SessionRow
 from redis_sessions.settings import StoreSettings
-from redis_sessions.turn import Accepts, Judge, OnOutage, Request, ResumeResult, Turn
-from redis_sessions.verdicts import judge_by_phrase
+from redis_sessions.turn import Request, ResumeResult, Turn
+from redis_sessions.verdicts import Judge, judge_by_phrase
 from redis_sessions.wire import run
 
 T = TypeVar("T")
 V = TypeVar("V")
-C = TypeVar("C")
 
 
-class BaseStore(Generic[C]):
-    """What both flavours are made of.
+class SessionStore(BaseStore[clients.SyncClient]):
+    """Session IDs of conversations in Redis, shared by any number of threads and processes.
+
+    `SessionStore.from_url("redis://127.0.0.1:6379/0")` makes one; in a `with` it closes its connections at the end.
+
+    Every method that talks to Redis may raise StoreUnavailable (AccessDenied is one), InvalidKey for a key that is not 1 to
+    512 bytes of UTF-8, and CorruptValue where a key of ours holds what this package never writes. All that take a Lease
+    raise TypeError for anything else, a Held included.
 
     Attributes:
         client: the redis-py client underneath.
         settings: how the store behaves.
     """
 
-    _connect: Callable[[urls.Target, StoreSettings], C]
+    _awaits = False
 
-    def __init__(self, client: C, settings: StoreSettings | None = None, *, link: Link | None = None) -> None:
-        """A store over a client that the caller built; its own retry policy applies, to INCR as well. See `from_url`."""
-        self.client = client
-        self.settings = settings or StoreSettings()
-        self._ops = Operations(self.settings)
-        self._link = link or clients.callers_link(client)
+    def __init__(
+        self, client: clients.SyncClient, settings: StoreSettings | None = None, *, _link: Link | None = None
+    ) -> None:
+        """A store over a client of your own: its retries apply, to counters too, and what is risky in it is logged.
+
+        Args:
+            client: a redis.Redis or redis.RedisCluster. `from_url` builds one that is safe.
+            settings: how the store behaves; StoreSettings() unless told.
+
+        Raises TypeError for anything else.
+        """
+        super().__init__(client, settings, _link)
 
     @classmethod
     def from_url(cls, url: str, settings: StoreSettings | None = None, *, password: str | None = None) -> Self:
-        """A store over a client known to be safe, connected at its first use. Raises InvalidSettings; `urls.py` has more.
+        """A store over a client known to be safe, which connects at its first operation.
 
-        `password` is that of the URL's user, for who keeps the two apart; the URL must have none then.
+        Args:
+            url: `redis://user:password@host:6379/0`, `rediss://…` (TLS), `unix:///path?db=0`,
+                `redis+sentinel://h1:p,h2:p/SERVICE/DB`, `redis+cluster://h1:p,h2:p`, the last two also as `rediss+…`. User,
+                password and path are percent-escaped. With TLS, `?ssl_ca_certs=…&ssl_certfile=…&ssl_keyfile=…` name PEM
+                files; certificate and host name are always checked.
+            settings: how the store behaves; StoreSettings() unless told.
+            password: that of the URL's user, for who keeps the two apart; the URL must have none then.
+
+        Raises:
+            InvalidSettings: the URL is None or can't be used, or a file that it names can't be read.
+            TypeError: the settings are no StoreSettings.
         """
-        settings = settings or StoreSettings()
-        target = urls.parse(url, password)
-        return cls(cls._connect(target, settings), settings, link=clients.link(target, settings))
+        target, checked = taken_apart(url, settings, password)
+        return cls(clients.connect(target, checked), checked, _link=clients.link(target, checked))
 
     def for_namespace(self, namespace: str) -> Self:
-        """A store of another namespace over the same client, which closing either closes. Raises InvalidSettings."""
-        settings = type(self.settings)(**self.settings.model_dump() | {"namespace": namespace})
-        return type(self)(self.client, settings, link=self._link)
-
-
-class SessionStore(BaseStore[clients.SyncClient]):
-    """Session IDs of conversations in Redis, shared by any number of threads and processes.
-
-    Every method may raise StoreUnavailable, and InvalidKey for a key that is not 1 to 512 bytes of UTF-8.
-    """
-
-    _connect = staticmethod(clients.connect)
+        """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
+        return type(self)(self.client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
 
     def get(self, key: str) -> str | None:
         """The live session ID of a conversation, None if there is none. Never extends its life.
 
-        Raises InvalidSessionID or CorruptValue if the key holds anything else; both name it.
+        Raises InvalidSessionID, or CorruptValue if it is no string, where the key holds anything else; both name it.
         """
         return self._run(self._ops.get(key))
 
     def peek(self, key: str) -> Peek | None:
-        """The live session ID and how long it has left, in one round trip; None if there is none. Raises as get."""
+        """The live session ID and how long it has left, in one round trip; None if there is none.
+
+        Raises InvalidSessionID and CorruptValue as `get` does.
+        """
         return self._run(self._ops.peek(key))
 
     def set(self, key: str, session_id: str) -> None:
@@ -88,7 +102,10 @@ class SessionStore(BaseStore[clients.SyncClient]):
         self._run(self._ops.set(key, session_id))
 
     def delete(self, key: str, session_id: str | None = None) -> bool:
-        """Delete a conversation's session ID, or only that one; whether this call did (a lost reply may make it False)."""
+        """Delete a conversation's session ID, or only that one; whether this call did (a lost reply may make it False).
+
+        Raises InvalidSessionID for a `session_id` that can be none.
+        """
         return self._run(self._ops.delete(key, session_id))
 
     def acquire(self, key: str, token: str | None = None) -> Lease | Held:
@@ -115,7 +132,7 @@ class SessionStore(BaseStore[clients.SyncClient]):
         return self._run(self._ops.release(lease))
 
     def increment_resume_failures(self) -> int:
-        """Count one refused resume; the new total. Never sent twice: a lost reply may lose one."""
+        """Count one refused resume; the new total. Never sent twice: a lost reply may lose one. Raises CorruptValue."""
         return self._run(self._ops.increment(RESUME_FAILURES))
 
     def resume_failures_total(self) -> int:
@@ -129,7 +146,7 @@ class SessionStore(BaseStore[clients.SyncClient]):
     def report(self, progress: Progress | None = None) -> Report:
         """Scan all session keys and tell how they are. Deletes nothing; memory is bounded by the page.
 
-        `progress(looked_at, about)` is called after every page, both in keys of the whole database.
+        `progress(done, about)` is called after every page, both in keys of the whole database.
         """
         return self._run(scan.report(self.settings, self._ops.counters(), progress))
 
@@ -151,23 +168,33 @@ class SessionStore(BaseStore[clients.SyncClient]):
         self,
         path: str | Path,
         *,
-        assume_used_at: AssumeUsedAt = None,
+        assume_used_at: Literal["mtime"] | int | None = None,
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> ImportResult:
-        """Import a sessions.json; `legacy.py` says what becomes of each entry. Run twice it changes nothing.
+        """Import a sessions.json: what was used within the max age, with its remaining life. Run twice it changes nothing.
+
+        What is live in Redis is kept as it is; `help("redis_sessions.legacy")` says what becomes of each kind of entry.
 
         Args:
-            path: the file; if it can't be read as one, LegacyFileError is raised and nothing was written.
-            assume_used_at: time of last use of entries that give none: "mtime" for the file's, or milliseconds since 1970.
+            path: the file.
+            assume_used_at: time of last use of entries that give none: "mtime" for the file's, or milliseconds since 1970;
+                None lets them count as expired.
             dry_run: write nothing.
             progress: called with entries done and entries there are.
+
+        Raises:
+            LegacyFileError: it can't be read as one; nothing was written.
+            InvalidSettings: `assume_used_at` is no such time.
         """
         entries = legacy.read(path)
         return self._run(migrate.import_entries(self.settings, entries, assume_used_at, progress, dry_run=dry_run))
 
     def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
-        """Write every live session to a sessions.json: whole or not at all, mode 0600. Raises FileNotWritten."""
+        """Write every live session to a sessions.json: whole or not at all, mode 0600. `progress` is as for `report`.
+
+        Raises FileNotWritten.
+        """
         with legacy.Writer(path) as writer:
             return self._run(migrate.export_entries(self.settings, writer.add, progress))
 
@@ -175,8 +202,10 @@ class SessionStore(BaseStore[clients.SyncClient]):
         """Look at the server, the way to it and the keys, and tell what is not as it should be; changes nothing.
 
         Args:
-            agent: the runtime whose sessions these are, to hold the max age against. Raises InvalidSettings if unknown.
+            agent: name of the runtime whose sessions these are, to hold the max age against.
             progress: as for `report`.
+
+        Raises InvalidSettings if no runtime goes by that name.
         """
         from redis_sessions.doctor import examine  # noqa: PLC0415 - one that few call, and long to import
 
@@ -187,12 +216,16 @@ class SessionStore(BaseStore[clients.SyncClient]):
     def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
     ) -> RetimeResult:
-        """Let no session live longer than a max age from now on, after it was lowered; `retime.py` says what is touched.
+        """Let no session live longer than a max age from now on, after it was lowered. Run twice it changes nothing.
+
+        Lives are only shortened, or begun where a key had no TTL; what holds no session ID is never touched.
 
         Args:
-            max_age_ms: milliseconds; None takes the store's own. Raises InvalidSettings if it can be none.
+            max_age_ms: milliseconds; None takes the store's own.
             dry_run: change nothing.
             progress: as for `report`.
+
+        Raises InvalidSettings for a `max_age_ms` that can be none.
         """
         return self._run(retime.retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
 
@@ -202,24 +235,39 @@ class SessionStore(BaseStore[clients.SyncClient]):
         run: Callable[[str | None], Turn[V]],
         *,
         judge: Judge = judge_by_phrase,
-        accepts: Accepts | None = None,
+        accepts: Callable[[str], bool] | None = None,
         wait_ms: int = 0,
         lease: bool = True,
-        on_outage: OnOutage = "run",
+        on_outage: Literal["run", "raise"] = "run",
     ) -> ResumeResult[V]:
-        """Run one turn of a conversation: resume its live session, or start fresh; `resume.py` has the truth table.
+        """Run one turn of a conversation: resume its live session, or start fresh.
+
+        - A turn that succeeds is saved, its whole max age anew; one that names no session keeps the one it resumed.
+        - A resume that the agent refused (`judge` says gone, invalid_id or unusable) deletes the ID and is counted; then
+          `run` is called once more, with None, unless the turn had begun.
+        - Whatever else went wrong leaves the ID as it is. A fresh run that fails saves nothing.
+        - A turn that ran is never lost to Redis: it is returned, with `saved=False` and the `reason`.
 
         Args:
             key: the conversation.
             run: runs the agent on a session ID, or fresh on None; returns a Turn or raises.
-            judge: reads what `run` raised while resuming.
-            accepts: says whether an ID can be one of the agent's, as `get_agent("claude").can_be` does; any other is neither
+            judge: reads what `run` raised while resuming. Unless told, it knows Claude Code's «No conversation found» and
+                nothing else; `redis_sessions.agents.get_agent("codex").judge` and its like know a runtime whole.
+            accepts: says whether an ID can be one of the agent's, as `get_agent("codex").can_be` does; any other is neither
                 resumed nor saved. None takes all.
             wait_ms: how long to wait for a conversation that another worker runs; 0 raises LeaseHeld at once.
-            lease: whether to keep every other worker out meanwhile.
+            lease: whether to keep every other worker out meanwhile. With False two may run the conversation at once,
+                neither is told, and the one that ends last is saved.
             on_outage: "run" runs fresh and without a lease when Redis is away; "raise" raises StoreUnavailable.
 
-        Raises LeaseHeld, SessionBusy, and whatever `run` raised that was no refused resume.
+        Raises:
+            LeaseHeld: another worker has the conversation, or took it over before a refused resume could be run fresh.
+            SessionBusy: the agent says that another writer has the session.
+            StoreUnavailable, AccessDenied: Redis is away, or refuses this user, and `on_outage` is "raise".
+            InvalidSettings: an argument can't be; nothing was run.
+            InvalidKey, CorruptValue: as for every method.
+            TypeError: `run` returned no Turn, or `judge` no Judgement.
+            Exception: what `run` raised, if it was no refused resume; the lease is given back first, as for all of these.
         """
         request = Request(key, judge, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
         return runner.drive(self._keeper, resume(self._ops, request), run)

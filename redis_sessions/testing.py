@@ -5,21 +5,35 @@ fakeredis speaks Redis inside this process, scripts and expiry included; with `t
 
 from __future__ import annotations
 
-from fakeredis import FakeAsyncRedis, FakeRedis, FakeServer
+import importlib
 
 from redis_sessions.async_store import AsyncSessionStore
+from redis_sessions.errors import MissingExtra
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import SessionStore
 
+try:
+    importlib.import_module("lupa")  # without it fakeredis is there, and knows no scripts
+    from fakeredis import FakeAsyncRedis, FakeRedis, FakeServer
+except ImportError:
+    raise MissingExtra("fake stores need fakeredis[lua]", remedy="pip install 'redis-sessions[testing]'") from None
+
+__all__ = ["fake_async_store", "fake_store"]
+
 
 def fake_store(settings: StoreSettings | None = None, *, server: FakeServer | None = None) -> SessionStore:
-    """A SessionStore on a fakeredis server: its own, or one that several stores share.
+    """A SessionStore on fakeredis, inside this process.
 
-    `server.connected = False` is an outage.
+    Args:
+        settings: how the store behaves; StoreSettings() unless told.
+        server: a `fakeredis.FakeServer()` that several stores share; one of its own unless told. Its
+            `connected = False` is an outage.
+
+    Raises TypeError for settings that are no StoreSettings.
     """
     return SessionStore(FakeRedis(server=server or FakeServer()), settings)
 
 
 def fake_async_store(settings: StoreSettings | None = None, *, server: FakeServer | None = None) -> AsyncSessionStore:
-    """Same as fake_store, for asyncio."""
+    """Same as fake_store, for asyncio. The two may share a server. Raises TypeError likewise."""
     return AsyncSessionStore(FakeAsyncRedis(server=server or FakeServer()), settings)

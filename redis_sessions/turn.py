@@ -8,10 +8,9 @@ from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
 from redis_sessions.errors import InvalidSessionID, InvalidSettings
 from redis_sessions.keys import check_session_id
-from redis_sessions.verdicts import Judgement
+from redis_sessions.verdicts import Judge
 
 V = TypeVar("V")
-Judge: TypeAlias = Callable[[Exception], Judgement]
 Accepts: TypeAlias = Callable[[str], bool]
 OnOutage: TypeAlias = Literal["run", "raise"]
 
@@ -20,7 +19,12 @@ _EXCERPT_CHARS: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Turn(Generic[V]):
-    """What `run` returns: the agent's session ID, None if it gave none, and whatever value the caller wants back."""
+    """What `run` returns: a turn that succeeded. One that failed is raised.
+
+    Attributes:
+        session_id: the session's ID as the agent gave it, which the next turn is to resume; None if it gave none.
+        value: whatever the caller of `resume` wants back, in its result's `value`.
+    """
 
     session_id: str | None
     value: V

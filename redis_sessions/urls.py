@@ -72,6 +72,10 @@ def parse(url: str, password: str | None = None) -> Target:
 
     `password` is for a URL that has none.
     """
+    if url is None:
+        raise InvalidSettings("the store's URL is None", remedy="is the variable set that it comes from?")
+    if not isinstance(url, str):
+        raise _refused(f"is a {type(url).__name__}, no text")
     target = _parse(url)
     if password is None:
         return target

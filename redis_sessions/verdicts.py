@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 
 class Verdict(StrEnum):
     """What became of an attempt to resume.
 
-    gone: the agent says that the session no longer exists. invalid_id: it can't be the name of one. busy: another writer
-    has it. unusable: it exists and can't be continued (context full, transcript corrupt). other: any other failure, and
-    every one that can't be decided.
+    Attributes:
+        ok: the turn succeeded.
+        gone: the agent says that the session no longer exists.
+        invalid_id: it can't be the name of one.
+        busy: another writer has it.
+        unusable: it exists and can't be continued (context full, transcript corrupt).
+        other: any other failure, and every one that can't be decided.
     """
 
     ok = "ok"
@@ -41,6 +45,15 @@ class Judgement:
     verdict: Verdict
     session_id: str | None = None
     turn_began: bool = False
+
+
+class Judge(Protocol):
+    """`judge(error)` reads what `run` raised while resuming, and returns a Judgement, by which `resume` goes on.
+
+    `redis_sessions.agents.get_agent("codex").judge` is one.
+    """
+
+    def __call__(self, error: Exception, /) -> Judgement: ...
 
 
 GONE_PHRASE = "No conversation found"

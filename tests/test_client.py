@@ -113,7 +113,6 @@ class TestACallersClient:
             mock.Mock(spec=redis.Redis),
             mock.MagicMock(spec=redis.RedisCluster),
             mock.AsyncMock(spec=redis.asyncio.Redis),
-            object(),
         ],
         ids=lambda client: type(client).__name__,
     )
@@ -152,7 +151,7 @@ class TestOurs:
         client = mock.MagicMock()
         client.execute_command.return_value = client.pipeline.return_value.execute.return_value = [1, b"ID", 3]
         client.pipeline.return_value.execute.return_value = [None, -2]
-        store = SessionStore(client, link=Link())
+        store = SessionStore(client, _link=Link())
         store.acquire("a") if commands == 1 else store.peek("a")
         for sent in (*client.execute_command.call_args_list, *client.pipeline.return_value.execute_command.call_args_list):
             assert all(isinstance(argument, str | bytes) for argument in sent.args)

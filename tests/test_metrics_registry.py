@@ -21,7 +21,7 @@ registry, server = test_metrics.registry, test_metrics.server
 
 def test_what_can_not_be_registered(valkey, namespace, registry):
     with a_store(valkey, namespace) as store:
-        for stores in ((), (store, store), (AsyncSessionStore(None),), (valkey.raw,)):
+        for stores in ((), (store, store), (AsyncSessionStore.from_url("redis://h"),), (valkey.raw,)):
             with pytest.raises(InvalidSettings):
                 register(*stores, registry=registry)
         with pytest.raises(InvalidSettings):

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import copy
+import inspect
 import json
+import pickle
+import re
 
 import pytest
-from pydantic import ValidationError
 
 from redis_sessions import InvalidSettings, StoreSettings
 
@@ -15,8 +18,9 @@ def test_the_defaults():
 
 def test_they_are_frozen_and_every_one_tells_its_unit_or_is_none():
     settings = StoreSettings()
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(InvalidSettings, match=r"session_max_age_ms can't be set: settings\.model_copy"):
         settings.session_max_age_ms = 1
+    assert settings == StoreSettings()
     assert all(
         name.endswith("_ms") or name in {"namespace", "scan_count", "batch_size", "max_connections"}
         for name in StoreSettings.model_fields
@@ -45,6 +49,76 @@ def test_what_can_not_be_is_refused_by_name(wrong):
     with pytest.raises(InvalidSettings) as caught:
         StoreSettings(**wrong)
     assert next(iter(wrong)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"max_age_ms": 1}, "'max_age_ms' is no setting: did you mean session_max_age_ms?"),
+        ({"url": 1}, "'url' is no setting: there are namespace, session_max_age_ms, "),
+        (
+            {"session_max_age_ms": 0},
+            "session_max_age_ms is 0: give a whole number of milliseconds, 1 to 3155760000000 (a century), such as 86400000",
+        ),
+        ({"lease_ms": "30s"}, "lease_ms is '30s': give a whole number of milliseconds, "),
+        ({"lease_ms": {"password": "s3cret"}}, "lease_ms is a dict: "),
+        ({"scan_count": 0}, "scan_count is 0: give a whole number, 1 to 100000, such as 1000"),
+        ({"namespace": "a:b"}, "namespace holds ':': give 1 to 128 of A-Z a-z 0-9 _ . @ -"),
+        ({"namespace": "redis://u:s3cret@h"}, "namespace holds ':': "),
+        ({"namespace": "ä"}, r"namespace holds '\xe4': "),
+        ({"namespace": ""}, "namespace has 0 characters: "),
+        ({"namespace": None}, "namespace is None: "),
+    ],
+)
+def test_a_refusal_says_what_was_given_and_what_to_give(wrong, says):
+    with pytest.raises(InvalidSettings) as caught:
+        StoreSettings(**wrong)
+    assert str(caught.value).startswith(says)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", StoreSettings.model_fields)
+def test_every_one_is_checked(name):
+    for wrong in (-1, 2**62, 1.0, True, None, [1]):
+        with pytest.raises(InvalidSettings, match=f"{name} .*: give "):
+            StoreSettings(**{name: wrong})
+
+
+def test_a_copy_is_checked_like_the_first():
+    settings = StoreSettings(namespace="a")
+    other = settings.model_copy(update={"lease_ms": 5})
+    assert (other.namespace, other.lease_ms, settings.lease_ms) == ("a", 5, 30_000)
+    assert pickle.loads(pickle.dumps(other)) == copy.deepcopy(other) == other
+    for wrong in ({"lease_ms": 0}, {"lease": 5}):
+        with pytest.raises(InvalidSettings):
+            settings.model_copy(update=wrong)
+
+
+def test_a_subclass_may_have_settings_of_its_own():
+    class Mine(StoreSettings):
+        color: str = "red"
+        depth: int = 1
+
+    assert Mine(color="blue", lease_ms=5).model_copy(update={"depth": 2}) == Mine(color="blue", lease_ms=5, depth=2)
+    with pytest.raises(InvalidSettings, match=r"depth: .*integer"):
+        Mine(depth="deep")
+    with pytest.raises(InvalidSettings, match="lease_ms is 0"):
+        Mine(lease_ms=0)
+    with pytest.raises(InvalidSettings, match="did you mean color"):
+        Mine(colour="blue")
+
+
+def test_what_is_no_settings_at_all():
+    with pytest.raises(InvalidSettings, match="by name"):
+        StoreSettings.model_validate(7)
+
+
+def test_every_setting_is_documented_with_its_unit_and_its_default():
+    said = inspect.getdoc(StoreSettings)
+    for name, field in StoreSettings.model_fields.items():
+        [what] = re.findall(rf"^    {name}: (.*?)(?=^    \w+: |^\S)", said, re.MULTILINE | re.DOTALL)
+        assert re.search(rf'"?{field.default}"?\b', what), name
+        assert name.endswith("_ms") == what.startswith("milliseconds"), name
 
 
 class TestFromJsonFile:

@@ -6,8 +6,10 @@ from redis_sessions import (
     AsyncSessionStore,
     Held,
     ImportResult,
+    Judge,
     Judgement,
     Lease,
+    Progress,
     Report,
     ResumeResult,
     SessionRow,
@@ -16,10 +18,18 @@ from redis_sessions import (
     Turn,
     Verdict,
 )
+from redis_sessions.agents import get_agent
 
 
 def judge(error: Exception) -> Judgement:
     return Judgement(Verdict.other)
+
+
+def progress(done: int, about: int) -> None: ...
+
+
+judges: list[Judge] = [judge, get_agent("codex").judge, lambda error: Judgement(Verdict.gone)]
+tellers: list[Progress] = [progress, lambda done, about: None]
 
 
 def sync_store(store: SessionStore) -> None:
@@ -27,7 +37,7 @@ def sync_store(store: SessionStore) -> None:
     assert_type(store.get("a"), str | None)
     assert_type(store.delete("a"), bool)
     assert_type(store.counters(), dict[str, int | None])
-    assert_type(store.report(), Report)
+    assert_type(store.report(progress), Report)
     assert_type(store.live_session_ids(), frozenset[str])
     assert_type(store.import_legacy("sessions.json", assume_used_at="mtime"), ImportResult)
     assert_type(next(store.sessions()), SessionRow)
@@ -43,6 +53,9 @@ def sync_store(store: SessionStore) -> None:
     assert_type(result, ResumeResult[int])
     assert_type(result.value, int)
     store.set("a", 7)  # type: ignore[arg-type]
+    store.settings.lease_ms = 5  # type: ignore[misc]
+    SessionStore.from_url("redis://127.0.0.1", {"namespace": "x"})  # type: ignore[arg-type]
+    StoreSettings(max_age_ms=5)  # type: ignore[call-arg]
     store.resume("a", run, on_outage="never")  # type: ignore[arg-type]
     store.resume("a", lambda session_id: session_id)  # type: ignore[arg-type, return-value]
 

@@ -206,11 +206,11 @@ LINK = Link(attempts=3, deadline_s=3)
 def sync_store(kind: str, place: Place, settings: StoreSettings) -> SessionStore:
     if kind != "sentinel":
         return SessionStore.from_url(place.url, settings)
-    return SessionStore(redis.Redis.from_pool(SentinelPool("main", Watchers(place.url), **POOL)), settings, link=LINK)
+    return SessionStore(redis.Redis.from_pool(SentinelPool("main", Watchers(place.url), **POOL)), settings, _link=LINK)
 
 
 def async_store(kind: str, place: Place, settings: StoreSettings) -> AsyncSessionStore:
     if kind != "sentinel":
         return AsyncSessionStore.from_url(place.url, settings)
     pool = AsyncSentinelPool("main", AsyncWatchers(place.url), **POOL)
-    return AsyncSessionStore(redis.asyncio.Redis.from_pool(pool), settings, link=LINK)
+    return AsyncSessionStore(redis.asyncio.Redis.from_pool(pool), settings, _link=LINK)

@@ -16,6 +16,6 @@ def client(valkey):
 
 @pytest.fixture
 def store(client, namespace, valkey):
-    yield SessionStore(client, StoreSettings(namespace=namespace), link=PATIENT)
+    yield SessionStore(client, StoreSettings(namespace=namespace), _link=PATIENT)
     for key in valkey.raw.scan_iter(f"{namespace}:*"):
         valkey.raw.delete(key)

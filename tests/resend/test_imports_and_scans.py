@@ -32,7 +32,7 @@ class TestAnImport:
     def store(self, client, namespace, store):
         store.set("b", "ID-live")
         client._client.script_load(IMPORT.source)
-        return SessionStore(client, StoreSettings(namespace=namespace, batch_size=1), link=PATIENT)
+        return SessionStore(client, StoreSettings(namespace=namespace, batch_size=1), _link=PATIENT)
 
     @pytest.mark.parametrize("at", range(6))
     @pytest.mark.parametrize("losses", LOSSES)
@@ -56,7 +56,7 @@ class TestAnImport:
 
     @pytest.mark.parametrize("_alone", ["cluster"], indirect=True)
     def test_over_a_pipeline(self, client, namespace, path, monkeypatch):
-        store, lost = SessionStore(client, StoreSettings(namespace=namespace), link=PATIENT), []
+        store, lost = SessionStore(client, StoreSettings(namespace=namespace), _link=PATIENT), []
         store.set("b", "ID-live")
 
         def pipeline(**options):

@@ -61,7 +61,7 @@ class TestManyAtOnce:
                 with pytest.raises(StoreUnavailable, match="are in use: raise max_connections"):
                     operation()
             settings = settings.model_copy(update={"deadline_ms": 10_000})
-            patient = SessionStore(store.client, settings, link=Link(deadline_s=10))
+            patient = SessionStore(store.client, settings, _link=Link(deadline_s=10))
             waiting = pool.submit(patient.increment_resume_failures)
             store.client.connection_pool.release(held)
             assert waiting.result() == 1

@@ -1,0 +1,107 @@
+"""Which errors a function of the package can raise, as its source tells: by itself, or in what it calls by a plain name."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import inspect
+import sys
+import textwrap
+import typing
+
+from redis_sessions.files import Replacement
+from redis_sessions.keys import Keys
+from redis_sessions.ops import Operations
+from redis_sessions.settings import StoreSettings
+
+# What the methods of a store or of its operations are called on.
+_HOLDERS = {
+    "self._ops": Operations,
+    "self.keys": Keys,
+    "self.settings": StoreSettings,
+    "self._replacement": Replacement,
+}
+# What runs when a class is called, by itself or in a `with`; the last is a validator's.
+_MAKING = ("__init__", "__enter__", "__exit__", "_checked")
+
+
+def errors_of(function, owner=None, below=()):
+    """Classes of errors that it raises by name, or that what it calls does, and that nothing between them catches.
+
+    Args:
+        function: of the package.
+        owner: the class whose method it is.
+        below: the functions that have led here.
+    """
+    [node] = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    names = dict(vars(sys.modules[function.__module__]))
+    for late in (each for each in ast.walk(node) if isinstance(each, ast.ImportFrom)):
+        names |= {alias.name: getattr(importlib.import_module(late.module), alias.name) for alias in late.names}
+    return _Reader(names, owner, (*below, function)).all_of(node.body)
+
+
+class _Reader:
+    def __init__(self, names, owner, below):
+        self.names, self.owner, self.below = names, owner, below
+
+    def all_of(self, nodes):
+        return set().union(*map(self.one, nodes))
+
+    def one(self, node):
+        if isinstance(node, ast.Try):
+            return self.tried(node)
+        found = self.all_of(ast.iter_child_nodes(node))
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            found |= self.raised(node.exc)
+        if isinstance(node, ast.Call):
+            for callee, owner in self.called(node):
+                if callee not in self.below:
+                    found |= errors_of(callee, owner, self.below)
+        return found
+
+    def tried(self, node):
+        found = self.all_of(node.body)
+        for handler in node.handlers:
+            if not any(isinstance(inner, ast.Raise) and inner.exc is None for inner in ast.walk(handler)):
+                types = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+                caught = tuple(self.value(each) for each in types)
+                found = {error for error in found if not issubclass(error, caught)}
+        return found | self.all_of([*node.handlers, *node.orelse, *node.finalbody])
+
+    def raised(self, node):
+        """The class of what is raised: it itself, one of it, or what a helper says that it returns."""
+        value = self.value(node.func if isinstance(node, ast.Call) else node)
+        helpers = [] if isinstance(value, type) or not isinstance(node, ast.Call) else self.called(node)
+        values = [value, *(typing.get_type_hints(helper).get("return") for helper, _ in helpers)]
+        return {each for each in values if isinstance(each, type) and issubclass(each, Exception)}
+
+    def called(self, call):
+        """The functions of the package that are called here, and the class whose methods they are."""
+        node, owner = call.func, None
+        value = self.value(node)
+        if value is StoreSettings and not call.args and not call.keywords:
+            found = []  # the defaults are right
+        elif isinstance(value, type):
+            found, owner = [getattr(value, name, None) for name in _MAKING], value
+        elif value is None and isinstance(node, ast.Attribute):
+            holder = ast.unparse(node.value)
+            beyond = {"self": self.owner, "cls": self.owner, "super()": self.owner and self.owner.__mro__[1]}
+            owner = (beyond | _HOLDERS).get(holder)
+            found = [getattr(owner, node.attr, None)]
+        else:
+            found = [value]
+        for each in found:
+            function = getattr(each, "__func__", each)
+            ours = inspect.isfunction(function) and function.__module__.startswith("redis_sessions")
+            if ours and function.__code__.co_filename != "<string>":  # where a dataclass has its own from
+                yield function, owner
+
+    def value(self, node):
+        if ast.unparse(node) in ("cls", "type(self)"):
+            return self.owner
+        if isinstance(node, ast.Name):
+            return self.names.get(node.id, getattr(builtins, node.id, None))
+        if isinstance(node, ast.Attribute) and inspect.ismodule(module := self.value(node.value)):
+            return getattr(module, node.attr, None)
+        return None
