@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,17 @@ def test_the_core_depends_on_no_more_than_it_says():
             continue
         foreign = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - allowed
         assert not foreign, path
+
+
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(Path(__file__).parent)))
+def test_a_file_of_the_tests_has_fewer_than_three_hundred_lines(path):
+    assert len(path.read_text().splitlines()) < 300
+
+
+def test_the_readme_shows_every_file_in_its_order():
+    house = (Path(__file__).parents[1] / "README.md").read_text().split("## How it is built")[1].split("\n## ")[0]
+    shown = [name for row in re.findall(r"^\| (`.*?) \|", house, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    assert shown == [*(name for name in ORDER if name != "__init__"), "cli"]
