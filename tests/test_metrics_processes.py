@@ -153,8 +153,11 @@ def test_a_scan_that_stumbles_over_the_closed_client_says_nothing(server, regist
         collector = register(store, registry=registry, scan_wait_ms=0)
         scrape(registry)
         wait_until(lambda: store.began, "it scans")
-        threading.Timer(0, store.go.set).start()
-        collector.close()
+        closing = threading.Thread(target=collector.close)
+        closing.start()
+        wait_until(lambda: collector._watches[0]._closed, "it is being closed")
+        store.go.set()
+        closing.join()
         store.began[0].join()
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
