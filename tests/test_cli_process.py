@@ -48,11 +48,18 @@ def test_python_m_runs_it(cli: Cli) -> None:
 @pytest.mark.parametrize("module", ["typer", "rich"])
 def test_without_the_cli_extra_it_says_what_to_install(module: str) -> None:
     program = f"import sys; sys.modules[{module!r}] = None; from redis_sessions.cli import main; main()"
-    code, out, err = finish(
-        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    )
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        words = [sys.executable, "-c", program, *arguments]
+        return finish(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+
+    code, out, err = run("get", "k")
     assert (code, out) == (exits.USAGE, "")
     assert re.fullmatch(r"[^\n]*pip install 'redis-sessions\[cli\]'\n", err)
+    code, out, err = run("--help")
+    assert (code, err) == (exits.DONE, "")
+    assert out.startswith("Usage: redis-sessions")
+    assert "pip install 'redis-sessions[cli]'" in out
 
 
 def test_help_and_get_load_nothing_that_they_do_not_need() -> None:

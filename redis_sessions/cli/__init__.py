@@ -8,15 +8,27 @@ import io
 import sys
 
 _MISSING = "redis-sessions: the command line needs typer and rich: pip install 'redis-sessions[cli]'"
+_BARE_HELP = """Usage: redis-sessions [OPTIONS] COMMAND …
+
+  Session IDs of agents' conversations, kept in Redis for many workers.
+
+  The library is installed; the commands come with the extra cli:
+    pip install 'redis-sessions[cli]'
+
+Exit codes:
+  0  done
+  2  what was given can't be used
+"""
 
 
 def main() -> None:
     """Run the command line on `sys.argv`, and exit with one of the codes in `exits.py`."""
     # Rich is imported late, and must not be found missing halfway.
     if not all(map(importlib.util.find_spec, ("typer", "rich"))):
+        asked = not {"-h", "--help"}.isdisjoint(sys.argv[1:2])
         with contextlib.suppress(OSError, AttributeError):
-            sys.stderr.write(f"{_MISSING}\n")
-        sys.exit(2)
+            (sys.stdout if asked else sys.stderr).write(_BARE_HELP if asked else f"{_MISSING}\n")
+        sys.exit(0 if asked else 2)
     try:
         from redis_sessions.cli.app import app
     except KeyboardInterrupt:
