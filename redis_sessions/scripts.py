@@ -131,18 +131,23 @@ PAGE: Final = Script(
 local time = redis.call('TIME')
 local scan = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[3])
 local prefix, size, keys, pttls, values = ARGV[2], #ARGV[2], {}, {}, {}
-local call, sub = redis.call, string.sub
-for _, key in ipairs(scan[2]) do
-  if sub(key, 1, size) == prefix and sub(key, -1) == '}' then
-    keys[#keys + 1] = key
+local call, sub, byte = redis.call, string.sub, string.byte
+local found, count = scan[2], 0
+for i = 1, #found do
+  local key = found[i]
+  if byte(key, -1) == 125 and sub(key, 1, size) == prefix then  -- 125 is }
+    count = count + 1
+    keys[count] = key
   end
 end
 if ARGV[4] == '1' then
-  for i, key in ipairs(keys) do
-    pttls[i] = call('PTTL', key)
+  for i = 1, count do
+    pttls[i] = call('PTTL', keys[i])
   end
-  for first = 1, #keys, 4000 do
-    for i, value in ipairs(call('MGET', unpack(keys, first, math.min(first + 3999, #keys)))) do
+  for first = 1, count, 4000 do
+    local some = call('MGET', unpack(keys, first, math.min(first + 3999, count)))
+    for i = 1, #some do
+      local value = some[i]
       values[first + i - 1] = value and #value > 257 and sub(value, 1, 257) or value
     end
   end
