@@ -169,24 +169,26 @@ class Writer:
 
     def __init__(self, path: str | Path) -> None:
         self._replacement = Replacement(path)
-        self._written = 0
+        self._before = "\n  "
 
     def __enter__(self) -> Self:
-        self._replacement.__enter__().file.write("{")
+        self._file = self._replacement.__enter__().file
+        self._file.write("{")
         return self
 
     def add(self, key: str, session_id: str, used_at_ms: int) -> None:
         """Write one record, of a valid session ID: nothing in it needs escaping."""
-        self.add_source(f'{_encode(key)}: {{"id": "{session_id}", "last_used_at": {used_at_ms}}}')
+        before, self._before = self._before, ",\n  "
+        self._file.write(f'{before}{_encode(key)}: {{"id": "{session_id}", "last_used_at": {used_at_ms}}}')
 
     def add_source(self, pair: str) -> None:
         """Write one entry as it stood in another file."""
-        self._replacement.file.write(f",\n  {pair}" if self._written else f"\n  {pair}")
-        self._written += 1
+        before, self._before = self._before, ",\n  "
+        self._file.write(f"{before}{pair}")
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
-            self._replacement.file.write("\n}\n")
+            self._file.write("\n}\n")
         self._replacement.__exit__(kind, *rest)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
-from typing import Literal, TypeAlias
+from operator import attrgetter
+from typing import Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -157,6 +158,9 @@ def _written_before(there: list[tuple[bytes, str, int]]) -> Op[int]:
     return sum(reply == session_id.encode() for reply, (_, session_id, _) in zip(found, there, strict=True))
 
 
+_ROW: Final = attrgetter("key", "session_id", "last_used_at_ms", "idle_ms")
+
+
 def export_entries(
     settings: StoreSettings, add: Callable[[str, str, int], None], progress: Progress | None = None
 ) -> Op[ExportResult]:
@@ -168,9 +172,7 @@ def export_entries(
             for page in pages:
                 sessions = list(session_rows(settings, page))
                 skipped += len(page.redis_keys) - len(sessions)
-                shelf.put(
-                    (session.key, session.session_id, session.last_used_at_ms, session.idle_ms) for session in sessions
-                )
+                shelf.put(map(_ROW, sessions))
         exported = not_timed = 0
         for key, session_id, used_at_ms, idle_ms in shelf:
             add(key, session_id, used_at_ms)
