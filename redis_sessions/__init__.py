@@ -24,7 +24,7 @@ The logger is `redis_sessions`. Its records are not shown until logging is confi
 import logging
 from importlib.util import find_spec
 
-from redis_sessions.async_store import AsyncSessionStore
+from redis_sessions.doctor.findings import Diagnosis, Finding, Status
 from redis_sessions.errors import (
     AccessDenied,
     CorruptValue,
@@ -40,16 +40,14 @@ from redis_sessions.errors import (
     SessionStoreError,
     StoreUnavailable,
 )
-from redis_sessions.findings import Diagnosis, Finding, Status
-from redis_sessions.migrate import ExportResult, ImportResult, Reject
-from redis_sessions.ops import Held, Lease, Peek
-from redis_sessions.report import IdleBucket, InvalidExample, Report
-from redis_sessions.retime import RetimeResult
-from redis_sessions.scan import Progress, SessionRow
+from redis_sessions.legacy.transfer import ExportResult, ImportResult, Reject
+from redis_sessions.operations.conversation import Held, Lease, Peek
+from redis_sessions.operations.report import IdleBucket, InvalidExample, Report
+from redis_sessions.operations.retime import RetimeResult
+from redis_sessions.operations.scan import Progress, SessionRow
+from redis_sessions.resume.turn import Judge, Judgement, ResumeResult, Turn, Verdict
 from redis_sessions.settings import StoreSettings
-from redis_sessions.store import SessionStore
-from redis_sessions.turn import ResumeResult, Turn
-from redis_sessions.verdicts import Judge, Judgement, Verdict
+from redis_sessions.store import AsyncSessionStore, SessionStore
 
 # What to do with the logs is the program's to say, not a library's.
 logging.getLogger("redis_sessions").addHandler(logging.NullHandler())

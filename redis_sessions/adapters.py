@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable
 from typing import Any, TypeVar
 
-from redis_sessions.evidence import Evidence, RunFailed, claude_record, of_claude_sdk
-from redis_sessions.turn import Turn
+from redis_sessions.agents.evidence import Evidence, RunFailed, claude_record, of_claude_sdk
+from redis_sessions.resume.turn import Turn
 
 __all__ = ["RunFailed", "claude_turn", "openai_turn"]
 

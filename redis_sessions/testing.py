@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import importlib
 
-from redis_sessions.async_store import AsyncSessionStore
 from redis_sessions.errors import MissingExtra
 from redis_sessions.settings import StoreSettings
-from redis_sessions.store import SessionStore
+from redis_sessions.store import AsyncSessionStore, SessionStore
 
 try:
     importlib.import_module("lupa")  # without it fakeredis is there, and knows no scripts

@@ -10,9 +10,9 @@ import sys
 import textwrap
 import typing
 
-from redis_sessions.files import Replacement
 from redis_sessions.keys import Keys
-from redis_sessions.ops import Operations
+from redis_sessions.legacy.atomic_file import Replacement
+from redis_sessions.operations.conversation import Operations
 from redis_sessions.settings import StoreSettings
 
 # What the methods of a store or of its operations are called on.

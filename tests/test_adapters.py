@@ -10,7 +10,7 @@ import pytest
 from redis_sessions import Verdict
 from redis_sessions.adapters import claude_turn, openai_turn
 from redis_sessions.agents import get_agent
-from redis_sessions.evidence import RunFailed
+from redis_sessions.agents.evidence import RunFailed
 from redis_sessions.testing import fake_async_store, fake_store
 
 R = "11111111-2222-4333-8444-555555555555"

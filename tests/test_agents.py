@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from redis_sessions import StoreSettings, Turn, Verdict
 from redis_sessions.agents import Agent, Refusal, UnknownAgent, get_agent, known_agents, register
-from redis_sessions.recognise import Watch
+from redis_sessions.agents.judge import Watch
 from redis_sessions.testing import fake_store
 
 LINES = (Path(__file__).parent / "observations.jsonl").read_text("utf-8").splitlines()

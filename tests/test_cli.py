@@ -13,7 +13,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from redis_sessions.cli import exits, show
+from redis_sessions import text
+from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli.app import app
 from tests import test_cli_support
 from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, run
@@ -150,25 +151,25 @@ def test_what_a_key_holds_can_drive_no_terminal(cli: Cli, tmp_path: Path, key: s
         assert all(line.isprintable() or "\t" in line for line in shown.output.splitlines())
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", shown.output)
     [line] = cli("list").stdout.splitlines()
-    assert line.split("\t")[0] == show.safe(key)
+    assert line.split("\t")[0] == text.safe(key)
     (tmp_path / "in.json").write_text(json.dumps({key: "--bad"}))
     result = cli("import", tmp_path / "in.json", code=exits.PARTLY)
-    assert show.safe(key) in result.stdout
+    assert text.safe(key) in result.stdout
     assert all(line.isprintable() for line in result.output.splitlines())
     assert [json.loads(line)["key"] for line in cli("list", "--json").stdout.splitlines()] == [key]
 
 
 def test_safe_text_is_one_printable_line_and_leaves_the_rest_alone() -> None:
     every = "".join(map(chr, range(sys.maxunicode + 1)))
-    assert show.safe(every).isprintable()
-    assert show.safe("\x1b[31m\u202e\u200b\n\x9b") == r"\x1b[31m\u202e\u200b\n\x9b"
-    assert show.safe("[red] 日本語 \\ %") == "[red] 日本語 \\ %"
+    assert text.safe(every).isprintable()
+    assert text.safe("\x1b[31m\u202e\u200b\n\x9b") == r"\x1b[31m\u202e\u200b\n\x9b"
+    assert text.safe("[red] 日本語 \\ %") == "[red] 日本語 \\ %"
 
 
 def test_durations() -> None:
     expected = {0: "0ms", 999: "999ms", 1_000: "1s", 59_999: "59s", 60_000: "1m", 3_599_000: "59m 59s", DAY_MS: "24h"}
     expected |= {DAY_MS - 1: "23h 59m", 2 * DAY_MS: "2d", 9 * DAY_MS + 3_600_000: "9d 1h"}
-    assert {ms: show.duration(ms) for ms in expected} == expected
+    assert {ms: text.duration(ms) for ms in expected} == expected
 
 
 @pytest.mark.parametrize("name", ["session_max_age_ms", "sessionMaxAgeMs"])
@@ -224,7 +225,7 @@ def test_max_ages(cli: Cli, text: str, ms: int) -> None:
 
 def test_demo_is_handed_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     run_demo = Mock(return_value=exits.PARTLY)
-    monkeypatch.setitem(sys.modules, "redis_sessions.cli.demo.main", SimpleNamespace(run_demo=run_demo))
+    monkeypatch.setitem(sys.modules, "redis_sessions.demo.main", SimpleNamespace(run_demo=run_demo))
     monkeypatch.setenv("REDIS_URL", "redis://in-use/0")
     run("demo", code=1)
     run("demo", "--url", "redis://h/1", "--workers", "2", "--turns", "9", "--json", code=1)

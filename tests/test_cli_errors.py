@@ -11,7 +11,8 @@ from unittest.mock import Mock
 import pytest
 
 from redis_sessions import errors
-from redis_sessions.cli import exits, show
+from redis_sessions.cli import exit_codes as exits
+from redis_sessions.cli import output as show
 from tests import test_cli_support
 from tests.test_cli_support import Cli, run
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from redis_sessions.cli import exits
+from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli.transfer import used_at
 from tests import test_cli_support
 from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, spawn

@@ -18,7 +18,7 @@ import pytest
 
 import redis_sessions
 from redis_sessions import InvalidSettings, SessionStore
-from redis_sessions.cli import exits
+from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import exporter as http
 from redis_sessions.cli.exporter import CONNECTIONS
 from redis_sessions.metrics import Collector
@@ -102,7 +102,7 @@ def test_printed_once_while_redis_is_away() -> None:
 
 
 def test_the_rules_are_those_of_the_package() -> None:
-    file = Path(redis_sessions.__file__).parent / "alerts.yml"
+    file = Path(redis_sessions.__file__).parent / "metrics/alerts.yml"
     assert run("metrics", "--rules", "--url", AWAY).stdout == file.read_text()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import redis
 
-from redis_sessions.cli import exits
+from redis_sessions.cli import exit_codes as exits
 from tests import test_cli_support
 from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, spawn
 

@@ -15,7 +15,7 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from redis_sessions.cli import exits
+from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli.app import app
 from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer

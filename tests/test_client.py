@@ -14,9 +14,10 @@ from redis.backoff import NoBackoff
 from redis.cache import CacheConfig
 from redis.maint_notifications import MaintNotificationsConfig
 
-from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable, risks
-from redis_sessions.exchange import Link
-from redis_sessions.pools import AsyncPool, Pool
+from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
+from redis_sessions.client import callers as risks
+from redis_sessions.client.exchange import Link
+from redis_sessions.client.pool import AsyncPool, Pool
 
 QUIET = MaintNotificationsConfig(enabled=False)
 LOUD = MaintNotificationsConfig(enabled="auto")

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from redis_sessions import AccessDenied, SessionStore, StoreSettings
-from redis_sessions.cli.demo import worker as demo_worker
-from redis_sessions.cli.demo.plan import conversations
-from redis_sessions.ops import Lease
+from redis_sessions.demo import worker as demo_worker
+from redis_sessions.demo.plan import conversations
+from redis_sessions.operations.conversation import Lease
 from redis_sessions.server import DEFAULTS, EmbeddedServer
 from tests.test_demo import DEADLINE_S, WORKER, environment, processes_of
 
@@ -63,7 +63,7 @@ def test_it_is_yaml_in_which_every_name_leads_somewhere():
 
 def test_workers_are_given_arguments_that_they_take():
     python, *arguments = command("worker")
-    assert [python, *arguments[:2]] == ["python", "-m", "redis_sessions.cli.demo.worker"]
+    assert [python, *arguments[:2]] == ["python", "-m", "redis_sessions.demo.worker"]
     options = demo_worker.parser().parse_args(arguments[2:])
     # The store must not keep an ID for longer than the agent keeps its session.
     assert options.max_age_ms <= options.agent_keeps_ms

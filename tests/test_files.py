@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from redis_sessions import FileNotWritten
-from redis_sessions.files import Replacement, replace_file
+from redis_sessions.legacy.atomic_file import Replacement, replace_file
 
 
 def test_a_file_is_private_and_in_place_at_the_end(tmp_path):

@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from redis_sessions import AsyncSessionStore, SessionStore, StoreUnavailable, pools
+from redis_sessions import AsyncSessionStore, SessionStore, StoreUnavailable
+from redis_sessions.client import pool as pools
 from redis_sessions.server import EmbeddedServer
 from tests.servers import find_redis_server, is_redis_6, wait_until
 from tests.stores import Blocking

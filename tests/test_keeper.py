@@ -7,8 +7,8 @@ import threading
 from contextlib import ExitStack
 
 from redis_sessions import Lease, StoreSettings
-from redis_sessions.keeper import Keeper
-from redis_sessions.ops import Operations
+from redis_sessions.operations.conversation import Operations
+from redis_sessions.resume.renewal import Keeper
 
 
 class Renewals:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redis_sessions import FileNotWritten, LegacyFileError, legacy
-from redis_sessions.legacy import AHEAD_MS, Entry, expires_at_ms
+from redis_sessions import FileNotWritten, LegacyFileError
+from redis_sessions.legacy import file as legacy
+from redis_sessions.legacy.file import AHEAD_MS, Entry, expires_at_ms
 
 NOW_MS = 1_732_250_000_000
 DAY_MS = 86_400_000

@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from redis_sessions import SessionStore, StoreSettings, Turn, metrics
 from redis_sessions.keys import Keys
-from redis_sessions.metrics import Once
+from redis_sessions.metrics.collector import Once
 from redis_sessions.server import EmbeddedServer
 from redis_sessions.settings import DAY_MS
 from tests.servers import wait_until

@@ -21,7 +21,7 @@ from tests.test_cli_support import Cli
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
 
-RULES = Path(redis_sessions.__file__).parent / "alerts.yml"
+RULES = Path(redis_sessions.__file__).parent / "metrics/alerts.yml"
 RULE_TESTS = Path(__file__).parent / "alerts_test.yml"
 
 

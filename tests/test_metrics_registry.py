@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, StoreSettings
-from redis_sessions.metrics import Collector, Once
+from redis_sessions.metrics.collector import Collector, Once
 from tests import test_metrics
 from tests.test_metrics import FAILURES, LIVE, UP, a_store, register, scrape
 

@@ -7,8 +7,9 @@ import random
 
 import pytest
 
-from redis_sessions import LegacyFileError, legacy
+from redis_sessions import LegacyFileError
 from redis_sessions.keys import Keys
+from redis_sessions.legacy import file as legacy
 from redis_sessions.settings import DAY_MS
 
 HOUR_MS = 3_600_000

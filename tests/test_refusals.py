@@ -11,8 +11,8 @@ import redis
 from redis import exceptions as redis_errors
 
 from redis_sessions import AsyncSessionStore, SessionStore, SessionStoreError, StoreSettings, StoreUnavailable
+from redis_sessions.client.translate import explain
 from redis_sessions.errors import AccessDenied, CorruptValue
-from redis_sessions.refusals import explain
 from redis_sessions.server import EmbeddedServer
 from tests.stores import Blocking
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from redis_sessions import InexactScan, StoreSettings
 from redis_sessions.keys import Keys
-from redis_sessions.report import MAX_EXAMPLES, ReportFold
+from redis_sessions.operations.report import MAX_EXAMPLES, ReportFold
 from redis_sessions.settings import DAY_MS
 
 pytestmark = pytest.mark.plants_immortal_keys

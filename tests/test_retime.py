@@ -8,14 +8,14 @@ import re
 import pytest
 
 from redis_sessions import InvalidSettings, RetimeResult, StoreSettings
-from redis_sessions.cli import exits
-from redis_sessions.commands import Command
+from redis_sessions.cli import exit_codes as exits
+from redis_sessions.client.execute import run
 from redis_sessions.keys import Keys, is_session_id
-from redis_sessions.retime import _sorted_out
-from redis_sessions.scan import Page
-from redis_sessions.scripts import RETIME
+from redis_sessions.operations.command import Command
+from redis_sessions.operations.retime import _sorted_out
+from redis_sessions.operations.scan import Page
+from redis_sessions.operations.scripts import RETIME
 from redis_sessions.settings import DAY_MS
-from redis_sessions.wire import run
 from tests import test_cli_support
 from tests.test_cli_support import Cli
 from tests.test_report import plant_poison

@@ -10,7 +10,8 @@ from urllib.parse import quote
 import pytest
 import redis
 
-from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, SessionStoreError, StoreSettings, urls
+from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, SessionStoreError, StoreSettings
+from redis_sessions.client import url as urls
 from redis_sessions.errors import AccessDenied
 from redis_sessions.server import EmbeddedServer
 from tests.servers import Cluster

@@ -7,7 +7,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redis_sessions.shelf import Shelf
+from redis_sessions.legacy.sorter import Shelf
 
 rows = st.lists(
     st.tuples(st.text(max_size=3), st.sampled_from(["A", "B"]), st.integers(0, 9), st.none() | st.integers(0, 9))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, StoreSettings
-from redis_sessions.urls import Target, parse
+from redis_sessions.client.url import Target, parse
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from redis_sessions import SessionStore, StoreUnavailable
-from redis_sessions.cli import exits
+from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import watch as module
 from redis_sessions.cli.watch import Failures, Watch
 from redis_sessions.server import EmbeddedServer

@@ -6,7 +6,8 @@ from typing import Annotated, Final
 
 import typer
 
-from redis_sessions.cli import exits, show
+from redis_sessions.cli import exit_codes as exits
+from redis_sessions.cli import output as show
 
 # The shell's own variable, not an option: others can read a command line.
 VARIABLE: Final = "REDIS_SESSIONS_{}_PASSWORD"

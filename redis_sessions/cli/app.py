@@ -4,11 +4,15 @@ from typing import Annotated
 
 import typer
 
-from redis_sessions.cli import acl, doctor, exits, metrics, run, serve, show, transfer
-from redis_sessions.cli.dashes import DashedCommand
+from redis_sessions.cli import acl, doctor, metrics, serve, transfer
+from redis_sessions.cli import exit_codes as exits
+from redis_sessions.cli import output as show
 from redis_sessions.cli.options import Json, Options, on_a_store
 from redis_sessions.cli.program import NAME, SHORT, Program, add, exit_codes
+from redis_sessions.cli.run import command as run
+from redis_sessions.cli.run.dashes import DashedCommand
 from redis_sessions.errors import InvalidSessionID, InvalidSettings
+from redis_sessions.text import duration
 
 app = typer.Typer(
     cls=Program,
@@ -98,7 +102,7 @@ def set_(at: Options, key: Key, session_id: SessionID) -> int:
     if at.as_json:
         show.put_json({"key": key, "session_id": session_id, "expires_in_ms": max_age_ms})
     else:
-        show.remark(f"saved, expires in {show.duration(max_age_ms)}")
+        show.remark(f"saved, expires in {duration(max_age_ms)}")
     return exits.DONE
 
 
@@ -220,7 +224,7 @@ def demo(
       redis-sessions demo
       redis-sessions demo --workers 8 --turns 200
     """
-    from redis_sessions.cli.demo.main import run_demo
+    from redis_sessions.demo.main import run_demo
 
     return run_demo(url=url, workers=workers, turns=turns, as_json=as_json)
 

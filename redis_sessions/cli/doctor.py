@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from redis_sessions.cli import exits, show
+from redis_sessions.cli import exit_codes as exits
+from redis_sessions.cli import output as show
 from redis_sessions.cli.options import Options, on_a_store
+from redis_sessions.text import count
 
 if TYPE_CHECKING:
-    from redis_sessions.findings import Diagnosis
+    from redis_sessions.doctor.findings import Diagnosis
 
 _STYLES: Final = {"ok": "green", "unknown": "cyan", "warning": "yellow", "broken": "bold red"}
 
@@ -68,7 +70,7 @@ def _show(diagnosis: "Diagnosis") -> None:
         if finding.status != "ok":
             table.add_row("", "", show.cell(f"why: {finding.why}", "dim"))
             table.add_row("", "", show.cell(f"mend: {finding.remedy}", "dim"))
-    warnings = show.count(diagnosis.warnings, "warning")
+    warnings = count(diagnosis.warnings, "warning")
     summary = f"{diagnosis.broken} broken, {warnings}, {diagnosis.unknown} unknown, {diagnosis.ok} ok"
     show.display(table, Group(show.cell(summary, "bold")))
 

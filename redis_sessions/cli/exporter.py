@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, MetricsHandler
 
-from redis_sessions.cli import show
+from redis_sessions.cli import output as show
 from redis_sessions.errors import InvalidSettings
-from redis_sessions.metrics import Collector
+from redis_sessions.metrics.collector import Collector
 
 # At once. Each takes a thread and a file descriptor.
 CONNECTIONS: Final = 64

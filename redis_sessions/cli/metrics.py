@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from redis_sessions.cli import exits, show
-from redis_sessions.cli.aloud import warnings_aloud
-from redis_sessions.cli.options import Options, duration_ms, on_a_store
-from redis_sessions.cli.stop import until_asked_to_stop
+from redis_sessions.cli import exit_codes as exits
+from redis_sessions.cli import output as show
+from redis_sessions.cli.options import Options, on_a_store
+from redis_sessions.cli.signals import until_asked_to_stop
+from redis_sessions.cli.warnings import warnings_aloud
 from redis_sessions.errors import InvalidSettings
+from redis_sessions.text import parse_duration_ms
 
 if TYPE_CHECKING:
     from redis_sessions.store import SessionStore
@@ -69,12 +71,12 @@ def metrics(
     if (listen is not None) + rules + at.as_json > 1:
         raise InvalidSettings("--listen, --rules and --json exclude each other", remedy="give one of them")
     if rules:
-        show.put(resources.files("redis_sessions").joinpath(RULES).read_text("utf-8").rstrip("\n"))
+        show.put(resources.files("redis_sessions.metrics").joinpath(RULES).read_text("utf-8").rstrip("\n"))
         return exits.DONE
     if listen is None:
         return _print_once(at, namespace)
     host, port = _address(listen)
-    return _serve(at, namespace, host, port, duration_ms(scan_max_age, "--scan-max-age"))
+    return _serve(at, namespace, host, port, parse_duration_ms(scan_max_age, "--scan-max-age"))
 
 
 @contextmanager
@@ -86,7 +88,7 @@ def _stores(at: Options, namespaces: list[str] | None) -> "Iterator[list[Session
 
 
 def _print_once(at: Options, namespaces: list[str] | None) -> int:
-    from redis_sessions.metrics import Once
+    from redis_sessions.metrics.collector import Once
 
     with _stores(at, namespaces) as stores:
         once = Once(*stores)
@@ -103,8 +105,8 @@ def _print_once(at: Options, namespaces: list[str] | None) -> int:
 
 
 def _serve(at: Options, namespaces: list[str] | None, host: str, port: int, scan_max_age_ms: int) -> int:
-    from redis_sessions import metrics as library
     from redis_sessions.cli.exporter import Exporter
+    from redis_sessions.metrics import collector as library
 
     with until_asked_to_stop(), warnings_aloud(show.complain), _stores(at, namespaces) as stores:
         collector = library.Collector(*stores, scan_max_age_ms=scan_max_age_ms)

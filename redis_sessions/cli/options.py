@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final
 
 import typer
 
-from redis_sessions.cli import show
+from redis_sessions.cli import output as show
 from redis_sessions.cli.password import PASSWORD_FILE_VARIABLE, read_password
-from redis_sessions.errors import InvalidSettings
+from redis_sessions.text import parse_duration_ms
 
 if TYPE_CHECKING:
     from redis_sessions.settings import StoreSettings
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
 URL_VARIABLES: Final = ("REDIS_SESSIONS_URL", "REDIS_URL")
-_UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
@@ -101,7 +98,7 @@ class Options:
         if self.namespace is not None:
             given["namespace"] = self.namespace
         if self.max_age is not None:
-            given["session_max_age_ms"] = duration_ms(self.max_age)
+            given["session_max_age_ms"] = parse_duration_ms(self.max_age, "--max-age")
         if self.config is None:
             return StoreSettings(**given)
         settings = StoreSettings.from_json_file(self.config, **given)
@@ -136,17 +133,3 @@ def on_a_store(command: Callable[Concatenate[Options, ...], int], *, but: Collec
     vars(with_options)["__signature__"] = inspect.Signature(parameters)
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return with_options
-
-
-def duration_ms(text: str, option: str = "--max-age") -> int:
-    """A number with its unit, in milliseconds. A bare number could be any, and is refused: InvalidSettings."""
-    if match := _DURATION.fullmatch(text):
-        return int(match[1]) * _UNITS_MS[match[2]]
-    trouble = "has no unit" if text.isascii() and text.isdigit() else "is no number with a unit"
-    raise InvalidSettings(f"{option} {trouble}", remedy="write 500ms, 30s, 90m, 24h or 7d")
-
-
-def as_duration(milliseconds: int) -> str:
-    """The other way round, exactly, in the largest unit that allows it."""
-    unit = max((unit for unit in _UNITS_MS if milliseconds % _UNITS_MS[unit] == 0), key=_UNITS_MS.__getitem__)
-    return f"{milliseconds // _UNITS_MS[unit]}{unit}"

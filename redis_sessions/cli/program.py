@@ -12,8 +12,8 @@ from typing import Any, Final
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from redis_sessions.cli import exits
-from redis_sessions.cli.show import is_terminal
+from redis_sessions.cli import exit_codes as exits
+from redis_sessions.cli.output import is_terminal
 
 NAME: Final = "redis-sessions"
 SHORT: Final = {"help_option_names": ["-h", "--help"]}

@@ -7,8 +7,9 @@ from typing import Annotated, Final
 
 import typer
 
-from redis_sessions.cli import exits, show
-from redis_sessions.cli.stop import until_asked_to_stop
+from redis_sessions.cli import exit_codes as exits
+from redis_sessions.cli import output as show
+from redis_sessions.cli.signals import until_asked_to_stop
 from redis_sessions.errors import InvalidSettings
 
 DEFAULT_PORT: Final = 6379

@@ -8,16 +8,17 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from redis_sessions.cli.show import UNKNOWN, cell, count, display, duration, is_terminal, put, remark, safe
+from redis_sessions.cli.output import UNKNOWN, cell, display, is_terminal, put, remark
+from redis_sessions.text import count, duration, safe
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from redis_sessions.migrate import ImportResult
-    from redis_sessions.report import Report
-    from redis_sessions.retime import RetimeResult
-    from redis_sessions.scan import SessionRow
+    from redis_sessions.legacy.transfer import ImportResult
+    from redis_sessions.operations.report import Report
+    from redis_sessions.operations.retime import RetimeResult
+    from redis_sessions.operations.scan import SessionRow
 
 # Rows that shape a table. A longer list goes on in its columns line by line, which is 50 times as fast.
 ROWS_IN_TABLE: Final = 500

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from redis_sessions.cli import exits, show
+from redis_sessions.cli import exit_codes as exits
+from redis_sessions.cli import output as show
 from redis_sessions.cli.options import Options, on_a_store
 from redis_sessions.errors import InvalidSettings
+from redis_sessions.text import count, safe
 
 if TYPE_CHECKING:
-    from redis_sessions.migrate import AssumeUsedAt
+    from redis_sessions.legacy.transfer import AssumeUsedAt
 
 # As milliseconds this is March 1973, as seconds the year 5138: nobody means a smaller one as milliseconds.
 EARLIEST_MS: Final = 10**11
@@ -60,7 +62,7 @@ def import_(
       redis-sessions import sessions.json --json | jq .imported
       ssh old-host cat sessions.json | redis-sessions import -
     """
-    from redis_sessions import legacy
+    from redis_sessions.legacy import file as legacy
 
     assumed = None if assume_used_at is None else used_at(assume_used_at)
     if file == STANDARD and assumed == "mtime":
@@ -104,13 +106,13 @@ def export(at: Options, file: Destination) -> int:
     if at.as_json:
         show.put_json(result.model_dump(mode="json"))
     elif file == STANDARD:
-        show.complain(f"exported {show.count(result.exported, 'session')}")
+        show.complain(f"exported {count(result.exported, 'session')}")
     else:
-        show.put(f"exported {show.count(result.exported, 'session')} to {show.safe(str(file))}")
+        show.put(f"exported {count(result.exported, 'session')} to {safe(str(file))}")
     if result.not_timed:
-        show.complain(f"{show.count(result.not_timed, 'session')} of unknown age, written as used just now")
+        show.complain(f"{count(result.not_timed, 'session')} of unknown age, written as used just now")
     if result.skipped:
-        show.complain(f"{show.count(result.skipped, 'key')} left out, without a session ID: see redis-sessions report")
+        show.complain(f"{count(result.skipped, 'key')} left out, without a session ID: see redis-sessions report")
     if result.approximate:
         show.complain(show.APPROXIMATE)
     return exits.DONE

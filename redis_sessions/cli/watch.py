@@ -10,15 +10,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from redis_sessions.cli import exits, show
-from redis_sessions.cli.options import Options, duration_ms
-from redis_sessions.cli.stop import until_asked_to_stop
+from redis_sessions.cli import exit_codes as exits
+from redis_sessions.cli import output as show
+from redis_sessions.cli.options import Options
+from redis_sessions.cli.signals import until_asked_to_stop
 from redis_sessions.errors import CorruptValue, InvalidSettings, SessionStoreError
+from redis_sessions.text import count, duration, parse_duration_ms
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from redis_sessions.report import Report
+    from redis_sessions.operations.report import Report
     from redis_sessions.store import SessionStore
 
 DEFAULT_EVERY: Final = "10s"
@@ -121,7 +123,7 @@ class Watch:
 
 def watch_report(at: Options, every: str | None) -> int:
     """Watch until a signal ends it; see `report --help`. Raises InvalidSettings."""
-    every_ms = duration_ms(every or DEFAULT_EVERY, "--every")
+    every_ms = parse_duration_ms(every or DEFAULT_EVERY, "--every")
     if every_ms < LEAST_EVERY_MS:
         raise InvalidSettings(
             "--every is less than a second, and each scan is work for the server", remedy="write 1s or more"
@@ -183,9 +185,9 @@ def _view(watch: Watch) -> RenderableType:
     # First what must not be cut off where the terminal is low.
     parts: list[Any] = [_state(watch)]
     if watch.report is not None:
-        count, window_ms = watch.failures.lately()
+        failures, window_ms = watch.failures.lately()
         if window_ms:
-            parts.append(show.cell(f"{show.count(count, 'resume')} refused in the last {show.duration(window_ms)}"))
+            parts.append(show.cell(f"{count(failures, 'resume')} refused in the last {duration(window_ms)}"))
         for section in report_sections(watch.report, watch.store.settings.namespace):
             parts += ["", section]
     return Group(*parts)
@@ -194,10 +196,10 @@ def _view(watch: Watch) -> RenderableType:
 def _state(watch: Watch) -> RenderableType:
     now_s = time.monotonic()
     if watch.trouble is not None:
-        since = show.duration(round((now_s - watch.trouble_since_s) * 1000))
+        since = duration(round((now_s - watch.trouble_since_s) * 1000))
         return show.cell(f"{watch.trouble.message}, for {since}; what is shown may be old", "bold red")
     if watch.done is not None or watch.report is None:
         return show.cell(f"scanning {watch.done or 0:.0%}", "dim")
     next_s = max(0, round(watch.due_at_s - now_s))
     approximate = "; keys may have been missed" if watch.report and watch.report.approximate else ""
-    return show.cell(f"next scan in {show.duration(next_s * 1000)}, Ctrl-C ends{approximate}", "dim")
+    return show.cell(f"next scan in {duration(next_s * 1000)}, Ctrl-C ends{approximate}", "dim")

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from redis_sessions import (
-    pools,
-)
+from redis_sessions.client import pool as pools
 from redis_sessions.server import EmbeddedServer
 from tests.acl.users import OPERATOR, VARIABLES, Guarded
 from tests.servers import is_redis_6

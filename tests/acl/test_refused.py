@@ -11,10 +11,10 @@ from redis_sessions import (
     AccessDenied,
     SessionStore,
     StoreSettings,
-    scripts,
 )
 from redis_sessions.acl import USERS
-from redis_sessions.refusals import explain
+from redis_sessions.client.translate import explain
+from redis_sessions.operations import scripts
 from tests.acl.users import KEYS, commands_of
 from tests.servers import is_redis_6
 

@@ -8,7 +8,7 @@ import redis
 
 from redis_sessions import SessionStore
 from redis_sessions.acl import USERS
-from redis_sessions.findings import LOOK_RIGHTS
+from redis_sessions.doctor.findings import LOOK_RIGHTS
 from redis_sessions.server import EmbeddedServer
 
 ADMIN = USERS["admin"]

@@ -8,10 +8,10 @@ import pytest
 import redis
 
 from redis_sessions import SessionStore
-from redis_sessions.access import login, place_of, replay, rights, tls
-from redis_sessions.checks import Node
+from redis_sessions.doctor.connection import login, place_of, replay, rights, tls
+from redis_sessions.doctor.findings import LOOK_RIGHTS
+from redis_sessions.doctor.server import Node
 from redis_sessions.errors import SessionStoreError
-from redis_sessions.findings import LOOK_RIGHTS
 from redis_sessions.server import EmbeddedServer
 from tests.doctor.looking import NEEDED, found, healthy, troubles
 from tests.servers import is_redis_6

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable, upkeep
+from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
+from redis_sessions.doctor import sessions as upkeep
 from redis_sessions.errors import SessionStoreError
 from redis_sessions.server import EmbeddedServer
 from tests.doctor.looking import found, healthy, troubles

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
-from redis_sessions.access import login, place_of
-from redis_sessions.checks import NODE_CHECKS, Node, of_nodes
+from redis_sessions.doctor.connection import login, place_of
+from redis_sessions.doctor.server import NODE_CHECKS, Node, of_nodes
 from redis_sessions.errors import SessionStoreError
 from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer

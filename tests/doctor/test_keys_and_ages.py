@@ -8,9 +8,10 @@ import pytest
 import redis
 import time_machine
 
-from redis_sessions import InvalidSettings, SessionStore, StoreSettings, upkeep
+from redis_sessions import InvalidSettings, SessionStore, StoreSettings
+from redis_sessions.doctor import sessions as upkeep
+from redis_sessions.doctor.findings import Connection
 from redis_sessions.errors import SessionStoreError
-from redis_sessions.findings import Connection
 from redis_sessions.keys import Keys
 from redis_sessions.settings import DAY_MS
 from tests.doctor.looking import found, healthy, troubles
@@ -93,6 +94,6 @@ def test_slow_round_trips_and_clients_of_which_nothing_is_known():
 
 @pytest.mark.parametrize("age_ms", [1, 999, 1_000, 90_000, 5_400_000, DAY_MS, 2 * DAY_MS, 3 * DAY_MS + 1])
 def test_durations_in_remedies_are_exact(age_ms):
-    from redis_sessions.cli.options import duration_ms
+    from redis_sessions.text import exact_duration, parse_duration_ms
 
-    assert duration_ms(upkeep.written(age_ms)) == age_ms
+    assert parse_duration_ms(exact_duration(age_ms), "--max-age") == age_ms

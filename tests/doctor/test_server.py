@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from redis_sessions.checks import NODE_CHECKS, Node
+from redis_sessions.doctor.server import NODE_CHECKS, Node
 from redis_sessions.settings import DAY_MS
 from tests.doctor.looking import CHECKS, found, healthy, troubles
 from tests.servers import wait_until

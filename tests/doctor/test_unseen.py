@@ -8,8 +8,8 @@ import re
 import pytest
 
 from redis_sessions import StoreSettings, StoreUnavailable
-from redis_sessions.cli import exits
-from redis_sessions.findings import LOOK_RIGHTS
+from redis_sessions.cli import exit_codes as exits
+from redis_sessions.doctor.findings import LOOK_RIGHTS
 from tests.doctor.looking import CHECKS, NEEDED, found, healthy, troubles
 from tests.test_cli_support import run
 

@@ -25,9 +25,9 @@ from redis_sessions import (
     StoreUnavailable,
     Turn,
 )
-from redis_sessions.exchange import Link
-from redis_sessions.ops import Peek
-from redis_sessions.pools import AsyncSentinelPool, SentinelPool
+from redis_sessions.client.exchange import Link
+from redis_sessions.client.pool import AsyncSentinelPool, SentinelPool
+from redis_sessions.operations.conversation import Peek
 from tests.stores import Place
 
 KEYS: Final = 40

@@ -13,8 +13,9 @@ from itertools import chain
 import pytest
 import redis
 
-from redis_sessions import SessionStore, StoreSettings, legacy
+from redis_sessions import SessionStore, StoreSettings
 from redis_sessions.keys import Keys
+from redis_sessions.legacy import file as legacy
 from redis_sessions.settings import DAY_MS
 from tests.servers import find_redis_7, standalone, wait_until
 

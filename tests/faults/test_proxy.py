@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_sessions.client import connect
+from redis_sessions.client.connect import connect
+from redis_sessions.client.url import parse
 from redis_sessions.settings import StoreSettings
-from redis_sessions.urls import parse
 from tests.faults.proxy import Fault, Proxy, any_command, named
 from tests.faults.resp import Messages, words
 

@@ -14,7 +14,8 @@ from contextlib import ExitStack
 import pytest
 import redis
 
-from redis_sessions import AsyncSessionStore, SessionStore, SessionStoreError, StoreSettings, pools
+from redis_sessions import AsyncSessionStore, SessionStore, SessionStoreError, StoreSettings
+from redis_sessions.client import pool as pools
 from tests.faults.case import add
 from tests.faults.case_steps import STEPS, Acquire, Get, Increment, PeekIt, Set
 from tests.faults.case_wholes import WHOLES

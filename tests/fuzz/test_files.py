@@ -7,8 +7,9 @@ from contextlib import suppress
 
 from hypothesis import strategies as st
 
-from redis_sessions import InvalidSessionID, InvalidSettings, LegacyFileError, StoreSettings, legacy
+from redis_sessions import InvalidSessionID, InvalidSettings, LegacyFileError, StoreSettings
 from redis_sessions.keys import MAX_KEY_BYTES, check_session_id
+from redis_sessions.legacy import file as legacy
 from tests.fuzz.texts import amounts, any_text, fuzz, has_half_pairs
 
 json_values = st.recursive(

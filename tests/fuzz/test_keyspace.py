@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from redis_sessions import InvalidKey, StoreSettings
 from redis_sessions.keys import Keys, check_session_id
-from redis_sessions.ops import Held
-from redis_sessions.report import ReportFold
-from redis_sessions.scan import Page, session_rows
+from redis_sessions.operations.conversation import Held
+from redis_sessions.operations.report import ReportFold
+from redis_sessions.operations.scan import Page, session_rows
 from tests.fuzz.texts import amounts, any_text, fuzz, keys, pieces
 
 

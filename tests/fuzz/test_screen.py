@@ -16,9 +16,9 @@ from redis_sessions import StoreSettings
 from redis_sessions.cli.app import app
 from redis_sessions.cli.tables import show_import, show_report, show_sessions
 from redis_sessions.keys import COUNTERS, MAX_KEY_BYTES
-from redis_sessions.migrate import ImportResult, Reject
-from redis_sessions.report import ReportFold
-from redis_sessions.scan import SessionRow
+from redis_sessions.legacy.transfer import ImportResult, Reject
+from redis_sessions.operations.report import ReportFold
+from redis_sessions.operations.scan import SessionRow
 from tests.fuzz.texts import amounts, any_text, fuzz, has_half_pairs, pieces
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from redis_sessions import InvalidSettings
-from redis_sessions.urls import parse
+from redis_sessions.client.url import parse
 from tests.fuzz.texts import amounts, any_text, fuzz
 
 SECRET = "s3cretw0rd"

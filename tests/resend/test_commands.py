@@ -6,8 +6,8 @@ import pytest
 import redis
 
 from redis_sessions import Held, Lease, SessionStore, StoreSettings, StoreUnavailable
-from redis_sessions.commands import Command
-from redis_sessions.wire import run
+from redis_sessions.client.execute import run
+from redis_sessions.operations.command import Command
 from tests.resend.losses import LOSSES
 
 

@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from redis_sessions import SessionStore, StoreSettings, StoreUnavailable
-from redis_sessions.migrate import export_entries
-from redis_sessions.scripts import IMPORT
-from redis_sessions.wire import run
+from redis_sessions.client.execute import run
+from redis_sessions.legacy.transfer import export_entries
+from redis_sessions.operations.scripts import IMPORT
 from tests.resend.losses import LOSSES, PATIENT
 
 

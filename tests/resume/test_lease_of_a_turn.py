@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from redis_sessions import Held, Lease, LeaseHeld, Turn, Verdict, resume
+from redis_sessions import Held, Lease, LeaseHeld, Turn, Verdict
 from redis_sessions.keys import Keys
-from redis_sessions.resume import Pause
+from redis_sessions.resume import flow as resume
+from redis_sessions.resume.flow import Pause
 from tests.resume.stand_in import KEY, Agent, AgentError, says
 from tests.servers import wait_until
 

@@ -11,7 +11,7 @@ import os
 import sys
 
 from redis_sessions.cli import main
-from redis_sessions.cli.run import run  # noqa: F401 - imported before the fork
+from redis_sessions.cli.run.command import run  # noqa: F401 - imported before the fork
 from redis_sessions.store import SessionStore  # noqa: F401
 
 

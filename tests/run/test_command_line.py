@@ -66,7 +66,7 @@ def test_a_fresh_start_has_no_resume_argument(stage: Stage, agent: str) -> None:
         (["--timeout", "5"], CLAUDE, "--timeout has no unit"),
         (["--timeout", "0s"], CLAUDE, "--timeout leaves the agent no time at all"),
         (["--quiet", "--verbose"], CLAUDE, "--quiet and --verbose exclude each other"),
-        (["--wait", "soon"], CLAUDE, "--wait is no number"),
+        (["--wait", "soon"], CLAUDE, "--wait is not a number"),
         (["--result", "/nowhere/result.json"], CLAUDE, "/nowhere/result.json can't be written"),
         ([], [], "AGENT-COMMAND"),
     ],

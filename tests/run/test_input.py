@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from redis_sessions.agents import CLAUDE as RUNTIME
-from redis_sessions.cli import turns
+from redis_sessions.cli.run import attempts as turns
 from tests.run.stage import CLAUDE, GONE, MIB, REFUSED, SAID, TURN, R, Stage, resumed, sha256
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from redis_sessions.cli import gate
-from redis_sessions.cli.gate import Gate
+from redis_sessions.cli.run import gate
+from redis_sessions.cli.run.gate import Gate
 from tests.run.stage import CLAUDE, GONE, INIT, MIB, REFUSED, TURN, E, R, Stage, resumed
 
 NOISE = '{"type":"system","subtype":"hook_started"}\n'

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from redis_sessions import StoreSettings, Verdict
 from redis_sessions.agents import CLAUDE, CODEX, GEMINI, Agent
-from redis_sessions.cli import gate, turns
-from redis_sessions.cli.turns import AgentFailed, Turns, judge
+from redis_sessions.agents.judge import Watch
+from redis_sessions.cli.run import attempts as turns
+from redis_sessions.cli.run import gate
+from redis_sessions.cli.run.attempts import AgentFailed, Turns, judge
 from redis_sessions.errors import SessionBusy
-from redis_sessions.recognise import Watch
 from redis_sessions.testing import fake_store
 from tests.run.stage import COMMANDS, E, R
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from redis_sessions.agents import known_agents
-from redis_sessions.cli.aloud import warnings_aloud
-from redis_sessions.cli.options import as_duration, duration_ms
+from redis_sessions.cli.warnings import warnings_aloud
 from redis_sessions.server import EmbeddedServer
+from redis_sessions.text import exact_duration, parse_duration_ms
 from tests import test_cli_support
 from tests.run.stage import COMMANDS, KEY, SAID, TURN, E, R, Stage
 
@@ -258,5 +258,6 @@ def test_who_comes_second_is_told_the_option(stage: Stage, options: list[str], r
 
 @pytest.mark.parametrize("text", ["1ms", "1500ms", "90s", "1s", "2h", "1d", "0ms"])
 def test_durations_are_said_exactly(text: Any) -> None:
-    assert duration_ms(as_duration(duration_ms(text))) == duration_ms(text)
-    assert as_duration(60_000) == "1m"
+    milliseconds = parse_duration_ms(text, "--timeout")
+    assert parse_duration_ms(exact_duration(milliseconds), "--timeout") == milliseconds
+    assert exact_duration(60_000) == "1m"

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from redis_sessions.cli import child
-from redis_sessions.cli.child import Signals
+from redis_sessions.cli.run import process as child
+from redis_sessions.cli.run.process import Signals
 from redis_sessions.keys import LEASE_GRACE_MS
 from tests import test_cli_support
 from tests.run.stage import FAMILY, HANG, KEY, REFUSED, SAID, TURN, E, R, Stage
@@ -142,7 +142,8 @@ def test_the_wrapper_is_killed(stage: Stage) -> None:
 
 
 SHORT_GRACE = """
-from redis_sessions.cli import group, main
+from redis_sessions.cli import main
+from redis_sessions.cli.run import group
 group.LEADER = group.LEADER.replace("sleep 5", "sleep 1")
 main()
 """

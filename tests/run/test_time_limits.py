@@ -9,10 +9,10 @@ import time
 import pytest
 
 from redis_sessions.agents import CLAUDE as RUNTIME
-from redis_sessions.cli import child
-from redis_sessions.cli.child import Child, Signals
-from redis_sessions.cli.gate import Gate
-from redis_sessions.recognise import Watch
+from redis_sessions.agents.judge import Watch
+from redis_sessions.cli.run import process as child
+from redis_sessions.cli.run.gate import Gate
+from redis_sessions.cli.run.process import Child, Signals
 from tests.run.stage import FAMILY, HANG, REFUSED, Stage
 
 

@@ -8,9 +8,9 @@ import subprocess
 import pytest
 
 from redis_sessions.agents import CLAUDE as RUNTIME
-from redis_sessions.cli import child
-from redis_sessions.cli.gate import Gate
-from redis_sessions.recognise import Watch
+from redis_sessions.agents.judge import Watch
+from redis_sessions.cli.run import process as child
+from redis_sessions.cli.run.gate import Gate
 from tests.run.stage import MIB, TURN, E, Stage
 from tests.servers import exists, wait_until
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_sessions import exchange
+from redis_sessions.client import exchange
 from redis_sessions.server import EmbeddedServer
 from tests.servers import find_redis_server
 from tests.tls.certificates import Certificates

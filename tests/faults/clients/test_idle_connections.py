@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from redis_sessions import AsyncSessionStore, SessionStore, pools
+from redis_sessions import AsyncSessionStore, SessionStore
+from redis_sessions.client import pool as pools
 from redis_sessions.server import EmbeddedServer
 from tests.servers import wait_until
 from tests.stores import Place, opened

@@ -1,0 +1,1 @@
+"""The command `run`: an agent's process under a lease, its output watched on its way."""

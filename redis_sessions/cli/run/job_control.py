@@ -1,0 +1,112 @@
+"""The terminal: given to an agent that reads from it, and Ctrl-Z, which stops agent and job until both are continued."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from redis_sessions.cli.run.group import send
+
+
+@contextlib.contextmanager
+def job_control(group: int, agent: int, *, shared: bool) -> Iterator[None]:
+    """Let an agent take part in the shell's job control for a block.
+
+    Args:
+        group: its process group.
+        agent: its process ID.
+        shared: whether its standard input is this process's own.
+    """
+    terminal = sys.stdin.fileno() if shared and sys.stdin is not None and sys.stdin.isatty() else None
+    job = _Job(group, agent, terminal)
+    handlers: dict[signal.Signals, Any] = {signal.SIGTSTP: job.stop, signal.SIGCONT: job.go_on}
+    # What is in the background is stopped if it sets the terminal's group.
+    handlers |= {} if terminal is None else {signal.SIGCHLD: job.follow, signal.SIGTTOU: signal.SIG_IGN}
+    before = {number: signal.getsignal(number) for number in handlers}
+    # A shell without job control has it ignored.
+    if before[signal.SIGTSTP] is signal.SIG_IGN:
+        del before[signal.SIGTSTP]
+    for number in before:
+        signal.signal(number, handlers[number])
+    try:
+        # It may have been stopped for reading before the terminal was its own.
+        job.go_on()
+        yield
+    finally:
+        job.take_back()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class _Job:
+    """The shell's job: a process that waits, and the agent, which is in a group of its own.
+
+    Attributes:
+        terminal: what the agent reads from, if it is one.
+    """
+
+    group: int
+    agent: int
+    terminal: int | None
+    stopping: bool = False
+
+    def go_on(self, *_: object) -> None:
+        """Continue the agent, in the foreground if this job is there."""
+        if self.terminal is not None and _foreground(self.terminal) == os.getpgrp():
+            _give(self.terminal, self.group)
+        send(self.group, signal.SIGCONT)
+
+    def take_back(self) -> None:
+        """Take the terminal back from the agent, if it is there."""
+        if self.terminal is not None and _foreground(self.terminal) == self.group:
+            _give(self.terminal, os.getpgrp())
+
+    def follow(self, *_: object) -> None:
+        """Stop this job, a pipeline's other programs too, if the agent has stopped: Ctrl-Z reached nobody else."""
+        if not self.stopping and _has_stopped(self.agent):
+            self._stop(os.getpgrp())
+
+    def stop(self, *_: object) -> None:
+        """Stop the agent, and then this process: nobody else would keep its lease."""
+        if not self.stopping:
+            send(self.group, signal.SIGSTOP)
+            self._stop(None)
+
+    def _stop(self, others: int | None) -> None:
+        self.stopping = True
+        self.take_back()
+        before = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+        if others is not None:
+            send(others, signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        # To this thread, which stops before it goes on; but not where no shell would continue it, as in a container.
+        signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, before)
+        self.stopping = False
+        self.go_on()
+
+
+def _has_stopped(process: int) -> bool:
+    with contextlib.suppress(ChildProcessError):
+        return os.waitid(os.P_PID, process, os.WSTOPPED | os.WNOHANG) is not None
+    return False
+
+
+def _foreground(terminal: int) -> int | None:
+    """The group in the terminal's foreground; None if it is not the controlling terminal, or is gone."""
+    with contextlib.suppress(OSError):
+        return os.tcgetpgrp(terminal)
+    return None
+
+
+def _give(terminal: int, group: int) -> None:
+    # The agent may have ended, or the terminal been closed.
+    with contextlib.suppress(OSError):
+        os.tcsetpgrp(terminal, group)

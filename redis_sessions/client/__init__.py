@@ -1,0 +1,1 @@
+"""How operations reach Redis: the only package that imports redis-py."""

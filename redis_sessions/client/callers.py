@@ -1,0 +1,114 @@
+"""What is risky about a redis-py client that the caller built: read off its public attributes, and logged once a process."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from typing import Any, Final
+
+import redis
+import redis.asyncio
+from redis.cache import CacheInterface
+from redis.connection import ConnectionInterface
+
+from redis_sessions.client.pool import is_whole
+
+log = logging.getLogger("redis_sessions")
+
+_KNOWN: Final = (redis.Redis, redis.RedisCluster, redis.asyncio.Redis, redis.asyncio.RedisCluster)
+_LONG_S: Final = 15
+_told: set[str] = set()
+
+
+def known(client: Any) -> tuple[str, ...] | None:
+    """What is risky in a client; None for one of which nothing is known, such as an emulation."""
+    # Of what a mock says nothing is believed, either.
+    return tuple(_risks(client)) if isinstance(client, _KNOWN) and not _is_fake(client) else None
+
+
+def speaks_tls(client: Any) -> bool:
+    """Whether a client is seen to encrypt. Sends nothing."""
+    if isinstance(client, redis.RedisCluster):
+        options = client.get_connection_kwargs()
+    elif isinstance(client, redis.asyncio.RedisCluster):
+        options = client.connection_kwargs
+    else:
+        options = {"connection_class": getattr(getattr(client, "connection_pool", None), "connection_class", None)}
+    kind = options.get("connection_class")
+    encrypts = isinstance(kind, type) and issubclass(kind, redis.SSLConnection | redis.asyncio.SSLConnection)
+    return encrypts or options.get("ssl") is True
+
+
+def tell(client: Any) -> None:
+    """Log what is risky in a client, in one warning; what this process was told before is left out."""
+    untold = [risk for risk in known(client) or () if risk not in _told]
+    if untold:
+        _told.update(untold)
+        log.warning(
+            "the redis-py client that was passed in %s. SessionStore.from_url builds one that is safe", "; it ".join(untold)
+        )
+
+
+def _risks(client: Any) -> Iterator[str]:
+    for check in (_resending, _pooling, _waiting, _parsing):
+        try:
+            yield from check(client)
+        except Exception:  # noqa: BLE001, S112 - one that can't be read off must still do its work
+            continue
+
+
+def resends(client: Any) -> bool:
+    """Whether a client sends again by itself what got no reply."""
+    try:
+        retry = client.get_retry() if hasattr(client, "get_retry") else client.retry
+        retries = retry.get_retries() if retry else 0
+    except Exception:  # noqa: BLE001 - one that can't be read off must still do its work
+        return False
+    return isinstance(retries, int) and retries > 0
+
+
+def _resending(client: Any) -> Iterator[str]:
+    if resends(client):
+        yield "retries by itself, INCR too: a counter may count a lost reply twice"
+
+
+def _pooling(client: Any) -> Iterator[str]:
+    if getattr(client, "single_connection_client", None) is True or isinstance(
+        getattr(client, "connection", None), ConnectionInterface
+    ):
+        yield "has a single connection: threads wait for each other, and a forked process reads its parent's replies"
+    if isinstance(client, redis.Redis | redis.asyncio.Redis):
+        pool: Any = client.connection_pool
+        if pool.maint_notifications_enabled() in (True, "auto"):
+            yield "has maintenance notifications on: after an interrupted call one conversation may get another's session ID"
+        if isinstance(getattr(pool, "cache", None), CacheInterface):
+            yield "caches replies on this side: it serves session IDs that have expired"
+        if isinstance(pool, redis.ConnectionPool) and not is_whole(pool):
+            yield "has a pool that a signal can make leak connections or mix up replies: redis_sessions.client.pool"
+
+
+def _waiting(client: Any) -> Iterator[str]:
+    options = client.connection_kwargs if isinstance(client, redis.asyncio.RedisCluster) else client.get_connection_kwargs()
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        yield from _slow(options, name)
+
+
+def _parsing(_: Any) -> Iterator[str]:
+    if importlib.util.find_spec("hiredis") is None:
+        yield "works without hiredis, whose absence is slow and can mix up late replies: pip install 'redis[hiredis]'"
+
+
+def _slow(options: Any, name: str) -> Iterator[str]:
+    # What is not named has redis-py's default, which is short.
+    if isinstance(options, dict) and name in options:
+        seconds = options[name]
+        if seconds is None:
+            yield f"has no {name}: a server that hangs stops the worker for good"
+        elif isinstance(seconds, int | float) and seconds > _LONG_S:
+            yield f"has a {name} of more than {_LONG_S} s: leases lapse while it waits"
+
+
+def _is_fake(client: Any) -> bool:
+    made_of = [*type(client).__mro__, getattr(getattr(client, "connection_pool", None), "connection_class", None)]
+    return any(str(getattr(part, "__module__", "")).split(".")[0] == "fakeredis" for part in made_of)

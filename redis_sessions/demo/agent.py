@@ -1,0 +1,91 @@
+"""A stand-in for an agent's command line: it keeps sessions as files, forgets them, and says so as Claude Code does.
+
+    python -I -S agent.py --dir=DIR --conversation=NAME --keeps-ms=N --works-ms=N [--journal=FILE] [--resume=ID]
+
+| asked | stdout | stderr | exit |
+| --- | --- | --- | --- |
+| nothing, or an ID it still has | a `result` record with `session_id` | | 0 |
+| one unused for longer than `--keeps-ms`, or never known | | «No conversation found with session ID: <id>» | 1 |
+
+It holds an exclusive lock per conversation while it works, so it knows by itself whether it ever runs twice at once:
+`"alone"` in its record. A journal gets one word a start: `fresh`, `resumed`, `gone`; and `double` besides.
+
+Run it by its path. `-m` would import the whole package first, which takes ten times as long as the program; for the same
+reason it imports neither `json` nor `argparse`.
+"""
+
+# Importing pathlib would take longer than all the rest.
+# ruff: noqa: PTH103, PTH108, PTH110, PTH123
+import fcntl
+import os
+import sys
+import time
+
+ID_CHARACTERS = frozenset("0123456789abcdef-")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one turn; the exit code."""
+    options = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
+    sessions, locks = (f"{options['dir']}/{name}" for name in ("sessions", "locks"))
+    for directory in (sessions, locks):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    journal = options.get("journal")
+    with open(f"{locks}/{options['conversation']}", "ab") as lock:
+        alone = _lock(lock.fileno())
+        if not alone:
+            _note(journal, "double")
+        _forget(sessions, int(options["keeps-ms"]))
+        asked = options.get("resume")
+        session_id = asked or _new_id()
+        path = f"{sessions}/{session_id}"
+        if asked is not None and not (ID_CHARACTERS.issuperset(asked) and os.path.exists(path)):
+            _note(journal, "gone")
+            sys.stderr.write(f"No conversation found with session ID: {asked}\n")
+            return 1
+        _note(journal, "resumed" if asked else "fresh")
+        time.sleep(int(options["works-ms"]) / 1000)  # the work
+        # A byte a turn: appending is atomic, says how many there were, and is the time of last use.
+        with open(path, "ab") as session:
+            session.write(b".")
+            turns = session.tell()
+        sys.stdout.write(
+            '{"type": "result", "subtype": "success", "is_error": false, '
+            f'"session_id": "{session_id}", "num_turns": {turns}, "alone": {"true" if alone else "false"}}}\n'
+        )
+    return 0
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _forget(sessions: str, keeps_ms: int) -> None:
+    """Remove every session that was not used for longer than `keeps_ms`; stand-ins may do so side by side."""
+    oldest_ns = time.time_ns() - keeps_ms * 1_000_000
+    with os.scandir(sessions) as files:
+        for file in files:
+            try:
+                if file.stat().st_mtime_ns < oldest_ns:
+                    os.unlink(file.path)
+            except FileNotFoundError:
+                continue  # another one was quicker
+
+
+def _new_id() -> str:
+    digits = os.urandom(16).hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def _note(journal: str | None, word: str) -> None:
+    if journal is not None:
+        with open(journal, "ab") as file:
+            file.write(f"{word}\n".encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,197 @@
+"""The Lua scripts. Each is about one conversation, whose keys share a slot, or reads one page of a scan.
+
+They use nothing newer than Redis 6.2. Every one may be sent twice: when the reply to the first was lost, the second finds
+its own work and answers as the first did, except where its comment says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from redis_sessions.operations.command import Script
+
+# As redis.pcall, for commands that read, but only a value of the wrong type is given back as an error: a user who is not
+# granted the command must not be told that there is no such value.
+_PEEK: Final = """
+local function peek(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and not string.find(tostring(reply.err), 'WRONGTYPE', 1, true) then
+    return redis.call(...)
+  end
+  return reply
+end
+"""
+
+# KEYS lease, id; ARGV token, lease TTL, grace. -> {1, id or nil} or {0, holder, remaining ms}
+# A lease without a TTL (somebody's PERSIST) gets one, so that it can't shut a conversation for good.
+# A value too long to be an ID is cut one byte past the longest, one of the wrong type is given as empty: neither is valid.
+# A holder is cut likewise, since it may be anybody's value.
+ACQUIRE: Final = Script(
+    _PEEK
+    + """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then
+  local ttl = redis.call('PTTL', KEYS[1])
+  if ttl == -1 then
+    redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    ttl = tonumber(ARGV[2])
+  end
+  local remaining = ttl - tonumber(ARGV[3])
+  if remaining > 0 then
+    return {0, string.sub(holder, 1, 257), remaining}
+  end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local id = peek('GET', KEYS[2])
+if type(id) == 'table' then
+  id = ''
+elseif id then
+  id = string.sub(id, 1, 257)
+end
+return {1, id}
+"""
+)
+
+# KEYS lease; ARGV token, lease TTL. -> 1 if it is ours, lapsed but untaken included
+RENEW: Final = Script(
+    _PEEK
+    + """
+if peek('GET', KEYS[1]) == ARGV[1] then
+  return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return 0
+"""
+)
+
+# KEYS lease, id; ARGV token, session ID, max age, whether it is sent again. -> 1 saved, 0 lost
+# Sent again, it looks at the ID as well: the first one has given the lease back already. Sent once it must not, or a worker
+# that comes late with the very ID that its successor resumed or saved would never hear that it was taken over.
+SAVE: Final = Script(
+    _PEEK
+    + """
+if peek('GET', KEYS[1]) == ARGV[1] then
+  redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+  redis.call('DEL', KEYS[1])
+  return 1
+end
+if ARGV[4] == '1' and peek('GET', KEYS[2]) == ARGV[2] then
+  return 1
+end
+return 0
+"""
+)
+
+# KEYS lease, id; ARGV token, refused session ID, lease TTL. -> 1 if the lease is ours, 0 taken
+REJECT: Final = Script(
+    _PEEK
+    + """
+if peek('GET', KEYS[1]) ~= ARGV[1] then
+  return 0
+end
+if peek('GET', KEYS[2]) == ARGV[2] then
+  redis.call('DEL', KEYS[2])
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+)
+
+# KEYS key; ARGV value, whether it is sent again, if that is known. -> 1 if it was there, else 0
+# Sent again it takes «not there» for the work of the first; where that isn't told it answers 0.
+DELETE_IF: Final = Script(
+    _PEEK
+    + """
+local value = peek('GET', KEYS[1])
+if value == ARGV[1] then
+  return redis.call('DEL', KEYS[1])
+end
+if ARGV[2] == '1' and not value then
+  return 1
+end
+return 0
+"""
+)
+
+# KEYS id, ...; ARGV session ID, Unix time of expiry in ms, ... -> 1 for each that was written, 0 where another is live
+IMPORT: Final = Script("""
+local written = {}
+for i, key in ipairs(KEYS) do
+  written[i] = redis.call('SET', key, ARGV[2 * i - 1], 'PXAT', ARGV[2 * i], 'NX') and 1 or 0
+end
+return written
+""")
+
+# ARGV cursor, prefix, count, 1 where one MGET may read all. -> {next cursor, now ms, keys, PTTLs, values}
+# Of keys with that prefix and a brace behind it; looked at here, since MATCH takes three times as long for so little. The
+# last three are as long as each other. A value is cut one byte past the longest session ID; nil stands for one of the wrong
+# type, a PTTL of -3 for a key whose slot is not here. MGET takes half the time of a GET for each, but a cluster refuses it.
+PAGE: Final = Script(
+    _PEEK
+    + """
+local time = redis.call('TIME')
+local scan = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[3])
+local prefix, size, keys, pttls, values = ARGV[2], #ARGV[2], {}, {}, {}
+local call, sub, byte = redis.call, string.sub, string.byte
+local found, count = scan[2], 0
+for i = 1, #found do
+  local key = found[i]
+  if byte(key, -1) == 125 and sub(key, 1, size) == prefix then  -- 125 is }
+    count = count + 1
+    keys[count] = key
+  end
+end
+if ARGV[4] == '1' then
+  for i = 1, count do
+    pttls[i] = call('PTTL', keys[i])
+  end
+  for first = 1, count, 4000 do
+    local some = call('MGET', unpack(keys, first, math.min(first + 3999, count)))
+    for i = 1, #some do
+      local value = some[i]
+      values[first + i - 1] = value and #value > 257 and sub(value, 1, 257) or value
+    end
+  end
+else
+  for i, key in ipairs(keys) do
+    pttls[i] = redis.pcall('PTTL', key)
+    if type(pttls[i]) == 'table' then
+      if not string.find(tostring(pttls[i].err), 'non local key', 1, true) then
+        return pttls[i]
+      end
+      pttls[i] = -3
+      values[i] = false
+    else
+      local value = peek('GETRANGE', key, 0, 256)
+      values[i] = type(value) == 'string' and value
+    end
+  end
+end
+return {scan[1], time[1] * 1000 + math.floor(time[2] / 1000), keys, pttls, values}
+"""
+)
+
+# ARGV max age, redis key, ... -> for each key 1 if its life was shortened, 2 if it was given one, 0 if it was left
+# Sent again it answers 0 for what the first has done. PEXPIRE … LT would need Redis 7. As PAGE, it declares no keys and is
+# sent to the server that holds them; a key whose slot has moved on meanwhile is left.
+RETIME: Final = Script(
+    _PEEK
+    + """
+local done, max_age = {}, tonumber(ARGV[1])
+for i = 2, #ARGV do
+  local key, changed = ARGV[i], 0
+  local pttl = redis.pcall('PTTL', key)
+  if type(pttl) == 'table' and not string.find(tostring(pttl.err), 'non local key', 1, true) then
+    return pttl
+  end
+  if type(pttl) == 'number' and (pttl == -1 or pttl > max_age) then
+    local value = peek('GET', key)
+    if type(value) == 'string' and #value <= 256 and string.find(value, '^[A-Za-z0-9][A-Za-z0-9._:%-]*$') then
+      redis.call('PEXPIRE', key, max_age)
+      changed = pttl == -1 and 2 or 1
+    end
+  end
+  done[i - 1] = changed
+end
+return done
+"""
+)

@@ -1,0 +1,161 @@
+"""One turn as its caller sees it: what `resume` is given, what it returns, and how an agent's answer is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
+
+from redis_sessions.errors import InvalidSessionID, InvalidSettings
+from redis_sessions.keys import check_session_id
+
+V = TypeVar("V")
+Accepts: TypeAlias = Callable[[str], bool]
+OnOutage: TypeAlias = Literal["run", "raise"]
+
+_EXCERPT_CHARS: Final = 60
+
+
+class Verdict(StrEnum):
+    """What became of an attempt to resume.
+
+    Attributes:
+        ok: the turn succeeded.
+        gone: the agent says that the session no longer exists.
+        invalid_id: it can't be the name of one.
+        busy: another writer has it.
+        unusable: it exists and can't be continued (context full, transcript corrupt).
+        other: any other failure, and every one that can't be decided.
+    """
+
+    ok = "ok"
+    gone = "gone"
+    invalid_id = "invalid_id"
+    busy = "busy"
+    unusable = "unusable"
+    other = "other"
+
+    @property
+    def refused(self) -> bool:
+        """Whether the agent positively refused the session, so that trying it again is of no use."""
+        return self in (Verdict.gone, Verdict.invalid_id, Verdict.unusable)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict and what else could be read.
+
+    Attributes:
+        verdict: what became of the attempt.
+        session_id: the session's ID, only from a turn that succeeded.
+        turn_began: the agent had begun to work on the turn before it failed; then it is never run again.
+    """
+
+    verdict: Verdict
+    session_id: str | None = None
+    turn_began: bool = False
+
+
+class Judge(Protocol):
+    """`judge(error)` reads what `run` raised while resuming, and returns a Judgement, by which `resume` goes on.
+
+    `redis_sessions.agents.get_agent("codex").judge` is one.
+    """
+
+    def __call__(self, error: Exception, /) -> Judgement: ...
+
+
+GONE_PHRASE = "No conversation found"
+
+
+def judge_by_phrase(error: Exception) -> Judgement:
+    """The judge that `resume` uses unless told: knows Claude Code's «No conversation found», and nothing else.
+
+    Of an error with a `stderr`, as of a `subprocess.CalledProcessError`, only that is read: its own text quotes the
+    command, prompt included. Output is never read: that is where an assistant may quote the phrase.
+    """
+    text = _text(error.stderr) if hasattr(error, "stderr") else str(error)
+    return Judgement(Verdict.gone if GONE_PHRASE in text else Verdict.other)
+
+
+def _text(output: Any) -> str:
+    if isinstance(output, bytes):
+        return output.decode("utf-8", "replace")
+    return output if isinstance(output, str) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn(Generic[V]):
+    """What `run` returns: a turn that succeeded. One that failed is raised.
+
+    Attributes:
+        session_id: the session's ID as the agent gave it, which the next turn is to resume; None if it gave none.
+        value: whatever the caller of `resume` wants back, in its result's `value`.
+    """
+
+    session_id: str | None
+    value: V
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeResult(Generic[V]):
+    """A turn that ran.
+
+    Attributes:
+        value: what `run` gave.
+        session_id: the ID that the next turn is to resume: this turn's, or the one that it resumed; else None.
+        how: "resumed", "fresh", or "restarted": fresh after a refused resume.
+        previous: the ID that was live when the turn was taken up, or None.
+        saved: whether Redis now holds `session_id` because of this turn.
+        session_changed: a resume came back with another ID: context may be lost.
+        reason: why it was no plain resume or fresh start, or why nothing was saved; None if there is nothing to say.
+    """
+
+    value: V
+    session_id: str | None
+    how: Literal["resumed", "fresh", "restarted"]
+    previous: str | None
+    saved: bool
+    session_changed: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of `resume`: the conversation and the caller's choices. Raises InvalidSettings."""
+
+    key: str
+    judge: Judge
+    accepts: Accepts | None = None
+    wait_ms: int = 0
+    lease: bool = True
+    on_outage: OnOutage = "run"
+
+    def __post_init__(self) -> None:
+        if self.on_outage not in ("run", "raise"):
+            raise InvalidSettings("on_outage is neither 'run' nor 'raise'", remedy="pass one of them")
+        if not isinstance(self.wait_ms, int) or isinstance(self.wait_ms, bool) or self.wait_ms < 0:
+            raise InvalidSettings("wait_ms is no number of milliseconds", remedy="pass an int, 0 or more")
+        if not callable(self.judge):
+            raise InvalidSettings("judge can't be called", remedy="pass a function that takes an exception")
+        if self.accepts is not None and not callable(self.accepts):
+            raise InvalidSettings("accepts can't be called", remedy="pass a function that takes a session ID")
+
+    def objection(self, session_id: str) -> str | None:
+        """Why this can't be the ID of a session to resume here; None if it can."""
+        try:
+            check_session_id(self.key, session_id)
+        except InvalidSessionID:
+            return "is no valid session ID"
+        return None if self.accepts is None or self.accepts(session_id) else "can't be a session of this agent"
+
+
+def excerpt(session_id: object) -> str:
+    """As much of what was taken for a session ID as a message may hold, escaped."""
+    text = str(session_id)
+    return repr(text) if len(text) <= _EXCERPT_CHARS else f"{text[:_EXCERPT_CHARS]!r}…"
+
+
+class NoTurn(TypeError):
+    """`run` is not what it should be. A mistake in the program, and no failure of the agent's to be judged."""
