@@ -2,22 +2,23 @@
 
 `SessionStore.from_url(url)` makes a store, `store.resume(key, run)` runs a turn; `AsyncSessionStore` is the same, awaited.
 Times are whole milliseconds, and their names end in `_ms`. Every error is a SessionStoreError, which says what to do next;
-a TypeError or what `run` itself raised are the only others. Beside this page there are
+the only others are TypeError and what `run` itself raised. See also:
 
-- `redis_sessions.agents`: what each agent runtime looks like, and judges for `resume`
+- `redis_sessions.agents`: the agent runtimes that are known, and their judges for `resume`
 - `redis_sessions.adapters`: turns of claude-agent-sdk and of the OpenAI client
 - `redis_sessions.keys`: the key scheme in Redis
-- `redis_sessions.legacy`: sessions.json, and what becomes of each entry
-- `redis_sessions.acl`: ACL users of least privilege
+- `redis_sessions.legacy`: sessions.json, and the outcome for each kind of entry
+- `redis_sessions.acl`: Redis users with the least privileges
 - `redis_sessions.metrics`: Prometheus (extra `prometheus`)
-- `redis_sessions.server`: a server of your own (extra `embedded`)
+- `redis_sessions.server`: an embedded Valkey server (extra `embedded`)
 - `redis_sessions.testing`: stores on fakeredis (extra `testing`)
 
 The logger is `redis_sessions`. Its records are not shown until logging is configured, as by `logging.basicConfig()`.
 
 - ERROR: a conversation was taken over by another worker while its turn ran.
-- WARNING: what went without Redis: a turn without a lease, not saved or not counted, a lease not renewed or not given back,
-  a scrape of the metrics; a session ID that can be none; what is risky in a client that was passed in, once a process.
+- WARNING: what an outage of Redis caused: a turn without a lease, not saved or not counted, a lease not renewed or not
+  released, a failed scrape of the metrics; an invalid session ID; what is risky in a client that was passed in, once per
+  process.
 - INFO: a resume that the agent refused, a turn that gave no session ID.
 """
 
@@ -49,7 +50,7 @@ from redis_sessions.resume.turn import Judge, Judgement, ResumeResult, Turn, Ver
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import AsyncSessionStore, SessionStore
 
-# What to do with the logs is the program's to say, not a library's.
+# The program decides what to do with the logs, not a library.
 logging.getLogger("redis_sessions").addHandler(logging.NullHandler())
 
 __all__ = [
@@ -96,7 +97,7 @@ __all__ = [
     "legacy",
     "server",
 ]
-# An import of * brings all of these, so what needs an extra is here where that is installed.
+# `import *` imports all of these, so a module that needs an extra is included only where that is installed.
 if find_spec("prometheus_client"):
     __all__ += ["metrics"]
 if find_spec("fakeredis") and find_spec("lupa"):

@@ -1,18 +1,18 @@
-"""What can go wrong, by type.
+"""The errors of this package.
 
-Every error says which conversation key it is about, where there is one, and what to do next. None carries a password,
-a URL or the text of a server's reply: those are for logs that somebody else keeps.
+Each names its conversation key, if it is about one, and says what to do next. None contains a password, a URL or the text of
+a server's reply, because errors end up in logs.
 """
 
 from __future__ import annotations
 
 
 class SessionStoreError(Exception):
-    """Base of every error this package raises on purpose.
+    """Base of all errors that this package raises on purpose.
 
     Attributes:
-        message: what happened, one line.
-        key: the conversation key, or None where the error is about no single one.
+        message: what is wrong, in one line.
+        key: the conversation key, or None if the error is not about a single one.
         remedy: what to do next, or None.
     """
 
@@ -24,22 +24,22 @@ class SessionStoreError(Exception):
 
 
 class InvalidKey(SessionStoreError, ValueError):
-    """A conversation key that is empty, longer than 512 UTF-8 bytes, or no text at all."""
+    """A conversation key that is empty, longer than 512 UTF-8 bytes, or not text."""
 
 
 class InvalidSessionID(SessionStoreError, ValueError):
-    """Text that can't be a session ID, offered by a caller or found in Redis. `key` names the conversation."""
+    """Text that can't be a session ID, from a caller or from Redis. `key` names the conversation."""
 
 
 class InvalidSettings(SessionStoreError):
-    """A setting, a settings file or a URL that can't be used. The message names the field, and the file if there is one."""
+    """An invalid setting, settings file or URL. The message names the setting, and the file if there is one."""
 
 
 class LegacyFileError(SessionStoreError):
-    """A sessions.json that can't be read as one; nothing of it was written.
+    """A sessions.json that can't be read as one; nothing of it was imported.
 
     Attributes:
-        line, column: where, counted from 1; None where the trouble has no place (a missing file).
+        line, column: the place of the error, counted from 1; None if it has no place (a missing file).
     """
 
     def __init__(
@@ -51,23 +51,23 @@ class LegacyFileError(SessionStoreError):
 
 
 class FileNotWritten(SessionStoreError):
-    """A file could not be written; what was there before still is."""
+    """A file could not be written; what was there before is unchanged."""
 
 
 class StoreUnavailable(SessionStoreError):
-    """Redis can't be reached, or answers that it can't serve now (loading, failing over, out of memory)."""
+    """Redis can't be reached, or replies that it can't serve now (loading, failing over, out of memory)."""
 
 
 class AccessDenied(StoreUnavailable):
-    """Redis was reached and refuses this user: a wrong password, or a command its ACL doesn't grant. Never retried."""
+    """Redis refuses this user: a wrong password, or a command that its ACL doesn't grant. Never retried."""
 
 
 class CorruptValue(SessionStoreError):
-    """A key of ours holds something this package never writes, such as a list where a string belongs."""
+    """A key of the store holds what this package never writes, such as a list instead of a string."""
 
 
 class LeaseHeld(SessionStoreError):
-    """Another worker runs this conversation now, or took it over while this one ran.
+    """Another worker runs this conversation now, or took it over while this worker ran it.
 
     Attributes:
         holder: the token of the claim that holds it, `host:pid:random`; None if it was taken over.
@@ -82,7 +82,7 @@ class LeaseHeld(SessionStoreError):
 
 
 class SessionBusy(SessionStoreError):
-    """The agent says that somebody else is writing to this session. The session ID was kept.
+    """The agent says that another process is writing to this session. The session ID was kept.
 
     Attributes:
         session_id: the session that was busy.
@@ -98,11 +98,11 @@ class SessionBusy(SessionStoreError):
 
 
 class InexactScan(SessionStoreError):
-    """A scan that may have missed keys where only an exact one will do: slots moved, or the server changed under it."""
+    """A scan that has to be exact may have missed keys: slots moved, or the server changed during the scan."""
 
 
 class MissingExtra(SessionStoreError, ImportError):
-    """Something was asked for whose extra isn't installed. The remedy is the command that does it."""
+    """A feature was used whose extra isn't installed. The remedy is the command that installs it."""
 
 
 class ServerError(SessionStoreError):

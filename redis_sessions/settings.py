@@ -1,4 +1,4 @@
-"""Every knob, its unit in its name, its default."""
+"""The settings of a store, each with its unit in its name, its range and its default."""
 
 from __future__ import annotations
 
@@ -6,123 +6,109 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
-from pydantic import (
-    BaseModel,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from redis_sessions.errors import InvalidSettings
 
-DAY_MS = 86_400_000
-_MAX_AGE_NAMES = ("session_max_age_ms", "sessionMaxAgeMs")
-
+DAY_MS: Final = 86_400_000
 # A century: far past any use, and far from where now + TTL would overflow the server's 64-bit milliseconds.
 _MAX_MS: Final = 36_525 * DAY_MS
 _MAX_COUNT: Final = 100_000
-_MAX_NAMESPACE: Final = 128
-_NUMBERS: Final = (
-    *("session_max_age_ms", "lease_ms", "connect_timeout_ms", "socket_timeout_ms", "deadline_ms"),
-    *("scan_count", "batch_size", "max_connections"),
-)
-_NO_NAMESPACE = re.compile(r"[^A-Za-z0-9_.@-]")
+_MAX_AGE_NAMES: Final = ("session_max_age_ms", "sessionMaxAgeMs")
+
+# The descriptions are what an error tells the caller to give.
+Namespace = Annotated[
+    str, Field(strict=True, pattern=r"^[A-Za-z0-9_.@-]{1,128}$", description="1 to 128 of A-Z a-z 0-9 _ . @ -")
+]
+Milliseconds = Annotated[
+    int, Field(strict=True, ge=1, le=_MAX_MS, description=f"a whole number of milliseconds, 1 to {_MAX_MS}")
+]
+Count = Annotated[int, Field(strict=True, ge=1, le=_MAX_COUNT, description=f"a whole number, 1 to {_MAX_COUNT}")]
 
 
 class StoreSettings(BaseModel, frozen=True, extra="forbid"):
-    """How a store behaves. Immutable, checked: an unknown name or an unusable value raises InvalidSettings.
+    """How a store behaves. Immutable and checked: an unknown name or an invalid value raises InvalidSettings.
 
     Attributes:
-        namespace: first part of every key, 1 to 128 of `A-Z a-z 0-9 _ . @ -`; `"sessions"` unless told. Workers that don't
-            share host, home and agent keep separate ones.
-        session_max_age_ms: milliseconds that a session ID may stay unused before Redis drops it; 86400000 (24 h) unless
-            told.
-        lease_ms: milliseconds that a claim on a conversation lasts without being renewed; 30000 (30 s) unless told. A turn
-            renews it every third of that.
-        scan_count: keys the server looks at for one page of a scan; 1000 unless told, which take it about 3 ms.
-        batch_size: legacy records written in one round trip; 500 unless told.
-        connect_timeout_ms: milliseconds that one connect may take; 1000 (1 s) unless told.
-        socket_timeout_ms: milliseconds that one reply may take; 1000 (1 s) unless told.
-        deadline_ms: milliseconds that one round trip may take, everything resent and waiting for a connection included;
-            6000 (6 s) unless told. A scan or an import takes many. No further try begins that would end later if it took
-            as long as the last. Looking up a host name takes what the system's resolver takes, and one try asks every node
-            of a cluster that hangs.
-        max_connections: size of the connection pool, per node of a cluster and per event loop; 100 unless told. Who finds
-            all in use waits for one, up to the deadline.
+        namespace: first part of every key, 1 to 128 of `A-Z a-z 0-9 _ . @ -`; default: `"sessions"`. Workers that don't
+            share host, home and agent need separate ones.
+        session_max_age_ms: milliseconds that a session ID may stay unused before Redis drops it; default: 86400000 (24 h).
+        lease_ms: milliseconds that a claim on a conversation lasts unless renewed; default: 30000 (30 s). A turn renews
+            it every third of that.
+        scan_count: keys that the server looks at for one page of a scan; default: 1000, which take it about 3 ms.
+        batch_size: legacy records written in one round trip; default: 500.
+        connect_timeout_ms: milliseconds that one connect may take; default: 1000 (1 s).
+        socket_timeout_ms: milliseconds that one reply may take; default: 1000 (1 s).
+        deadline_ms: milliseconds that one round trip may take, including retries and waiting for a connection;
+            default: 6000 (6 s). A scan or an import takes many round trips. No retry begins that would end later if it took
+            as long as the last. Resolving a host name is not limited by it, and one try may ask every node of a cluster
+            that hangs.
+        max_connections: size of the connection pool, per node of a cluster and per event loop; default: 100. If all are
+            in use, a call waits for one until its deadline.
 
-    Times are whole milliseconds up to a century, counts up to 100000. The last four count only for clients that this
-    package builds itself (`from_url`). `settings.model_copy(update={…})` gives others, checked likewise.
+    Times are whole milliseconds up to a century, counts go up to 100000. The last four apply only to clients that this
+    package builds itself (`from_url`). `settings.model_copy(update={…})` returns changed settings, also checked.
     """
 
-    namespace: str = "sessions"
-    session_max_age_ms: int = DAY_MS
-    lease_ms: int = 30_000
-    scan_count: int = 1_000
-    batch_size: int = 500
-    connect_timeout_ms: int = 1_000
-    socket_timeout_ms: int = 1_000
-    deadline_ms: int = 6_000
-    max_connections: int = 100
-
-    # Not by Field(gt=0): its words name no remedy, and signatures would show it.
-    @field_validator("namespace", *_NUMBERS, mode="plain")
-    @classmethod
-    def _checked(cls, value: Any, info: ValidationInfo) -> Any:
-        name = str(info.field_name)
-        trouble, remedy = (_no_namespace if name == "namespace" else _no_number)(name, value)
-        if trouble is not None:
-            raise InvalidSettings(f"{name} {trouble}", remedy=remedy)
-        return value
+    namespace: Namespace = "sessions"
+    session_max_age_ms: Milliseconds = DAY_MS
+    lease_ms: Milliseconds = 30_000
+    scan_count: Count = 1_000
+    batch_size: Count = 500
+    connect_timeout_ms: Milliseconds = 1_000
+    socket_timeout_ms: Milliseconds = 1_000
+    deadline_ms: Milliseconds = 6_000
+    max_connections: Count = 100
 
     @model_validator(mode="wrap")
     @classmethod
-    def _typed_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _wrap_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
             return handler(data)
         except ValidationError as error:
-            raise _unknown(error, list(cls.model_fields)) from None
+            raise _explain(error, cls) from None
 
-    if not TYPE_CHECKING:  # else a type checker would take any assignment
+    if not TYPE_CHECKING:  # else a type checker would accept any assignment
 
         def __setattr__(self, name: str, _: object) -> None:
             raise InvalidSettings(
-                f"settings never change, so {name[:40]} can't be set",
-                remedy=f"settings.model_copy(update={{{name[:40]!r}: …}}) gives others",
+                f"settings are immutable, so {name[:40]} can't be set",
+                remedy=f"settings.model_copy(update={{{name[:40]!r}: …}}) returns changed ones",
             )
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002 - pydantic's
-        """These settings but for what `update` names. Raises InvalidSettings."""
+        """These settings with the values of `update`. Raises InvalidSettings."""
         return type(self)(**self.model_dump() | dict(update or {}))
 
     @classmethod
     def from_json_file(cls, path: str | Path, **overrides: Any) -> Self:
-        """Settings whose max age comes from a JSON file that may hold anything else besides.
+        """Settings whose max age comes from a JSON file, which may hold anything else too.
 
         Args:
             path: a JSON object with `session_max_age_ms` or `sessionMaxAgeMs` at its top level, a positive integer of
-                milliseconds. With neither, the default holds; whatever else it holds is left alone.
-            overrides: further settings, by name; a `session_max_age_ms` among them goes before the file's.
+                milliseconds. Without either, the default applies; everything else in the file is ignored.
+            overrides: further settings, by name; a `session_max_age_ms` among them takes precedence over the file's.
 
         Raises:
-            InvalidSettings: the file can't be read, is no JSON object, or its max age can be none; or an override can't.
+            InvalidSettings: the file can't be read, is not a JSON object, or its max age is invalid; or an override is.
         """
         document = _read_object(Path(path))
         present = {name: document[name] for name in _MAX_AGE_NAMES if name in document}
         if len(set(map(repr, present.values()))) > 1:
             raise InvalidSettings(f"{path}: {' and '.join(_MAX_AGE_NAMES)} disagree", remedy="keep one of the two spellings")
-        for field, value in present.items():
-            trouble, remedy = _no_number("session_max_age_ms", value)
-            if trouble is not None:
-                raise InvalidSettings(f"{path}: {field} {trouble}", remedy=remedy)
-            overrides.setdefault("session_max_age_ms", value)
+        for name, value in present.items():
+            try:
+                cls(session_max_age_ms=value)
+            except InvalidSettings as error:
+                what = error.message.removeprefix(_MAX_AGE_NAMES[0])
+                raise InvalidSettings(f"{path}: {name}{what}", remedy=error.remedy) from None
+            overrides.setdefault(_MAX_AGE_NAMES[0], value)
         return cls(**overrides)
 
     def with_max_age(self, max_age_ms: int | None) -> Self:
-        """These settings with another max age, None leaving it. Raises InvalidSettings."""
+        """These settings with another max age; None changes nothing. Raises InvalidSettings."""
         return self if max_age_ms is None else self.model_copy(update={"session_max_age_ms": max_age_ms})
 
 
@@ -133,53 +119,44 @@ def _read_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InvalidSettings(f"{path} can't be read ({error.strerror})", remedy=remedy) from None
     except json.JSONDecodeError as error:
-        raise InvalidSettings(
-            f"{path} is no JSON ({error.msg}, line {error.lineno}, column {error.colno})", remedy=remedy
-        ) from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise InvalidSettings(f"{path} is not JSON ({error.msg}, {where})", remedy=remedy) from None
     except (UnicodeDecodeError, ValueError, RecursionError):
-        raise InvalidSettings(f"{path} is no JSON in UTF-8", remedy=remedy) from None
+        raise InvalidSettings(f"{path} is not JSON in UTF-8", remedy=remedy) from None
     if not isinstance(document, dict):
-        raise InvalidSettings(f"{path} holds no JSON object", remedy=remedy)
+        raise InvalidSettings(f"{path} is not a JSON object", remedy=remedy)
     return document
 
 
-def _no_namespace(_: str, value: Any) -> tuple[str | None, str]:
-    """What keeps a value from being a namespace, None if nothing does, and what a namespace is.
+def _explain(error: ValidationError, settings: type[StoreSettings]) -> InvalidSettings:
+    """The first error of pydantic's, with the setting, what was given, and what to give."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return InvalidSettings("settings must be given by name", remedy="write StoreSettings(namespace=…)")
+    name, fields = str(first["loc"][0]), settings.model_fields
+    if first["type"] == "extra_forbidden":
+        from difflib import get_close_matches  # noqa: PLC0415 - takes a millisecond, for an error only
 
-    It may be a URL with a password that went into the wrong place, so no more of it than one character is shown.
-    """
-    remedy = f"give 1 to {_MAX_NAMESPACE} of A-Z a-z 0-9 _ . @ -"
-    if not isinstance(value, str):
-        return f"is {_shown(value)}", remedy
-    if not 1 <= len(value) <= _MAX_NAMESPACE:
-        return f"has {len(value)} characters", remedy
-    wrong = _NO_NAMESPACE.search(value)
-    return wrong and f"holds {wrong[0]!a}", remedy
-
-
-def _no_number(name: str, value: Any) -> tuple[str | None, str]:
-    """What keeps a value from being a time or a count, None if nothing does, and what this setting takes."""
-    most, unit, about = (_MAX_MS, " of milliseconds", " (a century)") if name.endswith("_ms") else (_MAX_COUNT, "", "")
-    remedy = f"give a whole number{unit}, 1 to {most}{about}, such as {StoreSettings.model_fields[name].default}"
-    right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-    return None if right else f"is {_shown(value)}", remedy
+        near = get_close_matches(name, fields, 1, 0.5)
+        remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
+        return InvalidSettings(f"{name[:40]!r} is not a setting", remedy=remedy)
+    field = fields[name]
+    if field.description is None:  # one that a subclass adds
+        return InvalidSettings(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    return InvalidSettings(
+        f"{name} {_describe(first['input'])}", remedy=f"give {field.description}, default: {field.default}"
+    )
 
 
-def _shown(value: Any) -> str:
-    # It may hold secrets, as a file may, nested under the name of its max age: only scalars are quoted, and shortly.
-    return repr(value)[:40] if isinstance(value, int | float | str | None) else f"a {type(value).__name__}"
-
-
-def _unknown(error: ValidationError, names: list[str]) -> InvalidSettings:
-    """The error for a name that is no setting, or for what a subclass has checked by pydantic."""
-    from difflib import get_close_matches  # noqa: PLC0415 - a millisecond, for an error
-
-    first = error.errors(include_input=False, include_url=False)[0]
-    where = first["loc"]
-    if not where:
-        return InvalidSettings("that makes no settings", remedy="give them by name: StoreSettings(namespace=…)")
-    if first["type"] != "extra_forbidden":
-        return InvalidSettings(f"{'.'.join(map(str, where))}: {first['msg']}")
-    near = get_close_matches(str(where[0]), names, 1, 0.5)
-    remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-    return InvalidSettings(f"{str(where[0])[:40]!r} is no setting", remedy=remedy)
+def _describe(given: Any) -> str:
+    """What was given, for a message: it may be a secret, such as a URL with a password that went into the wrong place."""
+    if isinstance(given, int) and given.bit_length() > 64:  # Python refuses to print one of thousands of digits
+        return "is too large or too small"
+    if isinstance(given, int | float | None):
+        return f"is {given!r}"
+    if not isinstance(given, str):
+        return f"is a {type(given).__name__}"
+    if re.fullmatch(r"[0-9]{1,9}[a-z.]{0,2}[0-9]{0,3}", given):  # a number as text, or a duration
+        return f"is the text {given!r}"
+    wrong = re.search(r"[^A-Za-z0-9_.@-]", given)
+    return f"is text with {wrong[0]!a} in it" if wrong else f"is text of {len(given)} characters"

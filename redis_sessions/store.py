@@ -1,4 +1,4 @@
-"""SessionStore and AsyncSessionStore: every method hands an operation to the client. No logic here."""
+"""SessionStore and AsyncSessionStore: each method passes an operation to the client. No logic here."""
 
 from __future__ import annotations
 
@@ -8,25 +8,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic, Literal, Self, TypeVar
 
-from redis_sessions.client import connect as clients
-from redis_sessions.client import url as urls
+from redis_sessions.client.connect import AsyncClient, SyncClient, aconnect, callers_link, connect, link, sentinels
 from redis_sessions.client.exchange import Link
 from redis_sessions.client.execute import arun, run
+from redis_sessions.client.url import parse
 from redis_sessions.doctor.findings import Connection, Diagnosis
 from redis_sessions.errors import StoreUnavailable
 from redis_sessions.keys import RESUME_FAILURES
-from redis_sessions.legacy import file as legacy_file
-from redis_sessions.legacy import transfer
-from redis_sessions.legacy.transfer import ExportResult, ImportResult
-from redis_sessions.operations import retime, scan
+from redis_sessions.legacy.file import Writer, read
+from redis_sessions.legacy.transfer import ExportResult, ImportResult, export_entries, import_entries
 from redis_sessions.operations.command import Op
 from redis_sessions.operations.conversation import Held, Lease, Operations, Peek
-from redis_sessions.operations.report import Report
-from redis_sessions.operations.retime import RetimeResult
-from redis_sessions.operations.scan import Progress, SessionRow
-from redis_sessions.resume import runner
+from redis_sessions.operations.report import Report, live_session_ids, report
+from redis_sessions.operations.retime import RetimeResult, retime
+from redis_sessions.operations.scan import Progress, Scan, SessionRow, session_rows
 from redis_sessions.resume.flow import resume
-from redis_sessions.resume.renewal import Keeper
+from redis_sessions.resume.runner import LeaseRenewer, adrive, drive
 from redis_sessions.resume.turn import Judge, Request, ResumeResult, Turn, judge_by_phrase
 from redis_sessions.settings import StoreSettings
 
@@ -37,25 +34,38 @@ K = TypeVar("K")
 
 
 class BaseStore(Generic[C]):
-    """A store of either flavour."""
+    """What both flavors of the store share."""
 
     _awaits: bool
 
-    def __init__(self, client: C, settings: StoreSettings | None, link: Link | None) -> None:
+    def __init__(self, client: C, settings: StoreSettings | None = None, *, _link: Link | None = None) -> None:
+        """A store over your own redis-py client: its own retries apply, to counters too, and what is risky in it is logged.
+
+        Args:
+            client: a redis.Redis or redis.RedisCluster; for AsyncSessionStore, one of redis.asyncio. `from_url` builds one
+                that is safe.
+            settings: how the store behaves; default: StoreSettings().
+
+        Raises TypeError for anything else.
+        """
         self.client = client
         self.settings = _checked(settings)
         self._ops = Operations(self.settings)
-        self._link = link or clients.callers_link(client, awaits=self._awaits)
+        self._link = _link or callers_link(client, awaits=self._awaits)
+
+    def for_namespace(self, namespace: str) -> Self:
+        """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
+        return type(self)(self.client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
 
 
-class SessionStore(BaseStore[clients.SyncClient]):
+class SessionStore(BaseStore[SyncClient]):
     """Session IDs of conversations in Redis, shared by any number of threads and processes.
 
-    `SessionStore.from_url("redis://127.0.0.1:6379/0")` makes one; in a `with` it closes its connections at the end.
+    `SessionStore.from_url("redis://127.0.0.1:6379/0")` makes one; used in a `with`, it closes its connections at the end.
 
     Every method that talks to Redis may raise StoreUnavailable (AccessDenied is one), InvalidKey for a key that is not 1 to
-    512 bytes of UTF-8, and CorruptValue where a key of ours holds what this package never writes. All that take a Lease
-    raise TypeError for anything else, a Held included.
+    512 bytes of UTF-8, and CorruptValue if a key of the store holds what this package never writes. All methods that take a
+    Lease raise TypeError for anything else, including a Held.
 
     Attributes:
         client: the redis-py client underneath.
@@ -64,80 +74,63 @@ class SessionStore(BaseStore[clients.SyncClient]):
 
     _awaits = False
 
-    def __init__(
-        self, client: clients.SyncClient, settings: StoreSettings | None = None, *, _link: Link | None = None
-    ) -> None:
-        """A store over a client of your own: its retries apply, to counters too, and what is risky in it is logged.
-
-        Args:
-            client: a redis.Redis or redis.RedisCluster. `from_url` builds one that is safe.
-            settings: how the store behaves; StoreSettings() unless told.
-
-        Raises TypeError for anything else.
-        """
-        super().__init__(client, settings, _link)
-
     @classmethod
     def from_url(cls, url: str, settings: StoreSettings | None = None, *, password: str | None = None) -> Self:
-        """A store over a client known to be safe, which connects at its first operation.
+        """A store over a safe client, which connects at its first operation.
 
         Args:
             url: `redis://user:password@host:6379/0`, `rediss://…` (TLS), `unix:///path?db=0`,
                 `redis+sentinel://h1:p,h2:p/SERVICE/DB`, `redis+cluster://h1:p,h2:p`, the last two also as `rediss+…`. User,
                 password and path are percent-escaped. With TLS, `?ssl_ca_certs=…&ssl_certfile=…&ssl_keyfile=…` name PEM
                 files; certificate and host name are always checked.
-            settings: how the store behaves; StoreSettings() unless told.
-            password: that of the URL's user, for who keeps the two apart; the URL must have none then.
+            settings: how the store behaves; default: StoreSettings().
+            password: that of the URL's user, to keep the two apart; the URL must not have one then.
 
         Raises:
-            InvalidSettings: the URL is None or can't be used, or a file that it names can't be read.
-            TypeError: the settings are no StoreSettings.
+            InvalidSettings: the URL is None or invalid, or a file that it names can't be read.
+            TypeError: the settings are not a StoreSettings.
         """
-        target, checked = _target_and_settings(url, settings, password)
-        return cls(clients.connect(target, checked), checked, _link=clients.link(target, checked))
-
-    def for_namespace(self, namespace: str) -> Self:
-        """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
-        return type(self)(self.client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
+        checked, target = _checked(settings), parse(url, password)
+        return cls(connect(target, checked), checked, _link=link(target, checked))
 
     def get(self, key: str) -> str | None:
-        """The live session ID of a conversation, None if there is none. Never extends its life.
+        """The live session ID of a conversation, None if there is none. Doesn't extend its TTL.
 
-        Raises InvalidSessionID, or CorruptValue if it is no string, where the key holds anything else; both name it.
+        If the key holds anything else, raises InvalidSessionID, or CorruptValue if that is not a string; both name the key.
         """
         return self._run(self._ops.get(key))
 
     def peek(self, key: str) -> Peek | None:
         """The live session ID and how long it has left, in one round trip; None if there is none.
 
-        Raises InvalidSessionID and CorruptValue as `get` does.
+        Raises InvalidSessionID and CorruptValue, the same as `get`.
         """
         return self._run(self._ops.peek(key))
 
     def set(self, key: str, session_id: str) -> None:
-        """Save a session ID; its whole TTL starts anew, the same ID included. Minds no lease. Raises InvalidSessionID."""
+        """Save a session ID with a new TTL, even if it is the same ID. Ignores leases. Raises InvalidSessionID."""
         self._run(self._ops.set(key, session_id))
 
     def delete(self, key: str, session_id: str | None = None) -> bool:
         """Delete a conversation's session ID, or only that one; whether this call did (a lost reply may make it False).
 
-        Raises InvalidSessionID for a `session_id` that can be none.
+        Raises InvalidSessionID for an invalid `session_id`.
         """
         return self._run(self._ops.delete(key, session_id))
 
     def acquire(self, key: str, token: str | None = None) -> Lease | Held:
-        """Claim a conversation for `lease_ms`: a Lease with the live session ID, or who holds it. Never waits.
+        """Claim a conversation for `lease_ms`: a Lease with the live session ID, or a Held with its holder. Never waits.
 
-        `token` repeats an earlier claim, whose fate is not known; without it the claim is a new one.
+        `token` repeats an earlier claim whose outcome is unknown; without it the claim is a new one.
         """
         return self._run(self._ops.acquire(key, token))
 
     def renew(self, lease: Lease) -> bool:
-        """Start a lease's time anew; False if another worker has taken the conversation over."""
+        """Renew a lease for another `lease_ms`; False if another worker has taken the conversation over."""
         return self._run(self._ops.renew(lease))
 
     def save(self, lease: Lease, session_id: str) -> bool:
-        """Save a session ID and give the lease back; False if that was done, or taken over. Raises InvalidSessionID."""
+        """Save a session ID and release the lease; False if it was released or taken over. Raises InvalidSessionID."""
         return self._run(self._ops.save(lease, session_id))
 
     def reject(self, lease: Lease) -> bool:
@@ -145,7 +138,7 @@ class SessionStore(BaseStore[clients.SyncClient]):
         return self._run(self._ops.reject(lease))
 
     def release(self, lease: Lease) -> bool:
-        """Give a lease back without saving; False if it was not held any more."""
+        """Release a lease without saving; False if it was not held any more."""
         return self._run(self._ops.release(lease))
 
     def increment_resume_failures(self) -> int:
@@ -153,33 +146,33 @@ class SessionStore(BaseStore[clients.SyncClient]):
         return self._run(self._ops.increment(RESUME_FAILURES))
 
     def resume_failures_total(self) -> int:
-        """How many resumes were refused. Raises CorruptValue if the counter holds no integer."""
+        """How many resumes were refused. Raises CorruptValue if the counter is not an integer."""
         return self._run(self._ops.counter(RESUME_FAILURES))
 
     def counters(self) -> dict[str, int | None]:
-        """`resume_failures_total`, `resumes_total` and `fresh_starts_total`; None for one that holds no integer."""
+        """`resume_failures_total`, `resumes_total` and `fresh_starts_total`; None for one that is not an integer."""
         return self._run(self._ops.counters())
 
     def report(self, progress: Progress | None = None) -> Report:
-        """Scan all session keys and tell how they are. Deletes nothing; memory is bounded by the page.
+        """Scan all session keys and report their state. Deletes nothing; memory is bounded by the page.
 
         `progress(done, about)` is called after every page, both in keys of the whole database.
         """
-        return self._run(scan.report(self.settings, self._ops.counters(), progress))
+        return self._run(report(self.settings, self._ops.counters(), progress))
 
     def sessions(self) -> Iterator[SessionRow]:
-        """Every live session, a page at a time; one may come twice, and what is no valid session ID is left out."""
-        walk = scan.Scan(self.settings)
-        while (pages := self._run(walk.next_pages())) is not None:
+        """Every live session, a page at a time; one may come twice, and invalid keys are left out."""
+        scan = Scan(self.settings)
+        while (pages := self._run(scan.next_pages())) is not None:
             for page in pages:
-                yield from scan.session_rows(self.settings, page)
+                yield from session_rows(self.settings, page)
 
     def live_session_ids(self) -> frozenset[str]:
-        """Every session ID that a key names, for whoever deletes other transcripts; IDs of running turns are not among them.
+        """The session IDs of all keys, for a program that deletes other transcripts; IDs of running turns are not included.
 
-        Raises InexactScan unless the scan missed none.
+        Raises InexactScan if the scan may have missed any.
         """
-        return self._run(scan.live_session_ids(self.settings))
+        return self._run(live_session_ids(self.settings))
 
     def import_legacy(
         self,
@@ -189,62 +182,61 @@ class SessionStore(BaseStore[clients.SyncClient]):
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> ImportResult:
-        """Import a sessions.json: what was used within the max age, with its remaining life. Run twice it changes nothing.
+        """Import a sessions.json: what was used within the max age, with its remaining TTL. Run twice it changes nothing.
 
-        What is live in Redis is kept as it is; `help("redis_sessions.legacy")` says what becomes of each kind of entry.
+        Live session IDs in Redis are kept as they are; `help("redis_sessions.legacy")` lists the outcome for each entry.
 
         Args:
             path: the file.
-            assume_used_at: time of last use of entries that give none: "mtime" for the file's, or milliseconds since 1970;
-                None lets them count as expired.
+            assume_used_at: time of last use of entries that have none: "mtime" for the file's, or milliseconds since 1970;
+                with None they count as expired.
             dry_run: write nothing.
-            progress: called with entries done and entries there are.
+            progress: called with the number of entries done and the total.
 
         Raises:
-            LegacyFileError: it can't be read as one; nothing was written.
-            InvalidSettings: `assume_used_at` is no such time.
+            LegacyFileError: the file can't be read as a sessions.json; nothing was written.
+            InvalidSettings: `assume_used_at` is not such a time.
         """
-        entries = legacy_file.read(path)
-        return self._run(transfer.import_entries(self.settings, entries, assume_used_at, progress, dry_run=dry_run))
+        return self._run(import_entries(self.settings, read(path), assume_used_at, progress, dry_run=dry_run))
 
     def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json: whole or not at all, mode 0600. `progress` is as for `report`.
 
         Raises FileNotWritten.
         """
-        with legacy_file.Writer(path) as writer:
-            return self._run(transfer.export_entries(self.settings, writer.add, progress))
+        with Writer(path) as writer:
+            return self._run(export_entries(self.settings, writer.add, progress))
 
     def doctor(self, agent: str | None = None, progress: Progress | None = None) -> Diagnosis:
-        """Look at the server, the way to it and the keys, and tell what is not as it should be; changes nothing.
+        """Check the server, the connection and the keys, and report what is wrong; changes nothing.
 
         Args:
-            agent: name of the runtime whose sessions these are, to hold the max age against.
+            agent: name of the runtime whose sessions these are, to compare the max age with.
             progress: as for `report`.
 
-        Raises InvalidSettings if no runtime goes by that name.
+        Raises InvalidSettings if no runtime has that name.
         """
-        from redis_sessions.doctor.examine import examine  # noqa: PLC0415 - one that few call, and long to import
+        from redis_sessions.doctor.examine import examine  # noqa: PLC0415 - called by few, and slow to import
 
-        quorums = [self._quorum(sentinel, service) for sentinel, service in clients.sentinels(self.client)]
+        quorums = [self._quorum(sentinel, service) for sentinel, service in sentinels(self.client)]
         connection = Connection(self._link.tls, self._link.risks)
         return self._run(examine(self.settings, connection, quorums, agent, progress))
 
     def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
     ) -> RetimeResult:
-        """Let no session live longer than a max age from now on, after it was lowered. Run twice it changes nothing.
+        """Apply a lowered max age to the sessions that are already there. Run twice it changes nothing more.
 
-        Lives are only shortened, or begun where a key had no TTL; what holds no session ID is never touched.
+        TTLs are only shortened, or set where a key had none; keys that don't hold a session ID are never touched.
 
         Args:
-            max_age_ms: milliseconds; None takes the store's own.
+            max_age_ms: milliseconds; default: the store's own.
             dry_run: change nothing.
             progress: as for `report`.
 
-        Raises InvalidSettings for a `max_age_ms` that can be none.
+        Raises InvalidSettings for an invalid `max_age_ms`.
         """
-        return self._run(retime.retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
+        return self._run(retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
 
     def resume(
         self,
@@ -259,35 +251,35 @@ class SessionStore(BaseStore[clients.SyncClient]):
     ) -> ResumeResult[V]:
         """Run one turn of a conversation: resume its live session, or start fresh.
 
-        - A turn that succeeds is saved, its whole max age anew; one that names no session keeps the one it resumed.
-        - A resume that the agent refused (`judge` says gone, invalid_id or unusable) deletes the ID and is counted; then
-          `run` is called once more, with None, unless the turn had begun.
-        - Whatever else went wrong leaves the ID as it is. A fresh run that fails saves nothing.
-        - A turn that ran is never lost to Redis: it is returned, with `saved=False` and the `reason`.
+        - A turn that succeeds is saved with a new TTL; one that names no session keeps the one it resumed.
+        - If the agent refuses the resume (`judge` says gone, invalid_id or unusable), the ID is deleted and the refusal
+          counted; then `run` is called once more, with None, unless the turn had begun.
+        - Any other failure leaves the ID as it is. A fresh run that fails saves nothing.
+        - A turn that ran is never lost to an error of Redis: it is returned, with `saved=False` and the `reason`.
 
         Args:
             key: the conversation.
             run: runs the agent on a session ID, or fresh on None; returns a Turn or raises.
-            judge: reads what `run` raised while resuming. Unless told, it knows Claude Code's «No conversation found» and
-                nothing else; `redis_sessions.agents.get_agent("codex").judge` and its like know a runtime whole.
+            judge: reads what `run` raised while resuming. The default knows only Claude Code's "No conversation found";
+                `redis_sessions.agents.get_agent("codex").judge` and the like know all that their runtime says.
             accepts: says whether an ID can be one of the agent's, as `get_agent("codex").can_be` does; any other is neither
-                resumed nor saved. None takes all.
-            wait_ms: how long to wait for a conversation that another worker runs; 0 raises LeaseHeld at once.
-            lease: whether to keep every other worker out meanwhile. With False two may run the conversation at once,
-                neither is told, and the one that ends last is saved.
+                resumed nor saved. Default: accepts all.
+            wait_ms: how long to wait for a conversation that another worker runs; default: 0, LeaseHeld is raised at once.
+            lease: whether to keep all other workers out meanwhile. With False two may run the conversation at once,
+                neither notices, and the one that ends last is saved.
             on_outage: "run" runs fresh and without a lease when Redis is away; "raise" raises StoreUnavailable.
 
         Raises:
             LeaseHeld: another worker has the conversation, or took it over before a refused resume could be run fresh.
             SessionBusy: the agent says that another writer has the session.
             StoreUnavailable, AccessDenied: Redis is away, or refuses this user, and `on_outage` is "raise".
-            InvalidSettings: an argument can't be; nothing was run.
+            InvalidSettings: an argument is invalid; nothing was run.
             InvalidKey, CorruptValue: as for every method.
-            TypeError: `run` returned no Turn, or `judge` no Judgement.
-            Exception: what `run` raised, if it was no refused resume; the lease is given back first, as for all of these.
+            TypeError: `run` did not return a Turn, or `judge` not a Judgement.
+            Exception: what `run` raised, unless it was a refused resume. Whatever is raised, the lease is released first.
         """
         request = Request(key, judge, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
-        return runner.drive(self._keeper, resume(self._ops, request), run)
+        return drive(self._renewer, resume(self._ops, request), run)
 
     def close(self) -> None:
         """Close the client and its connections."""
@@ -300,10 +292,10 @@ class SessionStore(BaseStore[clients.SyncClient]):
         self.close()
 
     @cached_property
-    def _keeper(self) -> Keeper:
-        return Keeper(self._ops, self._run)
+    def _renewer(self) -> LeaseRenewer:
+        return LeaseRenewer(self._ops, self._run)
 
-    def _quorum(self, sentinel: clients.SyncClient, service: str) -> object:
+    def _quorum(self, sentinel: SyncClient, service: str) -> object:
         from redis_sessions.doctor.examine import ask_quorum  # noqa: PLC0415 - see doctor
 
         try:
@@ -316,7 +308,7 @@ class SessionStore(BaseStore[clients.SyncClient]):
 
 
 def _documented(kind: type[K]) -> type[K]:
-    """Let every method say at run time all that its sync twin says, and what stands below its own first line."""
+    """Give each method the docstring of its sync twin at run time, followed by what comes after its own first line."""
     for name, member in vars(kind).items():
         twin = None if name.startswith("_") else getattr(SessionStore, name, None)
         if twin is not None and twin.__doc__:
@@ -327,11 +319,11 @@ def _documented(kind: type[K]) -> type[K]:
 
 
 @_documented
-class AsyncSessionStore(BaseStore[clients.AsyncClient]):
-    """Session IDs of conversations in Redis, for asyncio: the methods of SessionStore, awaited, which raise the same.
+class AsyncSessionStore(BaseStore[AsyncClient]):
+    """Session IDs of conversations in Redis, for asyncio: the methods of SessionStore, awaited; they raise the same errors.
 
-    `AsyncSessionStore.from_url("redis://127.0.0.1:6379/0")` makes one; in an `async with` it closes its connections at the
-    end. Such a client belongs to the event loop of its first command.
+    `AsyncSessionStore.from_url("redis://127.0.0.1:6379/0")` makes one; used in an `async with`, it closes its connections at
+    the end. Its client belongs to the event loop of its first command.
 
     Attributes:
         client: the redis-py client underneath.
@@ -340,21 +332,11 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
 
     _awaits = True
 
-    def __init__(
-        self, client: clients.AsyncClient, settings: StoreSettings | None = None, *, _link: Link | None = None
-    ) -> None:
-        """Same as SessionStore, over a redis.asyncio.Redis or redis.asyncio.RedisCluster. Raises TypeError for another."""
-        super().__init__(client, settings, _link)
-
     @classmethod
     def from_url(cls, url: str, settings: StoreSettings | None = None, *, password: str | None = None) -> Self:
-        """A store over a client known to be safe, which connects at its first operation. Same as SessionStore.from_url."""
-        target, checked = _target_and_settings(url, settings, password)
-        return cls(clients.aconnect(target, checked), checked, _link=clients.link(target, checked))
-
-    def for_namespace(self, namespace: str) -> Self:
-        """A store of another namespace over the same client. Same as SessionStore.for_namespace."""
-        return type(self)(self.client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
+        """A store over a safe client, which connects at its first operation. Same as SessionStore.from_url."""
+        checked, target = _checked(settings), parse(url, password)
+        return cls(aconnect(target, checked), checked, _link=link(target, checked))
 
     async def get(self, key: str) -> str | None:
         """The live session ID of a conversation, None if there is none. Same as SessionStore.get."""
@@ -377,11 +359,11 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         return await self._run(self._ops.acquire(key, token))
 
     async def renew(self, lease: Lease) -> bool:
-        """Start a lease's time anew. Same as SessionStore.renew."""
+        """Renew a lease for another `lease_ms`. Same as SessionStore.renew."""
         return await self._run(self._ops.renew(lease))
 
     async def save(self, lease: Lease, session_id: str) -> bool:
-        """Save a session ID and give the lease back. Same as SessionStore.save."""
+        """Save a session ID and release the lease. Same as SessionStore.save."""
         return await self._run(self._ops.save(lease, session_id))
 
     async def reject(self, lease: Lease) -> bool:
@@ -389,7 +371,7 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         return await self._run(self._ops.reject(lease))
 
     async def release(self, lease: Lease) -> bool:
-        """Give a lease back without saving. Same as SessionStore.release."""
+        """Release a lease without saving. Same as SessionStore.release."""
         return await self._run(self._ops.release(lease))
 
     async def increment_resume_failures(self) -> int:
@@ -405,20 +387,20 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         return await self._run(self._ops.counters())
 
     async def report(self, progress: Progress | None = None) -> Report:
-        """Scan all session keys and tell how they are. Same as SessionStore.report."""
-        return await self._run(scan.report(self.settings, self._ops.counters(), progress))
+        """Scan all session keys and report their state. Same as SessionStore.report."""
+        return await self._run(report(self.settings, self._ops.counters(), progress))
 
     async def sessions(self) -> AsyncIterator[SessionRow]:
         """Every live session, a page at a time. Same as SessionStore.sessions."""
-        walk = scan.Scan(self.settings)
-        while (pages := await self._run(walk.next_pages())) is not None:
+        scan = Scan(self.settings)
+        while (pages := await self._run(scan.next_pages())) is not None:
             for page in pages:
-                for row in scan.session_rows(self.settings, page):
+                for row in session_rows(self.settings, page):
                     yield row
 
     async def live_session_ids(self) -> frozenset[str]:
-        """Every session ID that a key names. Same as SessionStore.live_session_ids."""
-        return await self._run(scan.live_session_ids(self.settings))
+        """The session IDs of all keys. Same as SessionStore.live_session_ids."""
+        return await self._run(live_session_ids(self.settings))
 
     async def import_legacy(
         self,
@@ -432,27 +414,27 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
 
         The file is read in a thread.
         """
-        entries = await asyncio.to_thread(legacy_file.read, path)
-        return await self._run(transfer.import_entries(self.settings, entries, assume_used_at, progress, dry_run=dry_run))
+        entries = await asyncio.to_thread(read, path)
+        return await self._run(import_entries(self.settings, entries, assume_used_at, progress, dry_run=dry_run))
 
     async def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json. Same as SessionStore.export."""
-        with legacy_file.Writer(path) as writer:
-            return await self._run(transfer.export_entries(self.settings, writer.add, progress))
+        with Writer(path) as writer:
+            return await self._run(export_entries(self.settings, writer.add, progress))
 
     async def doctor(self, agent: str | None = None, progress: Progress | None = None) -> Diagnosis:
-        """Look at the server, the way to it and the keys. Same as SessionStore.doctor."""
-        from redis_sessions.doctor.examine import examine  # noqa: PLC0415 - one that few call, and long to import
+        """Check the server, the connection and the keys. Same as SessionStore.doctor."""
+        from redis_sessions.doctor.examine import examine  # noqa: PLC0415 - called by few, and slow to import
 
-        quorums = [await self._quorum(sentinel, service) for sentinel, service in clients.sentinels(self.client)]
+        quorums = [await self._quorum(sentinel, service) for sentinel, service in sentinels(self.client)]
         connection = Connection(self._link.tls, self._link.risks)
         return await self._run(examine(self.settings, connection, quorums, agent, progress))
 
     async def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
     ) -> RetimeResult:
-        """Let no session live longer than a max age from now on, after it was lowered. Same as SessionStore.retime."""
-        return await self._run(retime.retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
+        """Apply a lowered max age to the sessions that are already there. Same as SessionStore.retime."""
+        return await self._run(retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
 
     async def resume(
         self,
@@ -467,10 +449,10 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
     ) -> ResumeResult[V]:
         """Run one turn of a conversation. Same as SessionStore.resume.
 
-        `run` is awaited. A cancellation, too, gives the lease back before it goes on.
+        `run` is awaited. A cancellation, too, releases the lease before it takes effect.
         """
         request = Request(key, judge, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
-        return await runner.adrive(self._ops, self._run, resume(self._ops, request), run)
+        return await adrive(self._ops, self._run, resume(self._ops, request), run)
 
     async def aclose(self) -> None:
         """Close the client and its connections."""
@@ -482,7 +464,7 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _quorum(self, sentinel: clients.AsyncClient, service: str) -> object:
+    async def _quorum(self, sentinel: AsyncClient, service: str) -> object:
         from redis_sessions.doctor.examine import ask_quorum  # noqa: PLC0415 - see doctor
 
         try:
@@ -494,15 +476,9 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         return await arun(self.client, op, self._link)
 
 
-def _target_and_settings(
-    url: str, settings: StoreSettings | None, password: str | None
-) -> tuple[urls.Target, StoreSettings]:
-    """What `from_url` was given, checked. Raises InvalidSettings, and TypeError for settings that are none."""
-    checked = _checked(settings)
-    return urls.parse(url, password), checked
-
-
 def _checked(settings: StoreSettings | None) -> StoreSettings:
     if not isinstance(settings, StoreSettings | None):
-        raise TypeError(f"settings are a StoreSettings, not a {type(settings).__name__}: write StoreSettings(namespace=…)")
+        raise TypeError(
+            f"settings must be a StoreSettings, not a {type(settings).__name__}: write StoreSettings(namespace=…)"
+        )
     return StoreSettings() if settings is None else settings

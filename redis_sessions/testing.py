@@ -1,6 +1,6 @@
-"""Stores on fakeredis, for the tests of whoever uses this package (`pip install 'redis-sessions[testing]'`).
+"""Stores on fakeredis, for tests of programs that use this package (`pip install 'redis-sessions[testing]'`).
 
-fakeredis speaks Redis inside this process, scripts and expiry included; with `time-machine` a test can let sessions age.
+fakeredis is Redis inside this process, scripts and expiry included; with `time-machine` a test can let sessions age.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from redis_sessions.settings import StoreSettings
 from redis_sessions.store import AsyncSessionStore, SessionStore
 
 try:
-    importlib.import_module("lupa")  # without it fakeredis is there, and knows no scripts
+    importlib.import_module("lupa")  # without it fakeredis can be imported, but can't run scripts
     from fakeredis import FakeAsyncRedis, FakeRedis, FakeServer
 except ImportError:
     raise MissingExtra("fake stores need fakeredis[lua]", remedy="pip install 'redis-sessions[testing]'") from None
@@ -24,15 +24,15 @@ def fake_store(settings: StoreSettings | None = None, *, server: FakeServer | No
     """A SessionStore on fakeredis, inside this process.
 
     Args:
-        settings: how the store behaves; StoreSettings() unless told.
-        server: a `fakeredis.FakeServer()` that several stores share; one of its own unless told. Its
-            `connected = False` is an outage.
+        settings: how the store behaves; default: StoreSettings().
+        server: a `fakeredis.FakeServer()` that several stores share; default: a new one. Its `connected = False` is an
+            outage.
 
-    Raises TypeError for settings that are no StoreSettings.
+    Raises TypeError if the settings are not a StoreSettings.
     """
     return SessionStore(FakeRedis(server=server or FakeServer()), settings)
 
 
 def fake_async_store(settings: StoreSettings | None = None, *, server: FakeServer | None = None) -> AsyncSessionStore:
-    """Same as fake_store, for asyncio. The two may share a server. Raises TypeError likewise."""
+    """Same as fake_store, for asyncio. The two may share a server. Raises TypeError for other settings."""
     return AsyncSessionStore(FakeAsyncRedis(server=server or FakeServer()), settings)

@@ -9,7 +9,7 @@ from redis_sessions.errors import InvalidSettings
 
 _UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
-# From how many milliseconds on which two units are used: 24 h are still hours, as in the settings.
+# From how many milliseconds on, which two units are used: 24 h are still hours, as in the settings.
 _SCALE: Final = (
     (2 * 86_400_000, "d", 86_400_000, "h", 3_600_000),
     (3_600_000, "h", 3_600_000, "m", 60_000),
@@ -21,10 +21,10 @@ def parse_duration_ms(text: str, name: str) -> int:
     """Milliseconds of a whole number with its unit: `500ms`, `30s`, `90m`, `24h`, `7d`.
 
     Args:
-        text: what was given.
-        name: what it was given as, such as `--max-age`, for the error.
+        text: the duration.
+        name: of the option or setting, such as `--max-age`, for the error.
 
-    Raises InvalidSettings. A bare number could be in any unit, and is refused.
+    Raises InvalidSettings, also for a bare number, which could be in any unit.
     """
     if match := _DURATION.fullmatch(text):
         return int(match[1]) * _UNITS_MS[match[2]]
@@ -57,7 +57,7 @@ def count(number: int, noun: str) -> str:
 def safe(text: str) -> str:
     r"""Text from Redis, a file or the command line as one line that can't control a terminal.
 
-    Whatever is not printable (control characters, ESC, line breaks, bidi overrides, zero width) becomes its escape, `\x1b`.
+    What is not printable (control characters, ESC, line breaks, bidi overrides, zero width) becomes its escape, `\x1b`.
     """
     if text.isprintable():
         return text

@@ -22,8 +22,8 @@ _HOLDERS = {
     "self.settings": StoreSettings,
     "self._replacement": Replacement,
 }
-# What runs when a class is called, by itself or in a `with`; the last is a validator's.
-_MAKING = ("__init__", "__enter__", "__exit__", "_checked")
+# What runs when a class is called, or entered by `with`; the last is a validator of pydantic's.
+_MAKING = ("__init__", "__enter__", "__exit__", "_wrap_errors")
 
 
 def errors_of(function, owner=None, below=()):

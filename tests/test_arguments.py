@@ -58,7 +58,7 @@ class TestMakingAStore:
         client = redis.Redis() if kind is SessionStore else redis.asyncio.Redis()
         for make in (lambda: kind(client, settings), lambda: kind.from_url(NOWHERE, settings)):
             assert refused(make) == (
-                f"settings are a StoreSettings, not a {type(settings).__name__}: write StoreSettings(namespace=…)"
+                f"settings must be a StoreSettings, not a {type(settings).__name__}: write StoreSettings(namespace=…)"
             )
 
     def test_from_a_url_that_is_none(self, kind):
@@ -83,7 +83,7 @@ class TestALease:
         for call in calls:
             for wrong in ("key", None, ("key", "token")):
                 says = refused(lambda call=call, wrong=wrong: call(wrong))
-                assert says == f"a lease is a Lease, as acquire gives it, not a {type(wrong).__name__}"
+                assert says == f"a lease must be a Lease, as acquire returns it, not a {type(wrong).__name__}"
             assert "another worker has the conversation" in refused(lambda call=call: call(Held("key", "h:1:a", 5)))
 
 
@@ -93,7 +93,7 @@ class TestALease:
     [
         ("foo", "is text, not a time in milliseconds"),
         (1_732_250_000, "looks like seconds, not milliseconds"),
-        (1_732_250_000_000.0, "is no whole number of milliseconds"),
+        (1_732_250_000_000.0, "is not a whole number of milliseconds"),
         (-1, "is negative"),
         (True, "is true or false, not a time in milliseconds"),
     ],

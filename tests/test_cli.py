@@ -138,7 +138,7 @@ def test_failures(cli: Cli) -> None:
     assert cli.json("failures", "--increment") == {"resume_failures_total": 2}
     assert cli.json("failures") == {"resume_failures_total": 2}
     cli.raw.set(cli.keys.counter("resume_failures_total"), "many")
-    assert "holds no integer" in cli("failures", code=exits.PARTLY).stderr
+    assert "is not an integer" in cli("failures", code=exits.PARTLY).stderr
     assert re.search(r"^  resume failures +-  no integer: see redis-sessions doctor$", cli("report").stdout, re.MULTILINE)
     assert cli.json("report")["counters"]["resume_failures_total"] is None
 

@@ -266,13 +266,13 @@ class TestCounter:
         raw.set(f"{namespace}:counter:resume_failures_total", value)
         with pytest.raises(CorruptValue, match="redis-cli SET"):
             store.resume_failures_total()
-        with pytest.raises(CorruptValue, match=r"counter .* holds no integer"):
+        with pytest.raises(CorruptValue, match=r"counter .* is not an integer"):
             store.increment_resume_failures()
 
     def test_what_is_of_the_wrong_type_is_an_error_that_says_counter(self, store, raw, namespace):
         raw.lpush(f"{namespace}:counter:resume_failures_total", 1)
         for operation in (store.resume_failures_total, store.increment_resume_failures):
-            with pytest.raises(CorruptValue, match=r"counter .* holds no integer"):
+            with pytest.raises(CorruptValue, match=r"counter .* is not an integer"):
                 operation()
 
 

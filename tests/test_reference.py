@@ -44,7 +44,9 @@ FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction
 
 def methods(kind):
     """Public methods by name, constructors of other names among them."""
-    found = {name: getattr(value, "__func__", value) for name, value in vars(kind).items() if not name.startswith("_")}
+    ours = [base for base in reversed(kind.__mro__) if base.__module__.startswith("redis_sessions")]
+    members = {name: value for base in ours for name, value in vars(base).items() if not name.startswith("_")}
+    found = {name: getattr(value, "__func__", value) for name, value in members.items()}
     return {name: value for name, value in found.items() if inspect.isfunction(value)}
 
 
@@ -160,7 +162,7 @@ class TestTheFlavours:
     def test_they_say_the_same(self):
         for name in set(self.sync) - {"close"}:
             assert inspect.getdoc(self.other[name]).startswith(inspect.getdoc(self.sync[name])), name
-        assert inspect.getdoc(AsyncSessionStore.resume).endswith("gives the lease back before it goes on.")
+        assert inspect.getdoc(AsyncSessionStore.resume).endswith("releases the lease before it takes effect.")
 
     def test_what_an_editor_reads_in_the_source_is_how_the_other_begins(self):
         [kind] = [

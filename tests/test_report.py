@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redis_sessions import InexactScan, StoreSettings
-from redis_sessions.keys import Keys
+from redis_sessions.keys import Keys, is_session_id
 from redis_sessions.operations.report import MAX_EXAMPLES, ReportFold
+from redis_sessions.operations.scan import Page
 from redis_sessions.settings import DAY_MS
 
 pytestmark = pytest.mark.plants_immortal_keys
@@ -165,20 +166,28 @@ tidy = st.lists(
 
 @given(st.lists(st.one_of(rows, tidy), max_size=3))
 def test_pages_are_counted_as_their_rows_are(pages):
-    by_row, by_page = ReportFold(StoreSettings(namespace="ns")), ReportFold(StoreSettings(namespace="ns"))
+    fold = ReportFold(StoreSettings(namespace="ns"))
     for page in pages:
-        for row in page:
-            by_row.add(*row)
-        by_page.add_page(*(list(column) for column in zip(*page, strict=True)) if page else ([], [], []))
-    one, other = (fold.finish({}, approximate=False).model_dump(exclude={"scan_ms"}) for fold in (by_row, by_page))
-    assert one == other
+        fold.add_page(Page(*map(list, zip(*page, strict=True)), 0) if page else Page([], [], [], 0))
+    report = fold.finish({}, approximate=False)
+    alive = [row for page in pages for row in page if row[1] >= -1]
+    sessions = [pttl for key, pttl, value in alive if Keys("ns").conversation(key) and value and is_session_id(value)]
+    assert (report.live, report.invalid) == (len(sessions), len(alive) - len(sessions))
+    assert report.no_ttl == sum(pttl == -1 for _, pttl, _ in alive)
+    assert report.over_max_age == sum(pttl > DAY_MS for _, pttl, _ in alive)
+    assert report.soonest_expiry_ms == min((pttl for pttl in sessions if pttl >= 0), default=None)
+    idle_ms = [DAY_MS - pttl for pttl in sessions if 0 <= pttl <= DAY_MS]
+    above = -1
+    for bucket in report.idle_histogram:
+        assert bucket.count == sum(above < idle <= bucket.up_to_ms for idle in idle_ms)
+        above = bucket.up_to_ms
 
 
 @given(rows)
 def test_every_row_is_counted_once_whatever_it_is(rows):
     fold = ReportFold(StoreSettings(namespace="ns"))
     for row in rows:
-        fold.add(*row)
+        fold.add_page(Page(*([cell] for cell in row), 0))
     report = fold.finish({}, approximate=False)
     alive = [row for row in rows if row[1] >= -1]
     assert report.live + report.invalid == len(alive)

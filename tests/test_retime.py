@@ -12,7 +12,7 @@ from redis_sessions.cli import exit_codes as exits
 from redis_sessions.client.execute import run
 from redis_sessions.keys import Keys, is_session_id
 from redis_sessions.operations.command import Command
-from redis_sessions.operations.retime import _sorted_out
+from redis_sessions.operations.retime import retime
 from redis_sessions.operations.scan import Page
 from redis_sessions.operations.scripts import RETIME
 from redis_sessions.settings import DAY_MS
@@ -133,10 +133,19 @@ def test_a_value_is_a_session_id_to_the_script_as_it_is_to_us(store, raw, namesp
 
 
 @pytest.mark.parametrize("values", [[b"ID-1", b"ID-1"], [b"ID-1", None]])
-def test_what_has_expired_since_it_was_listed_is_nothing(values):
-    keys = Keys("ns")
-    redis_keys = [keys.session_id("a"), keys.session_id("b")]
-    assert _sorted_out(keys, Page(redis_keys, [5, -2], values, 0)) == ([(redis_keys[0], 5)], [])
+def test_a_key_that_has_expired_since_it_was_listed_does_not_count(values):
+    class OnePage:
+        """A scan of one page, without a server."""
+
+        exact, pages = True, [[Page([Keys("ns").session_id(key) for key in ("a", "b")], [5, -2], values, 0)]]
+
+        def next_pages(self):
+            yield from ()
+            return self.pages.pop() if self.pages else None
+
+    with pytest.raises(StopIteration) as done:
+        next(retime(StoreSettings(namespace="ns"), scan=OnePage()))
+    assert done.value.value == result(looked_at=1, left=1)
 
 
 def test_the_command(cli: Cli) -> None:

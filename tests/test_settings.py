@@ -1,3 +1,5 @@
+"""StoreSettings: defaults, what is refused and how the error says it, and the JSON file that gives a max age."""
+
 from __future__ import annotations
 
 import copy
@@ -16,7 +18,7 @@ def test_the_defaults():
     assert (settings.namespace, settings.session_max_age_ms, settings.lease_ms) == ("sessions", 86_400_000, 30_000)
 
 
-def test_they_are_frozen_and_every_one_tells_its_unit_or_is_none():
+def test_they_are_immutable_and_each_name_says_its_unit():
     settings = StoreSettings()
     with pytest.raises(InvalidSettings, match=r"session_max_age_ms can't be set: settings\.model_copy"):
         settings.session_max_age_ms = 1
@@ -45,7 +47,7 @@ def test_they_are_frozen_and_every_one_tells_its_unit_or_is_none():
         {"max_age": 1},
     ],
 )
-def test_what_can_not_be_is_refused_by_name(wrong):
+def test_an_invalid_value_is_refused_by_name(wrong):
     with pytest.raises(InvalidSettings) as caught:
         StoreSettings(**wrong)
     assert next(iter(wrong)) in str(caught.value)
@@ -54,19 +56,21 @@ def test_what_can_not_be_is_refused_by_name(wrong):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"max_age_ms": 1}, "'max_age_ms' is no setting: did you mean session_max_age_ms?"),
-        ({"url": 1}, "'url' is no setting: there are namespace, session_max_age_ms, "),
+        ({"max_age_ms": 1}, "'max_age_ms' is not a setting: did you mean session_max_age_ms?"),
+        ({"url": 1}, "'url' is not a setting: there are namespace, session_max_age_ms, "),
         (
             {"session_max_age_ms": 0},
-            "session_max_age_ms is 0: give a whole number of milliseconds, 1 to 3155760000000 (a century), such as 86400000",
+            "session_max_age_ms is 0: give a whole number of milliseconds, 1 to 3155760000000, default: 86400000",
         ),
-        ({"lease_ms": "30s"}, "lease_ms is '30s': give a whole number of milliseconds, "),
+        ({"lease_ms": "30s"}, "lease_ms is the text '30s': give a whole number of milliseconds, "),
         ({"lease_ms": {"password": "s3cret"}}, "lease_ms is a dict: "),
-        ({"scan_count": 0}, "scan_count is 0: give a whole number, 1 to 100000, such as 1000"),
-        ({"namespace": "a:b"}, "namespace holds ':': give 1 to 128 of A-Z a-z 0-9 _ . @ -"),
-        ({"namespace": "redis://u:s3cret@h"}, "namespace holds ':': "),
-        ({"namespace": "ä"}, r"namespace holds '\xe4': "),
-        ({"namespace": ""}, "namespace has 0 characters: "),
+        ({"lease_ms": "s3cret"}, "lease_ms is text of 6 characters: "),
+        ({"lease_ms": 10**5000}, "lease_ms is too large or too small: "),
+        ({"scan_count": 0}, "scan_count is 0: give a whole number, 1 to 100000, default: 1000"),
+        ({"namespace": "a:b"}, "namespace is text with ':' in it: give 1 to 128 of A-Z a-z 0-9 _ . @ -, default: sessions"),
+        ({"namespace": "redis://u:s3cret@h"}, "namespace is text with ':' in it: "),
+        ({"namespace": "ä"}, r"namespace is text with '\xe4' in it: "),
+        ({"namespace": ""}, "namespace is text of 0 characters: "),
         ({"namespace": None}, "namespace is None: "),
     ],
 )
@@ -84,7 +88,7 @@ def test_every_one_is_checked(name):
             StoreSettings(**{name: wrong})
 
 
-def test_a_copy_is_checked_like_the_first():
+def test_a_copy_is_checked_too():
     settings = StoreSettings(namespace="a")
     other = settings.model_copy(update={"lease_ms": 5})
     assert (other.namespace, other.lease_ms, settings.lease_ms) == ("a", 5, 30_000)
@@ -108,7 +112,7 @@ def test_a_subclass_may_have_settings_of_its_own():
         Mine(colour="blue")
 
 
-def test_what_is_no_settings_at_all():
+def test_settings_that_are_not_given_by_name():
     with pytest.raises(InvalidSettings, match="by name"):
         StoreSettings.model_validate(7)
 
@@ -132,21 +136,21 @@ class TestFromJsonFile:
         return write
 
     @pytest.mark.parametrize("name", ["session_max_age_ms", "sessionMaxAgeMs"])
-    def test_it_takes_the_max_age_in_either_spelling_and_leaves_the_rest(self, file, name):
+    def test_it_takes_the_max_age_in_either_spelling_and_ignores_the_rest(self, file, name):
         path = file({name: 3_600_000, "agents": [{"name": "claude"}], "namespace": 7})
         assert StoreSettings.from_json_file(path).session_max_age_ms == 3_600_000
         assert StoreSettings.from_json_file(str(path), namespace="x").namespace == "x"
 
-    def test_without_one_the_default_holds(self, file):
+    def test_without_one_the_default_applies(self, file):
         assert StoreSettings.from_json_file(file({})).session_max_age_ms == 86_400_000
 
-    def test_what_the_caller_says_goes_first(self, file):
+    def test_an_override_takes_precedence(self, file):
         path = file({"session_max_age_ms": 5})
         assert StoreSettings.from_json_file(path, session_max_age_ms=7).session_max_age_ms == 7
 
     @pytest.mark.parametrize("value", [0, -5, 1.5, 3600.0, "3600000", True, None, [1], {"token": "s3cret"}, 10**30])
     @pytest.mark.parametrize("name", ["session_max_age_ms", "sessionMaxAgeMs"])
-    def test_what_is_no_positive_integer_names_file_and_field_and_shows_no_secret(self, file, name, value):
+    def test_an_invalid_max_age_names_file_and_field_and_shows_no_secret(self, file, name, value):
         path = file({name: value})
         with pytest.raises(InvalidSettings) as caught:
             StoreSettings.from_json_file(path)
@@ -160,11 +164,11 @@ class TestFromJsonFile:
         assert StoreSettings.from_json_file(file({"session_max_age_ms": 5, "sessionMaxAgeMs": 5})).session_max_age_ms == 5
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"a": 1} x', "[" * 100_000])
-    def test_a_file_that_holds_no_object(self, file, text):
+    def test_a_file_that_is_not_an_object(self, file, text):
         with pytest.raises(InvalidSettings, match=r"agents\.json"):
             StoreSettings.from_json_file(file(text))
 
-    def test_a_file_that_is_not_there_or_not_text(self, tmp_path):
+    def test_a_file_that_is_missing_or_not_text(self, tmp_path):
         with pytest.raises(InvalidSettings, match="No such file"):
             StoreSettings.from_json_file(tmp_path / "no.json")
         (tmp_path / "agents.json").write_bytes(b"\xff")

@@ -1,6 +1,6 @@
-"""Files put in place whole or not at all, for their owner alone.
+"""Writes files whole or not at all, readable by their owner only.
 
-A process that is killed meanwhile leaves its draft beside the file, as `.NAME.xxxxxxxx`; nothing ever reads it.
+A process that is killed meanwhile leaves its draft beside the file, as `.NAME.xxxxxxxx`; nothing reads it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _OPEN: Final = re.compile(r"/dev/(stdout|stderr|fd/([0-9]{1,9}))")
 
 
 class Replacement:
-    """What is written in a block takes the place of `path`, with mode 0600, when the block ends well; else nothing does.
+    """Replaces `path`, with mode 0600, by what is written in the block, if the block ends without an error.
 
-    A link stays one: what it leads to is replaced. What is no regular file, such as a pipe, a terminal or /dev/null,
-    stays what it is, and is written to in one go.
+    A symbolic link is kept: its target is replaced. What is not a regular file, such as a pipe, a terminal or /dev/null, is
+    kept too, and is written to at the end of the block.
 
     Raises FileNotWritten.
     """
@@ -38,7 +38,7 @@ class Replacement:
                 handle, draft = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.name}.")
                 self._draft = Path(draft)
                 self.file = os.fdopen(handle, "w", encoding="utf-8")
-        except (OSError, RuntimeError) as error:  # a link that leads to itself is a RuntimeError in Python 3.11 and 3.12
+        except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError in Python 3.11 and 3.12
             raise self._failure(error) from None
         return self
 
@@ -62,7 +62,7 @@ class Replacement:
 
     def _failure(self, error: OSError | RuntimeError) -> FileNotWritten:
         why = error.strerror if isinstance(error, OSError) else "Too many levels of symbolic links"
-        return FileNotWritten(f"{self._path} can't be written ({why})", remedy="name a place that is there and has room")
+        return FileNotWritten(f"{self._path} can't be written ({why})", remedy="name a directory that exists and has room")
 
 
 def _is_stream(path: Path) -> bool:
@@ -71,7 +71,7 @@ def _is_stream(path: Path) -> bool:
 
 def _open_stream(path: Path) -> IO[str]:
     if is_open := _OPEN.fullmatch(str(path)):
-        # Opened anew, a regular file behind it would be written over from its beginning.
+        # Opened by name, a regular file behind it would be overwritten from its beginning.
         number = {"stdout": 1, "stderr": 2}.get(is_open[1]) or int(is_open[2])
         return os.fdopen(os.dup(number), "w", encoding="utf-8")
     return path.open("w", encoding="utf-8")

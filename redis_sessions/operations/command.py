@@ -1,7 +1,9 @@
-"""What an operation may ask for: a Command, or several at once, which are one round trip.
+"""What an operation may ask of Redis.
 
-An operation is a generator: it yields lists of Commands, is sent the list of their replies (bytes, integers, None,
-lists of these), and returns its result. It holds no client and awaits nothing; `wire.py` drives it, in both flavours.
+An operation is a generator. It yields a list of Commands, which are sent in one round trip; it is sent back the list of
+their replies (bytes, integers, None, and lists of these); and it returns its result, or raises. It has no client and awaits
+nothing, so the same generator serves both flavors: `run` and `arun` of `client/execute.py` send what it yields, and decide
+what is sent again and which error a failure becomes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ Op: TypeAlias = Generator[list["Command"], list[Any], T]
 
 
 class Script:
-    """A Lua script and the SHA-1 that EVALSHA knows it by."""
+    """A Lua script and its SHA-1, by which EVALSHA calls it."""
 
     def __init__(self, source: str) -> None:
         self.source: Final = source
@@ -23,17 +25,17 @@ class Script:
 
 
 class Command(NamedTuple):
-    """One command, and what the wire must know to send it.
+    """One command, and what the client must know to send it.
 
     Attributes:
         args: name and arguments; of a script, its arguments alone.
         key: the conversation it is about, for errors to name.
-        script: the script to run, if it is one; `redis_keys` are its KEYS.
+        script: the script to run, if any; `redis_keys` are its KEYS.
         resend: whether it may run twice, so that it can be sent again when its reply was lost.
-        tell_again: whether the wire appends an argument: 1 if an earlier sending may have run, else 0.
-        node: the cluster primary it is for, as PRIMARIES gave it; None lets its key decide.
-        optional: a refusal by the server is its reply (a SessionStoreError) instead of being raised.
-        even_away: of an optional one, so is that the server can't be reached.
+        tell_again: whether the client appends an argument: 1 if an earlier sending may have run, else 0.
+        node: the cluster primary to send it to, as PRIMARIES gave it; None lets its key decide.
+        optional: if the server refuses it, the error (a SessionStoreError) is its reply instead of being raised.
+        even_away: of an optional one, the same if the server can't be reached.
     """
 
     args: tuple[bytes | str | int, ...]
@@ -48,8 +50,8 @@ class Command(NamedTuple):
 
 
 class Resent(list[Any]):
-    """Replies to commands that were sent more than once: an earlier sending may have been carried out as well."""
+    """Replies to commands that were sent more than once: an earlier sending may have been carried out too."""
 
 
-# Asks the wire, not the server: its reply is a list of node handles, [None] where there is only one server.
+# Answered by the client, not by the server: its reply is a list of node handles, [None] where there is only one server.
 PRIMARIES: Final = Command(("PRIMARIES",))

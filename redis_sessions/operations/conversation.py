@@ -1,4 +1,4 @@
-"""Every operation on one conversation or one counter, as a generator. See `commands.py` for what that means."""
+"""The operations on one conversation or one counter, as generators; `command.py` explains these."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Lease:
         key: the conversation.
         token: names this claim, `host:pid:random`; new for every claim.
         session_id: the live session ID that was found, or None.
-        unusable: Redis held a value that is no session ID; it is taken for nothing to resume.
+        unusable: Redis held a value that is not a session ID; it counts as nothing to resume.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The answer to a claim on a conversation that somebody else runs now.
+    """The answer to a claim on a conversation that another worker runs now.
 
     Attributes:
         key: the conversation.
@@ -60,7 +60,7 @@ class Peek(NamedTuple):
 
 
 class Operations:
-    """The operations of one namespace. Holds settings and nothing that changes, so any number of threads may share it."""
+    """The operations of one namespace. Immutable, so any number of threads may share it."""
 
     def __init__(self, settings: StoreSettings) -> None:
         self.settings = settings
@@ -75,7 +75,7 @@ class Operations:
         redis_key = self.keys.session_id(key)
         [raw, pttl_ms] = yield [Command(("GET", redis_key), key), Command(("PTTL", redis_key), key)]
         session_id = _found(key, raw)
-        # Below -1 it expired between the two.
+        # Below -1, it expired between the two.
         return None if session_id is None or pttl_ms < -1 else Peek(session_id, pttl_ms if pttl_ms >= 0 else None)
 
     def set(self, key: str, session_id: str) -> Op[None]:
@@ -126,9 +126,9 @@ class Operations:
         return bool(released)
 
     def increment(self, name: str) -> Op[int]:
-        # Sent again after a lost reply it would count twice: better to lose one.
+        # Not sent again after a lost reply, because it might count twice: losing one is better.
         [count] = yield [Command(("INCR", self.keys.counter(name)), resend=False, optional=True)]
-        return int(self._sound(name, count))
+        return int(self._checked(name, count))
 
     def counters(self) -> Op[dict[str, int | None]]:
         replies = yield [Command(("GET", self.keys.counter(name)), optional=True) for name in COUNTERS]
@@ -136,13 +136,13 @@ class Operations:
 
     def counter(self, name: str) -> Op[int]:
         [raw] = yield [Command(("GET", self.keys.counter(name)), optional=True)]
-        return int(self._sound(name, _count(raw)))
+        return int(self._checked(name, _count(raw)))
 
-    def _sound(self, name: str, count: Any) -> Any:
-        """A counter as it was read; CorruptValue, by name, where it holds no integer."""
+    def _checked(self, name: str, count: Any) -> Any:
+        """A counter as it was read. Raises CorruptValue, which names it, if it is not an integer."""
         if count is None or isinstance(count, CorruptValue):
             redis_key = self.keys.counter(name).decode()
-            raise CorruptValue(f"counter {redis_key} holds no integer", remedy=f"set it to one: redis-cli SET {redis_key} 0")
+            raise CorruptValue(f"counter {redis_key} is not an integer", remedy=f"redis-cli SET {redis_key} 0")
         if isinstance(count, SessionStoreError):
             raise count
         return count
@@ -154,11 +154,11 @@ class Operations:
 def _check_lease(lease: object) -> None:
     if not isinstance(lease, Lease):
         held = ", which says that another worker has the conversation" if isinstance(lease, Held) else ""
-        raise TypeError(f"a lease is a Lease, as acquire gives it, not a {type(lease).__name__}{held}")
+        raise TypeError(f"a lease must be a Lease, as acquire returns it, not a {type(lease).__name__}{held}")
 
 
 def _count(raw: bytes | SessionStoreError | None) -> int | None:
-    """A counter's value; None if it holds no integer. Raises what stands in the place of a reply."""
+    """A counter's value; None if it is not an integer. Raises the error that is there instead of a reply."""
     if isinstance(raw, SessionStoreError):
         if isinstance(raw, CorruptValue):
             return None
@@ -174,7 +174,7 @@ def _found(key: str, raw: bytes | None) -> str | None:
         return None
     if not is_session_id(raw):
         raise InvalidSessionID(
-            f"Redis holds a value for conversation {key!r} that is no session ID",
+            f"Redis holds a value for conversation {key!r} that is not a session ID",
             key=key,
             remedy="delete the conversation, or set a valid session ID",
         )

@@ -1,14 +1,16 @@
-"""What became of the sweep: keys in, a Report out. A pure fold; memory does not grow with the number of keys."""
+"""Reads all session keys into a Report, or into the set of their session IDs. Deletes nothing."""
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from redis_sessions.keys import Keys, are_session_ids, is_session_id
+from redis_sessions.errors import InexactScan
+from redis_sessions.keys import Keys, is_session_id
+from redis_sessions.operations.command import Op
+from redis_sessions.operations.scan import Page, Progress, Scan, session_rows
 from redis_sessions.settings import DAY_MS, StoreSettings
 
 MAX_EXAMPLES = 20
@@ -22,10 +24,10 @@ _BUCKETS_MS = (
 
 
 class InvalidExample(BaseModel):
-    """A key that holds no valid session ID.
+    """A key that doesn't hold a valid session ID.
 
     Attributes:
-        key: its name in Redis, backslash-escaped if it is no printable text.
+        key: its name in Redis, backslash-escaped if it is not printable text.
         reason: "wrong type", "no valid session ID" or "name outside the key scheme".
     """
 
@@ -39,8 +41,8 @@ class IdleBucket(BaseModel):
     """Sessions that were idle for about the same time.
 
     Attributes:
-        up_to_ms: they were idle for at most that many milliseconds, and longer than the bucket before says.
-        count: how many they are; those of the buckets before are not among them.
+        up_to_ms: they were idle for at most that many milliseconds, and for more than `up_to_ms` of the bucket before.
+        count: their number; those of the buckets before are not included.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -56,12 +58,12 @@ class Report(BaseModel):
         live: keys that hold a valid session ID.
         no_ttl: keys that never expire; `set` never writes one.
         over_max_age: keys with more time left than the reader's max age; how long they are idle is unknown.
-        invalid: keys with no valid session ID: wrong type, wrong text, or a name outside the key scheme.
+        invalid: keys without a valid session ID: wrong type, wrong text, or a name outside the key scheme.
         invalid_examples: the first 20 of them.
         soonest_expiry_ms: milliseconds until the next session expires, None if none will.
         idle_histogram: idle times of the live sessions that have one, in ascending buckets.
-        counters: `resume_failures_total`, `resumes_total`, `fresh_starts_total`; None for one that holds no integer.
-        approximate: keys may have been missed, since cluster slots moved or the server changed during the scan.
+        counters: `resume_failures_total`, `resumes_total`, `fresh_starts_total`; None for one that is not an integer.
+        approximate: keys may have been missed, because cluster slots moved or the server changed during the scan.
         scan_ms: how long the scan took, in milliseconds.
     """
 
@@ -79,8 +81,33 @@ class Report(BaseModel):
     scan_ms: int
 
 
+def report(settings: StoreSettings, counters: Op[dict[str, int | None]], progress: Progress | None = None) -> Op[Report]:
+    """Aggregate all session keys and the counters into a Report."""
+    scan = Scan(settings, progress)
+    fold = ReportFold(settings)
+    while (pages := (yield from scan.next_pages())) is not None:
+        for page in pages:
+            fold.add_page(page)
+    counts = yield from counters
+    return fold.finish(counts, approximate=not scan.exact)
+
+
+def live_session_ids(settings: StoreSettings) -> Op[frozenset[str]]:
+    """The session IDs of all session keys. Raises InexactScan unless the scan was exact."""
+    scan = Scan(settings)
+    found: set[str] = set()
+    while (pages := (yield from scan.next_pages())) is not None:
+        found.update(row.session_id for page in pages for row in session_rows(settings, page))
+    if not scan.exact:
+        raise InexactScan(
+            "keys may have been missed: cluster slots moved, the server changed, or INFO is not granted to this user",
+            remedy="delete no transcript now; try again when the cluster is at rest",
+        )
+    return frozenset(found)
+
+
 class ReportFold:
-    """Takes keys one at a time or by the page; `finish` gives the Report."""
+    """Aggregates pages of scanned keys into a Report. Its memory does not grow with the number of keys."""
 
     def __init__(self, settings: StoreSettings) -> None:
         self._keys = Keys(settings.namespace)
@@ -92,33 +119,16 @@ class ReportFold:
         self._soonest_ms: int | None = None
         self._began_s = time.monotonic()
 
-    def add(self, redis_key: bytes, pttl_ms: int, value: bytes | None) -> None:
-        """Count one key: its name in Redis, milliseconds left (-1 without a TTL), its value (None if no string)."""
-        if pttl_ms < -1:
-            return  # it expired between being listed and being looked at
-        if pttl_ms == -1:
-            self._no_ttl += 1
-        elif pttl_ms > self._max_age_ms:
-            self._over_max_age += 1
-        reason = self._trouble(redis_key, value)
-        if reason is not None:
-            self._invalid += 1
-            if len(self._examples) < MAX_EXAMPLES:
-                self._examples.append(InvalidExample(key=_printable(redis_key), reason=reason))
-            return
-        self._live += 1
-        if pttl_ms >= 0:
-            if self._soonest_ms is None or pttl_ms < self._soonest_ms:
-                self._soonest_ms = pttl_ms
-            if pttl_ms <= self._max_age_ms:
-                self._histogram[bisect_left(self._bounds, self._max_age_ms - pttl_ms)] += 1
-
-    def add_page(self, redis_keys: Sequence[bytes], pttls_ms: Sequence[int], values: Sequence[bytes | None]) -> None:
-        """Same as `add` of each. A page without anything odd is counted as a whole, at a tenth of the cost."""
-        if not (are_session_ids(values) and self._keys.are_plain(redis_keys)):
-            for row in zip(redis_keys, pttls_ms, values, strict=True):
-                self.add(*row)
-            return
+    def add_page(self, page: Page) -> None:
+        """Count the keys of a page; those that have expired since they were listed don't count."""
+        names, pttls_ms = page.conversations(self._keys), page.pttls_ms
+        if None in names:
+            rows = list(zip(names, page.redis_keys, pttls_ms, page.values, strict=True))
+            pttls_ms = [pttl_ms for name, _, pttl_ms, _ in rows if name is not None]
+            for name, redis_key, pttl_ms, value in rows:
+                if name is None and pttl_ms >= -1:
+                    self._add_invalid(redis_key, pttl_ms, value)
+        # Counted from the sorted list, at a tenth of the cost of a look at each.
         ascending = sorted(pttls_ms)
         expired, timed, over = (bisect_left(ascending, edge) for edge in (-1, 0, self._max_age_ms + 1))
         self._no_ttl += timed - expired
@@ -149,14 +159,14 @@ class ReportFold:
             scan_ms=round((time.monotonic() - self._began_s) * 1000),
         )
 
-    def _trouble(self, redis_key: bytes, value: bytes | None) -> str | None:
-        if value is None:
-            return "wrong type"
-        if not is_session_id(value):
-            return "no valid session ID"
-        if self._keys.conversation(redis_key) is None:
-            return "name outside the key scheme"
-        return None
+    def _add_invalid(self, redis_key: bytes, pttl_ms: int, value: bytes | None) -> None:
+        self._invalid += 1
+        self._no_ttl += pttl_ms == -1
+        self._over_max_age += pttl_ms > self._max_age_ms
+        if len(self._examples) < MAX_EXAMPLES:
+            wrong_value = "wrong type" if value is None else "no valid session ID"
+            reason = "name outside the key scheme" if value is not None and is_session_id(value) else wrong_value
+            self._examples.append(InvalidExample(key=_printable(redis_key), reason=reason))
 
 
 def _printable(redis_key: bytes) -> str:

@@ -1,8 +1,8 @@
-"""After the max age was lowered: let no session live longer than it from now on.
+"""Applies a lowered max age to the sessions that are already there.
 
-Only session IDs under a key of ours are touched, and their lives only ever shortened, or begun where a key had none. What to
-change is found by the scan; the server looks again before it does, so that a session saved meanwhile is safe. Run twice, the
-second changes nothing.
+Only session IDs under a key of the scheme are touched, and a TTL is only ever shortened, or set where a key had none. The
+scan finds what to change; the server checks each key again before it changes it, so that a session saved meanwhile is safe.
+Running it twice changes nothing more.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from redis_sessions.keys import Keys, are_session_ids, is_session_id
+from redis_sessions.keys import Keys
 from redis_sessions.operations.command import Command, Op
-from redis_sessions.operations.scan import Page, Progress, Scan
+from redis_sessions.operations.scan import Progress, Scan
 from redis_sessions.operations.scripts import RETIME
 from redis_sessions.settings import StoreSettings
 
@@ -23,16 +23,16 @@ GIVEN_TTL: Final = 2
 
 
 class RetimeResult(BaseModel):
-    """What became of the lives of all sessions; shortened + given_ttl + left + invalid = looked_at.
+    """How many keys were changed, by what was done; shortened + given_ttl + left + invalid = looked_at.
 
     Attributes:
-        looked_at: keys under the namespace's sessions; one that a scan finds twice counts twice.
-        shortened: had more time left than the max age, and now have that; of a dry run, those that would.
-        given_ttl: would never have expired, and now do after the max age; of a dry run likewise.
-        left: had no more time left than the max age.
-        invalid: hold no session ID, or have a name outside the key scheme; never touched.
+        looked_at: session keys of the namespace; one that the scan finds twice counts twice.
+        shortened: had more time left than the max age, and now have the max age; in a dry run, those that would.
+        given_ttl: would never have expired, and now expire after the max age; in a dry run, those that would.
+        left: had at most the max age left.
+        invalid: don't hold a session ID, or have a name outside the key scheme; never touched.
         invalid_no_ttl: those of the invalid that never expire.
-        approximate: keys may have been missed, since cluster slots moved or the server changed during the scan.
+        approximate: keys may have been missed, because cluster slots moved or the server changed during the scan.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -49,7 +49,7 @@ class RetimeResult(BaseModel):
 def retime(
     settings: StoreSettings, progress: Progress | None = None, *, dry_run: bool = False, scan: Scan | None = None
 ) -> Op[RetimeResult]:
-    """Shorten to the settings' max age whatever lives longer; see the module. `scan` is the walk to take, if not its own."""
+    """Shorten every TTL that exceeds the settings' max age. `scan` replaces the scan that it would make itself."""
     scan = scan or Scan(settings, progress)
     keys, max_age_ms = Keys(settings.namespace), settings.session_max_age_ms
     looked_at = invalid = invalid_no_ttl = 0
@@ -57,11 +57,16 @@ def retime(
     while (pages := (yield from scan.next_pages())) is not None:
         commands = []
         for page in pages:
-            good, bad_pttls_ms = _sorted_out(keys, page)
-            looked_at += len(good) + len(bad_pttls_ms)
-            invalid += len(bad_pttls_ms)
-            invalid_no_ttl += bad_pttls_ms.count(-1)
-            due = [(redis_key, pttl_ms) for redis_key, pttl_ms in good if pttl_ms == -1 or pttl_ms > max_age_ms]
+            due: list[tuple[bytes, int]] = []
+            for name, redis_key, pttl_ms in zip(page.conversations(keys), page.redis_keys, page.pttls_ms, strict=True):
+                if pttl_ms < -1:
+                    continue
+                looked_at += 1
+                if name is None:
+                    invalid += 1
+                    invalid_no_ttl += pttl_ms == -1
+                elif pttl_ms == -1 or pttl_ms > max_age_ms:
+                    due.append((redis_key, pttl_ms))
             if dry_run:
                 done.update(GIVEN_TTL if pttl_ms == -1 else SHORTENED for _, pttl_ms in due)
             elif due:
@@ -80,20 +85,3 @@ def retime(
         invalid_no_ttl=invalid_no_ttl,
         approximate=not scan.exact,
     )
-
-
-def _sorted_out(keys: Keys, page: Page) -> tuple[list[tuple[bytes, int]], list[int]]:
-    """Redis keys and TTLs of a page's sessions, and the TTLs of what is none; without those that have expired."""
-    if are_session_ids(page.values) and keys.are_plain(page.redis_keys):
-        good = list(zip(page.redis_keys, page.pttls_ms, strict=True))
-        return (good if min(page.pttls_ms) >= -1 else [row for row in good if row[1] >= -1]), []
-    good, bad_pttls_ms = [], []
-    names = keys.conversations(page.redis_keys)
-    for name, redis_key, pttl_ms, value in zip(names, page.redis_keys, page.pttls_ms, page.values, strict=True):
-        if pttl_ms < -1:
-            continue
-        if name is None or value is None or not is_session_id(value):
-            bad_pttls_ms.append(pttl_ms)
-        else:
-            good.append((redis_key, pttl_ms))
-    return good, bad_pttls_ms

@@ -1,7 +1,7 @@
-"""The Lua scripts. Each is about one conversation, whose keys share a slot, or reads one page of a scan.
+"""The Lua scripts. Each is about one conversation, whose keys share a slot, or about one page of a scan.
 
-They use nothing newer than Redis 6.2. Every one may be sent twice: when the reply to the first was lost, the second finds
-its own work and answers as the first did, except where its comment says otherwise.
+They use nothing newer than Redis 6.2. All may be sent twice: if the reply to the first sending was lost, the second finds
+what the first has done and replies the same, unless its comment says otherwise.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Final
 
 from redis_sessions.operations.command import Script
 
-# As redis.pcall, for commands that read, but only a value of the wrong type is given back as an error: a user who is not
-# granted the command must not be told that there is no such value.
+# Same as redis.pcall, for commands that read, but only WRONGTYPE is returned as an error: to a user without the permission
+# for the command it must not look as if there were no such value.
 _PEEK: Final = """
 local function peek(...)
   local reply = redis.pcall(...)
@@ -23,9 +23,9 @@ end
 """
 
 # KEYS lease, id; ARGV token, lease TTL, grace. -> {1, id or nil} or {0, holder, remaining ms}
-# A lease without a TTL (somebody's PERSIST) gets one, so that it can't shut a conversation for good.
-# A value too long to be an ID is cut one byte past the longest, one of the wrong type is given as empty: neither is valid.
-# A holder is cut likewise, since it may be anybody's value.
+# A lease without a TTL (after PERSIST by hand) gets one, so that it can't block a conversation forever.
+# A value too long to be an ID is cut one byte past the longest, one of the wrong type becomes empty: neither is valid.
+# A holder is cut too, since it may be any value.
 ACQUIRE: Final = Script(
     _PEEK
     + """
@@ -52,7 +52,7 @@ return {1, id}
 """
 )
 
-# KEYS lease; ARGV token, lease TTL. -> 1 if it is ours, lapsed but untaken included
+# KEYS lease; ARGV token, lease TTL. -> 1 if it is ours, even if it has lapsed, as long as nobody else has taken it
 RENEW: Final = Script(
     _PEEK
     + """
@@ -64,8 +64,8 @@ return 0
 )
 
 # KEYS lease, id; ARGV token, session ID, max age, whether it is sent again. -> 1 saved, 0 lost
-# Sent again, it looks at the ID as well: the first one has given the lease back already. Sent once it must not, or a worker
-# that comes late with the very ID that its successor resumed or saved would never hear that it was taken over.
+# Sent again, it also looks at the ID: the first sending may have released the lease already. Sent once it must not, or a
+# worker that comes late with the same ID that its successor resumed or saved would never learn that it was taken over.
 SAVE: Final = Script(
     _PEEK
     + """
@@ -97,7 +97,7 @@ return 1
 )
 
 # KEYS key; ARGV value, whether it is sent again, if that is known. -> 1 if it was there, else 0
-# Sent again it takes «not there» for the work of the first; where that isn't told it answers 0.
+# Sent again, it takes a missing key for the work of the first sending; without that argument it replies 0.
 DELETE_IF: Final = Script(
     _PEEK
     + """
@@ -122,9 +122,9 @@ return written
 """)
 
 # ARGV cursor, prefix, count, 1 where one MGET may read all. -> {next cursor, now ms, keys, PTTLs, values}
-# Of keys with that prefix and a brace behind it; looked at here, since MATCH takes three times as long for so little. The
-# last three are as long as each other. A value is cut one byte past the longest session ID; nil stands for one of the wrong
-# type, a PTTL of -3 for a key whose slot is not here. MGET takes half the time of a GET for each, but a cluster refuses it.
+# Keys with that prefix that end in a brace, filtered here because MATCH takes three times as long. The last three are of the
+# same length. A value is cut one byte past the longest session ID; nil stands for one of the wrong type, a PTTL of -3 for a
+# key whose slot is not on this server. MGET takes half the time of one GET for each, but a cluster refuses it.
 PAGE: Final = Script(
     _PEEK
     + """
@@ -170,9 +170,9 @@ return {scan[1], time[1] * 1000 + math.floor(time[2] / 1000), keys, pttls, value
 """
 )
 
-# ARGV max age, redis key, ... -> for each key 1 if its life was shortened, 2 if it was given one, 0 if it was left
-# Sent again it answers 0 for what the first has done. PEXPIRE … LT would need Redis 7. As PAGE, it declares no keys and is
-# sent to the server that holds them; a key whose slot has moved on meanwhile is left.
+# ARGV max age, redis key, ... -> for each key 1 if its TTL was shortened, 2 if it got one, 0 if nothing was changed
+# Sent again, it replies 0 for what the first sending has done. PEXPIRE … LT would need Redis 7. Like PAGE, it declares no
+# keys and is sent to the server that holds them; a key whose slot has moved away meanwhile is not changed.
 RETIME: Final = Script(
     _PEEK
     + """

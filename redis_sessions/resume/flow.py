@@ -1,24 +1,24 @@
-"""Running one turn of a conversation: resume the live session, or start fresh. A generator without I/O.
+"""One turn of a conversation as a generator without I/O: resume the live session, or start fresh.
 
 | asked to resume | what came back | the ID | counters | then |
 | --- | --- | --- | --- | --- |
 | nothing | a turn with ID E | save E | fresh_starts +1 | return |
 | nothing | a turn without an ID | - | fresh_starts +1 | return, saved=False |
-| R | a turn with R, or with no ID | save R (whole TTL anew) | resumes +1 | return |
+| R | a turn with R, or with no ID | save R (a new TTL) | resumes +1 | return |
 | R | a turn with E, not R | save E | resumes +1 | return, session_changed=True |
 | R | refused: gone, invalid ID, unusable | reject R | resume_failures +1, at once | run fresh, once (1) |
 | R | busy (another writer) | keep, TTL untouched | | raise SessionBusy |
 | R | anything else | keep, TTL untouched | | raise the agent's error |
 | nothing, or fresh after a refusal | failure | nothing is saved | a refusal stays counted | raise the agent's error |
 
-"Nothing" is also what Redis held that is no session ID, or that the caller doesn't accept as one of its agent; an ID that
-a turn gives and that would be neither is not saved, as if it had given none. The reason says which it was.
+A value in Redis that is not a session ID, or that the caller doesn't accept as one of its agent, counts as "nothing". An
+ID of that kind that a turn gives is not saved, as if the turn had given none. The result's reason says which it was.
 
 (1) If the turn had begun: raise the agent's error. If the lease was taken meanwhile: raise LeaseHeld, no run.
 
-The flow yields Do, Run and Pause; `runner.py` does them and sends back what came of it, or throws in what was raised.
-Whatever is raised, the lease is released on the way out. Redis being away never stops an agent (unless asked to), and a
-turn that ran is never lost to an error of Redis.
+The flow yields Do, Run and Pause; `runner.py` carries them out and sends the result back, or throws in what was raised.
+Whatever is raised, the lease is released on the way out. An outage of Redis never stops an agent (default; see
+`on_outage`), and a turn that ran is never lost to an error of Redis.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from types import CoroutineType
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from redis_sessions.errors import (
     AccessDenied,
@@ -43,18 +43,19 @@ from redis_sessions.errors import (
 from redis_sessions.keys import FRESH_STARTS, RESUME_FAILURES, RESUMES
 from redis_sessions.operations.command import Op
 from redis_sessions.operations.conversation import Held, Lease, Operations, new_token
-from redis_sessions.resume.turn import Judgement, NoTurn, Request, ResumeResult, Turn, Verdict, excerpt
+from redis_sessions.resume.turn import How, InvalidTurn, Judgement, Request, ResumeResult, Turn, Verdict, excerpt
 
 log = logging.getLogger("redis_sessions")
 
 T = TypeVar("T")
 
-_POLL_S = (0.02, 0.5)
+# How long to wait between two claims of a conversation that another worker holds: at first, and at most.
+_POLL_S: Final = (0.02, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Do(Generic[T]):
-    """Do this operation on the store and send back its result."""
+    """Carry out this operation on the store and send back its result."""
 
     op: Op[T]
 
@@ -79,18 +80,18 @@ Flow: TypeAlias = Generator[Step, Any, T]
 
 
 def resume(ops: Operations, request: Request) -> Flow[ResumeResult[Any]]:
-    """The whole flow of one turn."""
+    """The flow of one turn, from claim to release."""
     return (yield from _Turn(ops, request).flow())
 
 
 class _Turn:
-    """The state of one turn on its way through the table."""
+    """The state of one turn while it goes through the table."""
 
     def __init__(self, ops: Operations, request: Request) -> None:
         self.ops = ops
         self.key = request.key
         self.request = request
-        # Named before it is asked for, so that a claim whose reply never came can still be given back.
+        # Its token is chosen here, so that a claim whose reply never came can still be released.
         self.claim = Lease(request.key, new_token())
         self.claimed = False
         self.ran = False
@@ -103,18 +104,18 @@ class _Turn:
         self.ops.keys.session_id(self.key)  # refuse a bad key before anything is sent
         try:
             yield from self._look_up()
-            how: Literal["resumed", "fresh", "restarted"] = "resumed" if self.previous else "fresh"
+            how: How = "resumed" if self.previous else "fresh"
             try:
                 turn = yield from self._run(self.previous)
             except Exception as error:
-                if self.previous is None or isinstance(error, NoTurn):
+                if self.previous is None or isinstance(error, InvalidTurn):
                     raise
-                yield from self._refused(error, self.previous)
+                yield from self._handle_failure(error, self.previous)
                 how = "restarted"
                 turn = yield from self._run(None)
             return (yield from self._keep(turn, how))
         except GeneratorExit:
-            self.claimed = False  # dropped halfway, as in a forked child: nobody is left to do anything
+            self.claimed = False  # dropped halfway, as in a forked child: no driver is left to do anything
             raise
         finally:
             yield from self._release()
@@ -131,8 +132,8 @@ class _Turn:
     def _look_up(self) -> Flow[None]:
         try:
             if self.request.lease:
-                claimed = yield from self._acquire()
-                found, unusable = claimed.session_id, claimed.unusable
+                lease = yield from self._acquire()
+                found, unusable = lease.session_id, lease.unusable
             else:
                 try:
                     found, unusable = (yield from self._do(self.ops.get(self.key))), False
@@ -144,10 +145,10 @@ class _Turn:
             self.claimed = False
             self.warned = True
             fresh = "fresh, without a lease" if self.request.lease else "fresh"
-            self._say(f"{_trouble(error)}; the turn runs {fresh}, and unless that changes by its end nothing is saved")
+            self._say(f"{_describe(error)}; the turn runs {fresh}, and unless that changes by its end nothing is saved")
             return
         if unusable:
-            self._say("what Redis held was no valid session ID")
+            self._say("what Redis held was not a valid session ID")
         elif found is not None and (why := self.request.objection(found)):
             self._say(f"Redis held {excerpt(found)}, which {why}: started fresh")
         else:
@@ -166,7 +167,7 @@ class _Turn:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 raise LeaseHeld(self.key, holder=found.holder, remaining_ms=found.remaining_ms)
-            # Jitter keeps workers that wait for the same conversation from asking in step.
+            # Jitter, so that workers that wait for the same conversation don't ask at the same moments.
             yield Pause(min(pause_s * random.uniform(0.5, 1), left_s, found.remaining_ms / 1000))
             pause_s = min(pause_s * 1.5, _POLL_S[1])
 
@@ -175,15 +176,15 @@ class _Turn:
         try:
             turn = yield Run(session_id, self.claim if self.claimed else None)
         finally:
-            # Known before the run, it is old by now: a lease that was kept meanwhile is to be given back.
+            # An outage seen before the run may be over: a lease that was renewed meanwhile is to be released.
             self.away = self.away and not self.claimed
         if not isinstance(turn, Turn):
             _close(turn)
-            raise NoTurn(f"run must return a redis_sessions.Turn, not {type(turn).__name__}")
+            raise InvalidTurn(f"run must return a redis_sessions.Turn, not {type(turn).__name__}")
         return turn
 
-    def _refused(self, error: Exception, asked: str) -> Flow[None]:
-        """Act on a failed resume: returns where a fresh run may follow, else raises."""
+    def _handle_failure(self, error: Exception, asked: str) -> Flow[None]:
+        """Act on a failed resume: return if a fresh run may follow, else raise."""
         judgement = self.request.judge(error)
         if not isinstance(judgement, Judgement):
             _close(judgement)
@@ -204,7 +205,7 @@ class _Turn:
         except StoreUnavailable as outage:
             if self.request.on_outage == "raise" and not judgement.turn_began:
                 raise outage from error
-            self._say(f"{_trouble(outage)}; session {asked} may be tried once more")
+            self._say(f"{_describe(outage)}; session {asked} may be tried once more")
         yield from self._count(RESUME_FAILURES)
         if judgement.turn_began:
             raise error
@@ -213,7 +214,7 @@ class _Turn:
             raise LeaseHeld(self.key) from error
         self._say(f"session {asked} was refused ({judgement.verdict})", logging.INFO)
 
-    def _keep(self, turn: Turn[Any], how: Literal["resumed", "fresh", "restarted"]) -> Flow[ResumeResult[Any]]:
+    def _keep(self, turn: Turn[Any], how: How) -> Flow[ResumeResult[Any]]:
         session_id = self._given(turn) or (self.previous if how == "resumed" else None)
         saved = False
         if session_id is not None:
@@ -221,7 +222,7 @@ class _Turn:
                 saved = yield from self._save(session_id)
             except SessionStoreError as error:
                 lost = "may expire as if unused" if session_id == self.previous else "may never be resumed"
-                # Of an outage that lasted from start to end the log was told at its start.
+                # An outage that lasted from start to end was logged at its start.
                 level = logging.INFO if self.warned and self.away else logging.WARNING
                 self._say(f"not saved: {error}; session {session_id} {lost}", level)
         elif not turn.session_id:
@@ -252,7 +253,7 @@ class _Turn:
             yield from self._do(self.ops.set(self.key, session_id))
             return True
         if not self.claimed:
-            # The turn ran without a lease, since Redis was away. What somebody else has saved or runs now goes first.
+            # The turn ran without a lease, since Redis was away. What another worker has saved or runs now takes precedence.
             found = yield from self._do(self.ops.acquire(self.key, self.claim.token))
             self.claimed = isinstance(found, Lease)
             theirs = found.session_id if isinstance(found, Lease) else None
@@ -272,13 +273,13 @@ class _Turn:
                 if not (yield from self._do(self.ops.release(self.claim))) and self.ran:
                     log.error("conversation %r was taken over before its turn ended", self.key)
             except SessionStoreError as error:
-                log.warning("lease of %r was not released, it lapses by itself: %s", self.key, error)
+                log.warning("lease of %r was not released, it will expire: %s", self.key, error)
 
     def _count(self, name: str) -> Flow[None]:
         if self.away:
             return
         try:
-            yield Do(self.ops.increment(name))  # not by `_do`: it is sent once only, so its loss is no sign of an outage
+            yield Do(self.ops.increment(name))  # not by `_do`: it is sent only once, so losing it doesn't show an outage
         except SessionStoreError as error:
             log.warning("%s was not counted: %s", name, error)
 
@@ -287,12 +288,12 @@ class _Turn:
         log.log(level, "conversation %r: %s", self.key, reason)
 
 
-def _trouble(error: StoreUnavailable) -> str:
+def _describe(error: StoreUnavailable) -> str:
     what = "the store refuses access" if isinstance(error, AccessDenied) else "store unavailable"
     return f"{what}: {error}"
 
 
 def _close(given: object) -> None:
-    # An async function where a plain one belongs: what it would have done is told by the error, not by a warning.
+    # An async function where a plain one belongs: the error reports it, and Python need not warn that it was never awaited.
     if isinstance(given, CoroutineType):
         given.close()

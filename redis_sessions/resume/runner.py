@@ -1,28 +1,47 @@
-"""The two drivers of the resume flow: do what it says, run the agent, and keep the lease meanwhile.
+"""Runs the resume flow: two drivers, sync and async, and the renewal of the turn's lease while the agent runs.
 
-An exception that unwinds a forked child through here leaves its parent's lease alone.
+A forked child that unwinds through here neither renews nor releases its parent's lease.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import threading
 import time
+import weakref
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import nullcontext
-from typing import Any, TypeVar
+from contextlib import nullcontext, suppress
+from typing import Any, Protocol, TypeVar
 
-from redis_sessions.operations.conversation import Operations
+from redis_sessions.errors import SessionStoreError
+from redis_sessions.operations.command import Op
+from redis_sessions.operations.conversation import Lease, Operations
 from redis_sessions.resume.flow import Do, Flow, Pause, Run
-from redis_sessions.resume.renewal import AsyncExecute, AsyncKept, Keeper
-from redis_sessions.resume.turn import NoTurn, ResumeResult
+from redis_sessions.resume.turn import InvalidTurn, ResumeResult
+
+log = logging.getLogger("redis_sessions")
 
 T = TypeVar("T")
 V = TypeVar("V")
 
 
-def drive(keeper: Keeper, flow: Flow[ResumeResult[V]], run: Callable[[str | None], Any]) -> ResumeResult[V]:
-    """Drive a resume flow to its result, or to what it raises."""
+class Execute(Protocol):
+    """Drives one operation to its result, as SessionStore does on its client."""
+
+    def __call__(self, op: Op[T], /) -> T: ...
+
+
+class AsyncExecute(Protocol):
+    """Same as Execute, awaited."""
+
+    def __call__(self, op: Op[T], /) -> Coroutine[Any, Any, T]: ...
+
+
+def drive(renewer: LeaseRenewer, flow: Flow[ResumeResult[V]], run: Callable[[str | None], Any]) -> ResumeResult[V]:
+    """Drive a resume flow to its result. Raises what the flow raises."""
     parent = os.getpid()
     try:
         step = next(flow)
@@ -31,9 +50,9 @@ def drive(keeper: Keeper, flow: Flow[ResumeResult[V]], run: Callable[[str | None
             try:
                 match step:
                     case Do(op):
-                        reply = keeper.execute(op)
+                        reply = renewer.execute(op)
                     case Run(session_id, lease):
-                        with keeper.kept(lease) if lease else nullcontext():
+                        with renewer.renewing(lease) if lease else nullcontext():
                             reply = run(session_id)
                     case Pause(seconds):
                         time.sleep(seconds)
@@ -54,7 +73,7 @@ async def adrive(
     flow: Flow[ResumeResult[V]],
     run: Callable[[str | None], Awaitable[Any]],
 ) -> ResumeResult[V]:
-    """Same as drive, for asyncio. A cancellation takes effect when the step to Redis that is under way has ended."""
+    """Same as drive, for asyncio. A cancellation takes effect once the current operation on Redis has ended."""
     parent = os.getpid()
     try:
         step = next(flow)
@@ -63,9 +82,9 @@ async def adrive(
             try:
                 match step:
                     case Do(op):
-                        reply = await _finished(execute(op))
+                        reply = await _uncancelled(execute(op))
                     case Run(session_id, lease):
-                        async with AsyncKept(ops, execute, lease) if lease else nullcontext():
+                        async with _AsyncRenewal(ops, execute, lease) if lease else nullcontext():
                             reply = await _awaitable(run(session_id))
                     case Pause(seconds):
                         await asyncio.sleep(seconds)
@@ -83,11 +102,11 @@ async def adrive(
 def _awaitable(given: Awaitable[T]) -> Awaitable[T]:
     if isinstance(given, Awaitable):
         return given
-    raise NoTurn(f"run must be async, and return a redis_sessions.Turn; it returned {type(given).__name__} at once")
+    raise InvalidTurn(f"run must be async and return a redis_sessions.Turn; it returned {type(given).__name__} at once")
 
 
-async def _finished(step: Coroutine[Any, Any, T]) -> T:
-    """Await a step to its end, cancelled or not: what it does to the lease must not be left open."""
+async def _uncancelled(step: Coroutine[Any, Any, T]) -> T:
+    """Await a step to its end, then raise the cancellation that came meanwhile: what it does to the lease must be known."""
     task = asyncio.ensure_future(step)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -96,7 +115,177 @@ async def _finished(step: Coroutine[Any, Any, T]) -> T:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        # Looked at, so that a failure of the step is not reported as never retrieved.
+        # Read, so that a failure of the step is not reported as never retrieved.
         task.exception()
         raise cancelled
     return task.result()
+
+
+class LeaseRenewer:
+    """Renews the leases of a store's running turns, each every third of its time: `with renewer.renewing(lease): …`.
+
+    One daemon thread waits for the next lease that is due. It is started by the first turn, and ends when a third of a lease
+    has passed without any. While it renews a lease, another thread waits in its place, so that a server that hangs delays
+    no other conversation. A forked child starts with no leases and no thread.
+    """
+
+    def __init__(self, ops: Operations, execute: Execute) -> None:
+        self.execute = execute
+        self._ops = ops
+        self.reset()
+        _renewers.add(self)
+
+    def reset(self) -> None:
+        """Forget the leases, the thread, and the lock that another thread may have held as the process forked."""
+        self._lock = threading.Lock()
+        # All wait for the same time, so the one that was put in last is due last.
+        self._due: OrderedDict[str, weakref.ref[_Renewal]] = OrderedDict()
+        self._thread: threading.Thread | None = None
+
+    def renewing(self, lease: Lease) -> _Renewal:
+        """A context manager that keeps `lease` renewed."""
+        return _Renewal(self, lease)
+
+    def add(self, renewal: _Renewal) -> None:
+        with self._lock:
+            self._put(renewal)
+            # One that was made and not started, because a signal came between the two, is not alive either.
+            if self._thread is None or not self._thread.is_alive():
+                self._start()
+
+    def remove(self, renewal: _Renewal) -> None:
+        with self._lock:
+            self._due.pop(renewal.lease.token, None)
+
+    def _put(self, renewal: _Renewal) -> None:
+        renewal.due_s = time.monotonic() + _interval_s(self._ops)
+        self._due[renewal.lease.token] = weakref.ref(renewal)
+
+    def _start(self) -> None:
+        # Never joined: a renewal that hangs must delay neither a turn's result nor the end of the process.
+        self._thread = threading.Thread(target=self._renew_all, name="redis-sessions leases", daemon=True)
+        self._thread.start()
+
+    def _renew_all(self) -> None:
+        while (pause_s := self._renew_next()) is not None:
+            time.sleep(pause_s)
+
+    def _renew_next(self) -> float | None:
+        """Renew the first lease if it is due: seconds until the next look, None if this thread is not needed any more."""
+        with self._lock:
+            if not self._due:
+                self._thread = None
+                return None
+            token, reference = next(iter(self._due.items()))
+            renewal = reference()
+            if renewal is not None and (left_s := renewal.due_s - time.monotonic()) > 0:
+                return left_s
+            del self._due[token]
+            if renewal is None or renewal.over:
+                return 0.0
+            self._thread = None
+            if self._due:
+                with suppress(RuntimeError):  # no thread can be started now: the others wait for this renewal
+                    self._start()
+        outcome: object
+        try:
+            outcome = self.execute(self._ops.renew(renewal.lease))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the lease is tried again in a third of its time
+            outcome = error
+        go_on = _log_renewal(renewal.lease, outcome, over=renewal.over)
+        with self._lock:
+            if go_on and not renewal.over:
+                self._put(renewal)
+            if self._thread is not None and self._thread.is_alive():
+                return None
+            self._thread = threading.current_thread()
+            return 0.0
+
+
+_renewers: weakref.WeakSet[LeaseRenewer] = weakref.WeakSet()
+
+
+def _reset_all() -> None:
+    for renewer in _renewers:
+        renewer.reset()
+
+
+os.register_at_fork(after_in_child=_reset_all)
+
+
+class _Renewal:
+    """The renewals of one turn's lease. `over`: the turn has ended. `due_s`: when the next renewal is due.
+
+    Only the turn holds a reference to it: if a signal comes while the block is being entered or left, nobody may be
+    left to say that the turn is over.
+    """
+
+    __slots__ = ("__weakref__", "_renewer", "due_s", "lease", "over")
+
+    def __init__(self, renewer: LeaseRenewer, lease: Lease) -> None:
+        self.lease = lease
+        self.over = False
+        self.due_s = 0.0
+        self._renewer = renewer
+
+    def __enter__(self) -> None:
+        self._renewer.add(self)
+
+    def __exit__(self, *_: object) -> None:
+        self.over = True
+        self._renewer.remove(self)
+
+
+class _AsyncRenewal:
+    """Same as _Renewal, for asyncio: a timer that starts a task for each renewal."""
+
+    def __init__(self, ops: Operations, execute: AsyncExecute, lease: Lease) -> None:
+        self._ops = ops
+        self._execute = execute
+        self._lease = lease
+        self._over = False
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._set_timer()
+
+    async def __aexit__(self, *_: object) -> None:
+        # Checked after each renewal too: a cancellation that comes together with a reply can get lost in the client.
+        self._over = True
+        self._timer.cancel()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def _set_timer(self) -> None:
+        self._timer = self._loop.call_later(_interval_s(self._ops), self._start)
+
+    def _start(self) -> None:
+        self._task = self._loop.create_task(self._renew())
+
+    async def _renew(self) -> None:
+        outcome: object
+        try:
+            outcome = await self._execute(self._ops.renew(self._lease))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the lease is tried again in a third of its time
+            outcome = error
+        if _log_renewal(self._lease, outcome, over=self._over) and not self._over:
+            self._set_timer()
+
+
+def _interval_s(ops: Operations) -> float:
+    return ops.settings.lease_ms / 3000
+
+
+def _log_renewal(lease: Lease, outcome: object, *, over: bool) -> bool:
+    """Log a renewal that failed, by what it returned or raised; whether another one is to follow."""
+    if outcome is True or over:
+        return True
+    if outcome is False:
+        log.error("conversation %r was taken over while its turn runs on", lease.key)
+        return False
+    log.warning(
+        "lease of %r was not renewed: %s", lease.key, outcome if isinstance(outcome, SessionStoreError) else repr(outcome)
+    )
+    return True

@@ -1,4 +1,4 @@
-"""One turn as its caller sees it: what `resume` is given, what it returns, and how an agent's answer is judged."""
+"""One turn as its caller sees it: what `resume` takes, what it returns, and how an agent's answer is judged."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from redis_sessions.keys import check_session_id
 V = TypeVar("V")
 Accepts: TypeAlias = Callable[[str], bool]
 OnOutage: TypeAlias = Literal["run", "raise"]
+How: TypeAlias = Literal["resumed", "fresh", "restarted"]
 
+GONE_PHRASE: Final = "No conversation found"
 _EXCERPT_CHARS: Final = 60
 
 
 class Verdict(StrEnum):
-    """What became of an attempt to resume.
+    """The outcome of an attempt to resume.
 
     Attributes:
         ok: the turn succeeded.
         gone: the agent says that the session no longer exists.
-        invalid_id: it can't be the name of one.
+        invalid_id: the agent says that the ID can't be that of a session.
         busy: another writer has it.
         unusable: it exists and can't be continued (context full, transcript corrupt).
         other: any other failure, and every one that can't be decided.
@@ -44,10 +46,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict and what else could be read.
+    """A verdict, and what else could be read.
 
     Attributes:
-        verdict: what became of the attempt.
+        verdict: the outcome of the attempt.
         session_id: the session's ID, only from a turn that succeeded.
         turn_began: the agent had begun to work on the turn before it failed; then it is never run again.
     """
@@ -58,7 +60,7 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """`judge(error)` reads what `run` raised while resuming, and returns a Judgement, by which `resume` goes on.
+    """`judge(error)` reads what `run` raised while resuming, and returns a Judgement, which decides how `resume` goes on.
 
     `redis_sessions.agents.get_agent("codex").judge` is one.
     """
@@ -66,14 +68,11 @@ class Judge(Protocol):
     def __call__(self, error: Exception, /) -> Judgement: ...
 
 
-GONE_PHRASE = "No conversation found"
-
-
 def judge_by_phrase(error: Exception) -> Judgement:
-    """The judge that `resume` uses unless told: knows Claude Code's «No conversation found», and nothing else.
+    """The default judge of `resume`: knows Claude Code's "No conversation found", and nothing else.
 
-    Of an error with a `stderr`, as of a `subprocess.CalledProcessError`, only that is read: its own text quotes the
-    command, prompt included. Output is never read: that is where an assistant may quote the phrase.
+    If the error has a `stderr`, as a `subprocess.CalledProcessError` has, only that is read: its own text quotes the
+    command, prompt included. Output is never read: an assistant may quote the phrase there.
     """
     text = _text(error.stderr) if hasattr(error, "stderr") else str(error)
     return Judgement(Verdict.gone if GONE_PHRASE in text else Verdict.other)
@@ -87,7 +86,7 @@ def _text(output: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Turn(Generic[V]):
-    """What `run` returns: a turn that succeeded. One that failed is raised.
+    """What `run` returns: a turn that succeeded. A turn that failed raises instead.
 
     Attributes:
         session_id: the session's ID as the agent gave it, which the next turn is to resume; None if it gave none.
@@ -103,18 +102,18 @@ class ResumeResult(Generic[V]):
     """A turn that ran.
 
     Attributes:
-        value: what `run` gave.
+        value: the `value` of the Turn that `run` returned.
         session_id: the ID that the next turn is to resume: this turn's, or the one that it resumed; else None.
         how: "resumed", "fresh", or "restarted": fresh after a refused resume.
         previous: the ID that was live when the turn was taken up, or None.
         saved: whether Redis now holds `session_id` because of this turn.
         session_changed: a resume came back with another ID: context may be lost.
-        reason: why it was no plain resume or fresh start, or why nothing was saved; None if there is nothing to say.
+        reason: why it was not a plain resume or fresh start, or why nothing was saved; None if there is nothing to say.
     """
 
     value: V
     session_id: str | None
-    how: Literal["resumed", "fresh", "restarted"]
+    how: How
     previous: str | None
     saved: bool
     session_changed: bool
@@ -136,7 +135,7 @@ class Request:
         if self.on_outage not in ("run", "raise"):
             raise InvalidSettings("on_outage is neither 'run' nor 'raise'", remedy="pass one of them")
         if not isinstance(self.wait_ms, int) or isinstance(self.wait_ms, bool) or self.wait_ms < 0:
-            raise InvalidSettings("wait_ms is no number of milliseconds", remedy="pass an int, 0 or more")
+            raise InvalidSettings("wait_ms must be a number of milliseconds", remedy="pass an int, 0 or more")
         if not callable(self.judge):
             raise InvalidSettings("judge can't be called", remedy="pass a function that takes an exception")
         if self.accepts is not None and not callable(self.accepts):
@@ -147,15 +146,15 @@ class Request:
         try:
             check_session_id(self.key, session_id)
         except InvalidSessionID:
-            return "is no valid session ID"
+            return "is not a valid session ID"
         return None if self.accepts is None or self.accepts(session_id) else "can't be a session of this agent"
 
 
 def excerpt(session_id: object) -> str:
-    """As much of what was taken for a session ID as a message may hold, escaped."""
+    """A supposed session ID for a message: quoted, escaped, and cut after 60 characters."""
     text = str(session_id)
     return repr(text) if len(text) <= _EXCERPT_CHARS else f"{text[:_EXCERPT_CHARS]!r}…"
 
 
-class NoTurn(TypeError):
-    """`run` is not what it should be. A mistake in the program, and no failure of the agent's to be judged."""
+class InvalidTurn(TypeError):
+    """`run` did not return a Turn: a programming error, not a failure of the agent to be judged."""

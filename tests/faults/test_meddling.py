@@ -95,7 +95,7 @@ class TestAForeignSessionValue:
             plant(redis_key, value)
             result = store.resume(KEY, lambda asked: Turn("ID-3", asked), **options)
             assert (result.value, result.how, result.saved) == (None, "fresh", True)
-            assert "no valid session ID" in result.reason
+            assert "not a valid session ID" in result.reason
             gives(tally, lambda: store.get(KEY), "ID-3")
             tally.wrong += not 0 < raw.pttl(redis_key) <= DAY_MS
         there = plant(redis_key, value)

@@ -65,9 +65,9 @@ def test_a_page_is_read_as_its_keys_are_one_by_one(amount):
                 (redis_key, value) for redis_key, _, value in rows
             }
         together, one_by_one = ReportFold(chosen), ReportFold(chosen)
-        together.add_page(*zip(*rows, strict=True))
+        together.add_page(Page(*map(list, zip(*rows, strict=True)), 10**13))
         for row in rows:
-            one_by_one.add(*row)
+            one_by_one.add_page(Page(*([cell] for cell in row), 10**13))
         first, second = (fold.finish({}, approximate=False).model_dump() for fold in (together, one_by_one))
         assert first | {"scan_ms": 0} == second | {"scan_ms": 0}
 

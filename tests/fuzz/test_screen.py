@@ -18,7 +18,7 @@ from redis_sessions.cli.tables import show_import, show_report, show_sessions
 from redis_sessions.keys import COUNTERS, MAX_KEY_BYTES
 from redis_sessions.legacy.transfer import ImportResult, Reject
 from redis_sessions.operations.report import ReportFold
-from redis_sessions.operations.scan import SessionRow
+from redis_sessions.operations.scan import Page, SessionRow
 from tests.fuzz.texts import amounts, any_text, fuzz, has_half_pairs, pieces
 
 
@@ -53,8 +53,8 @@ def test_tables(shown, amount):
         found = [SessionRow(key, "ID-1", 5, None, 0) for key in texts]
         fold = ReportFold(StoreSettings(namespace="ns"))
         for text in texts:
-            fold.add(text.encode("utf-8", "surrogatepass"), 5, b"\x1b[2J")
-            fold.add(b"ns:id:{" + text.encode("utf-8", "surrogatepass") + b"}", 5, b"ID")
+            raw = text.encode("utf-8", "surrogatepass")
+            fold.add_page(Page([raw, b"ns:id:{" + raw + b"}"], [5, 5], [b"\x1b[2J", b"ID"], 0))
         rejects = tuple(Reject(key=text, reason=text, source="") for text in texts)
         result = ImportResult(total=9, imported=0, expired=0, kept=0, rejected=len(texts), rejects=rejects)
         counters = dict.fromkeys(COUNTERS, 1)

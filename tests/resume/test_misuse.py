@@ -74,7 +74,7 @@ def test_a_run_of_the_other_kind_is_no_failure_of_the_agents(namespace, valkey, 
             async with AsyncSessionStore.from_url(valkey.url, settings) as other:
                 await other.resume(KEY, lambda _: Turn("E", None), judge=says(Verdict.gone))
 
-        with pytest.raises(TypeError, match=r"run must be async, and .*; it returned Turn at once"):
+        with pytest.raises(TypeError, match=r"run must be async and .*; it returned Turn at once"):
             loop.run(misused())
         assert store.resume(KEY, lambda _: Turn(None, None)).previous == "R"
         assert store.resume_failures_total() == 0

@@ -58,7 +58,7 @@ class TestNothingToResume:
         result = store.resume(KEY, agent)
         assert agent.asked == [None]
         assert (result.how, result.saved) == ("fresh", True)
-        assert "no valid session ID" in result.reason
+        assert "not a valid session ID" in result.reason
         assert store.get(KEY) == "E"
 
 

@@ -204,9 +204,9 @@ def test_a_session_that_was_resumed_stays_the_one_it_was(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("named", "shown", "why"),
     [
-        ("--evil", "'--evil'", "is no valid session ID"),
+        ("--evil", "'--evil'", "is not a valid session ID"),
         ("s-1", "'s-1'", "can't be a session of this agent"),
-        ("\x1b[2J" + "x" * 300, rf"'\x1b[2J{'x' * 56}'…", "is no valid session ID"),
+        ("\x1b[2J" + "x" * 300, rf"'\x1b[2J{'x' * 56}'…", "is not a valid session ID"),
     ],
 )
 @pytest.mark.parametrize("planted", [None, R])
@@ -232,7 +232,7 @@ def test_an_id_in_redis_that_is_not_taken_is_named(stage: Stage) -> None:
 def test_a_value_that_is_no_id_is_said_too(stage: Stage) -> None:
     stage.plant("two words")
     [said] = stage.run().said
-    assert said.endswith("what Redis held was no valid session ID")
+    assert said.endswith("what Redis held was not a valid session ID")
 
 
 # -- a conversation that somebody else runs, and times

@@ -73,4 +73,4 @@ def test_a_value_that_is_no_id_at_all(stage: Stage) -> None:
     assert stage.starts == [CLAUDE]
     assert stage.saved(E)
     assert stage.counters == (0, 1, 0)
-    assert stage.result["reason"] == "what Redis held was no valid session ID"
+    assert stage.result["reason"] == "what Redis held was not a valid session ID"

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from redis_sessions import Lease, StoreSettings
 from redis_sessions.operations.conversation import Operations
-from redis_sessions.resume.renewal import Keeper
+from redis_sessions.resume.runner import LeaseRenewer
 
 
 class Renewals:
@@ -18,7 +18,7 @@ class Renewals:
         self.outcomes = {}
         self.seen = {}
         self.changed = threading.Condition()
-        self.keeper = Keeper(Operations(StoreSettings(lease_ms=lease_ms)), self)
+        self.renewer = LeaseRenewer(Operations(StoreSettings(lease_ms=lease_ms)), self)
 
     def __call__(self, op):
         [command] = next(op)
@@ -49,10 +49,10 @@ def test_each_is_renewed_again_and_again():
     renewals = Renewals()
     with ExitStack() as stack:
         for lease in leases("a", "b", "c"):
-            stack.enter_context(renewals.keeper.kept(lease))
+            stack.enter_context(renewals.renewer.renewing(lease))
         renewals.wait(a=3, b=3, c=3)
     before = dict(renewals.seen)
-    with renewals.keeper.kept(*leases("d")):
+    with renewals.renewer.renewing(*leases("d")):
         renewals.wait(d=3)
     assert {key: renewals.seen[key] for key in "abc"} == before
 
@@ -61,9 +61,9 @@ def test_one_that_hangs_delays_no_other():
     renewals = Renewals()
     hanging = renewals.outcomes["a"] = threading.Event()
     a, b, late = leases("a", "b", "late")
-    with renewals.keeper.kept(a), renewals.keeper.kept(b):
+    with renewals.renewer.renewing(a), renewals.renewer.renewing(b):
         renewals.wait(a=1, b=3)
-        with renewals.keeper.kept(late):
+        with renewals.renewer.renewing(late):
             renewals.wait(late=2)
         assert renewals.seen["a"] == 1
         hanging.set()
@@ -74,9 +74,9 @@ def test_one_that_hangs_alone_delays_none_that_comes_later():
     renewals = Renewals()
     hanging = renewals.outcomes["a"] = threading.Event()
     a, b = leases("a", "b")
-    with renewals.keeper.kept(a):
+    with renewals.renewer.renewing(a):
         renewals.wait(a=1)
-        with renewals.keeper.kept(b):
+        with renewals.renewer.renewing(b):
             renewals.wait(b=2)
         hanging.set()
 
@@ -85,7 +85,7 @@ def test_a_failure_is_tried_again_and_a_loss_is_not(caplog):
     renewals = Renewals()
     renewals.outcomes = {"failing": OSError("away"), "lost": 0}
     failing, lost = leases("failing", "lost")
-    with renewals.keeper.kept(failing), renewals.keeper.kept(lost):
+    with renewals.renewer.renewing(failing), renewals.renewer.renewing(lost):
         renewals.wait(failing=3, lost=1)
     assert renewals.seen["lost"] == 1
     assert "lease of 'failing' was not renewed" in caplog.text
@@ -95,11 +95,11 @@ def test_a_failure_is_tried_again_and_a_loss_is_not(caplog):
 def test_a_forked_child_renews_nothing_of_its_parents_and_keeps_its_own():
     renewals = Renewals()
     mine, its = leases("mine", "its")
-    with renewals.keeper.kept(mine):
+    with renewals.renewer.renewing(mine):
         child = os.fork()
         if child == 0:
             renewals.seen.clear()
-            with renewals.keeper.kept(its):
+            with renewals.renewer.renewing(its):
                 renewals.wait(its=3)
             os._exit(int("mine" in renewals.seen))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

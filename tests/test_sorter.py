@@ -7,7 +7,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redis_sessions.legacy.sorter import Shelf
+from redis_sessions.legacy.transfer import Sorter
 
 rows = st.lists(
     st.tuples(st.text(max_size=3), st.sampled_from(["A", "B"]), st.integers(0, 9), st.none() | st.integers(0, 9))
@@ -16,15 +16,15 @@ rows = st.lists(
 
 @given(st.lists(rows, max_size=4))
 def test_sorted_and_the_last_of_each_key(pages):
-    with Shelf() as shelf:
+    with Sorter() as sorter:
         for page in pages:
-            shelf.put(page)
-        assert list(shelf) == sorted({row[0]: row for page in pages for row in page}.values())
+            sorter.put(page)
+        assert list(sorter) == sorted({row[0]: row for page in pages for row in page}.values())
 
 
 def test_nothing_is_left_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
-    with Shelf() as shelf:
-        shelf.put((f"key{n}", "ID-1" * 50, n, None) for n in range(100_000))
-        assert sum(1 for _ in shelf) == 100_000
+    with Sorter() as sorter:
+        sorter.put((f"key{n}", "ID-1" * 50, n, None) for n in range(100_000))
+        assert sum(1 for _ in sorter) == 100_000
         assert os.listdir(tmp_path) == []
