@@ -3,16 +3,21 @@
 | key | type | expires | holds |
 | --- | --- | --- | --- |
 | `ns:id:{key}` | string | after the max age; each set starts a new TTL | the bare session ID |
+| `ns:record:{key}` | hash | with the ID | what is known of the session: see RECORD_FIELDS |
 | `ns:lease:{key}` | string | after the lease time + 30 days | the token of the last claim; held while PTTL > 30 days |
 | `ns:counter:resume_failures_total` | integer | never | number of refused resumes |
 | `ns:counter:resumes_total` | integer | never | number of turns that resumed |
 | `ns:counter:fresh_starts_total` | integer | never | number of turns that started fresh |
+| `ns:counter:gave_up_total` | integer | never | number of those that did because of earlier failures |
 
-`ns` is the namespace. The conversation key stands in braces, which make it a hash tag: both keys of a conversation share a
+`ns` is the namespace. The conversation key stands in braces, which make it a hash tag: all keys of a conversation share a
 cluster slot. Only `%`, `{`, `}` and control characters in it are percent-escaped, so that people can read it. A scanned key
 belongs to the scheme only if unescaping it and escaping it again gives the same key.
 
 The time of last use is not stored: idle time = max age - PTTL, because every set writes a whole new TTL.
+
+The record may be absent, and counts only while its `session_id` is the ID in `ns:id:{key}`: a plain SET of the ID, by any
+program, leaves it behind without harm.
 
 The lease key outlives the lease for two reasons. A worker that was stopped and wakes late can tell "nobody came after me"
 from "somebody came and went". And `volatile-ttl` eviction, which removes the keys that expire soonest, spares leases (but
@@ -34,8 +39,12 @@ LEASE_GRACE_MS: Final = 30 * 86_400_000
 RESUME_FAILURES: Final = "resume_failures_total"
 RESUMES: Final = "resumes_total"
 FRESH_STARTS: Final = "fresh_starts_total"
-COUNTERS: Final = (RESUME_FAILURES, RESUMES, FRESH_STARTS)
+GAVE_UP: Final = "gave_up_total"
+COUNTERS: Final = (RESUME_FAILURES, RESUMES, FRESH_STARTS, GAVE_UP)
 """The names of the counters."""
+
+RECORD_FIELDS: Final = ("session_id", "agent", "started_ms", "used_ms", "turns", "context_tokens", "failures", "complete")
+"""The fields of a record. Only what is known is there; `complete` is there, as 0, after a turn that was cut short."""
 
 _ESCAPED = re.compile(r"[%{}\x00-\x1f\x7f-\x9f]")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
@@ -57,6 +66,7 @@ class Keys:
 
     def __init__(self, namespace: str) -> None:
         self._id_prefix = f"{namespace}:id:{{"
+        self._record_prefix = f"{namespace}:record:{{"
         self._lease_prefix = f"{namespace}:lease:{{"
         self._counter_prefix = f"{namespace}:counter:"
         self.prefix: Final = self._id_prefix.encode()
@@ -66,6 +76,10 @@ class Keys:
     def session_id(self, key: str) -> bytes:
         """The Redis key that holds the session ID of conversation `key`. Raises InvalidKey."""
         return f"{self._id_prefix}{escape(key)}}}".encode()
+
+    def record(self, key: str) -> bytes:
+        """The Redis key of the record of conversation `key`'s session. Raises InvalidKey."""
+        return f"{self._record_prefix}{escape(key)}}}".encode()
 
     def lease(self, key: str) -> bytes:
         """The Redis key of the lease of conversation `key`. Raises InvalidKey."""
@@ -96,9 +110,12 @@ class Keys:
 
 
 def escape(key: str) -> str:
-    """A conversation key as it stands between the braces. Raises InvalidKey unless it has 1 to 512 bytes of UTF-8."""
+    """A conversation key as it stands between the braces.
+
+    Raises TypeError if it is not a str, and InvalidKey unless it has 1 to 512 bytes of UTF-8.
+    """
     if not isinstance(key, str):
-        raise InvalidKey(f"a conversation key must be a str, not {type(key).__name__}", remedy="pass a str")
+        raise TypeError(f"a conversation key must be a str, not {type(key).__name__}: {_as_str(key, 'key')}")
     try:
         size_bytes = len(key.encode())
     except UnicodeEncodeError:
@@ -112,6 +129,13 @@ def escape(key: str) -> str:
 
 def _percent(match: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in match[0].encode())
+
+
+def _as_str(value: object, name: str) -> str:
+    """What makes a str of something that isn't one."""
+    if isinstance(value, bytes):
+        return f"pass {name}.decode()"
+    return "is the variable set that it comes from?" if value is None else f"pass str({name})"
 
 
 def is_session_id(raw: bytes) -> bool:
@@ -129,12 +153,16 @@ def are_session_ids(values: Sequence[bytes | None]) -> bool:
 
 
 def check_session_id(key: str, session_id: str) -> bytes:
-    """A caller's session ID as bytes. Raises InvalidSessionID, which names `key`, if it can't be one."""
-    if isinstance(session_id, str):
-        # "replace" maps what UTF-8 can't hold to "?", which no session ID may contain.
-        raw = session_id.encode("utf-8", "replace")
-        if _SESSION_ID.fullmatch(raw):
-            return raw
+    """A caller's session ID as bytes.
+
+    Raises TypeError if it is not a str, and InvalidSessionID, which names `key`, if it can't be one.
+    """
+    if not isinstance(session_id, str):
+        raise TypeError(f"a session ID must be a str, not {type(session_id).__name__}: {_as_str(session_id, 'session_id')}")
+    # "replace" maps what UTF-8 can't hold to "?", which no session ID may contain.
+    raw = session_id.encode("utf-8", "replace")
+    if _SESSION_ID.fullmatch(raw):
+        return raw
     raise InvalidSessionID(
         f"{str(session_id)[:60]!r} can't be the session ID of conversation {key!r}",
         key=key,

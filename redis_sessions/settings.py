@@ -25,6 +25,7 @@ Namespace = Annotated[
 Milliseconds = Annotated[
     int, Field(strict=True, ge=1, le=_MAX_MS, description=f"a whole number of milliseconds, 1 to {_MAX_MS}")
 ]
+Number = Annotated[int, Field(strict=True, ge=0, le=_MAX_COUNT, description=f"a whole number, 0 to {_MAX_COUNT}")]
 Count = Annotated[int, Field(strict=True, ge=1, le=_MAX_COUNT, description=f"a whole number, 1 to {_MAX_COUNT}")]
 
 
@@ -37,6 +38,10 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
         session_max_age_ms: milliseconds that a session ID may stay unused before Redis drops it; default: 86400000 (24 h).
         lease_ms: milliseconds that a claim on a conversation lasts unless renewed; default: 30000 (30 s). A turn renews
             it every third of that.
+        give_up_after: undecided failures in a row to resume a session, after which the conversation's next turn runs fresh;
+            default: 3; 0: never. They are counted in the record.
+        records: whether what is known of a session beside its ID is kept in a hash; default: True. Without it nothing is
+            given up.
         scan_count: keys that the server looks at for one page of a scan; default: 1000, which take it about 3 ms.
         batch_size: legacy records written in one round trip; default: 500.
         connect_timeout_ms: milliseconds that one connect may take; default: 1000 (1 s).
@@ -55,6 +60,8 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
     namespace: Namespace = "sessions"
     session_max_age_ms: Milliseconds = DAY_MS
     lease_ms: Milliseconds = 30_000
+    give_up_after: Number = 3
+    records: Annotated[bool, Field(strict=True, description="True or False")] = True
     scan_count: Count = 1_000
     batch_size: Count = 500
     connect_timeout_ms: Milliseconds = 1_000

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from redis_sessions.client.connect import AsyncClient, SyncClient, aconnect, callers_link, connect, link, sentinels
 from redis_sessions.client.exchange import Link
 from redis_sessions.client.execute import arun, run
 from redis_sessions.client.url import parse
 from redis_sessions.doctor.findings import Connection, Diagnosis
-from redis_sessions.errors import StoreUnavailable
-from redis_sessions.keys import RESUME_FAILURES
+from redis_sessions.errors import SessionStoreError, StoreUnavailable
+from redis_sessions.keys import RESUME_FAILURES, check_session_id
 from redis_sessions.legacy.file import Writer, read
 from redis_sessions.legacy.transfer import ExportResult, ImportResult, export_entries, import_entries
 from redis_sessions.operations.command import Op
@@ -27,6 +28,9 @@ from redis_sessions.resume.runner import LeaseRenewer, adrive, drive
 from redis_sessions.resume.turn import Judge, Request, ResumeResult, Turn, judge_by_phrase
 from redis_sessions.settings import StoreSettings
 
+if TYPE_CHECKING:
+    from redis_sessions.agents import Agent
+
 T = TypeVar("T")
 V = TypeVar("V")
 C = TypeVar("C")
@@ -38,7 +42,14 @@ class BaseStore(Generic[C]):
 
     _awaits: bool
 
-    def __init__(self, client: C, settings: StoreSettings | None = None, *, _link: Link | None = None) -> None:
+    def __init__(
+        self,
+        client: C,
+        settings: StoreSettings | None = None,
+        *,
+        _link: Link | None = None,
+        _closed: threading.Event | None = None,
+    ) -> None:
         """A store over your own redis-py client: its own retries apply, to counters too, and what is risky in it is logged.
 
         Args:
@@ -50,12 +61,40 @@ class BaseStore(Generic[C]):
         """
         self.client = client
         self.settings = _checked(settings)
-        self._ops = Operations(self.settings)
         self._link = _link or callers_link(client, awaits=self._awaits)
+        self._ops = Operations(self.settings, counts_in_scripts=not self._link.cluster)
+        self._closed = _closed or threading.Event()
+        self._running: dict[str, Any] = {}
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
-        return type(self)(self.client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
+        settings = self.settings.model_copy(update={"namespace": namespace})
+        return type(self)(self.client, settings, _link=self._link, _closed=self._closed)
+
+    def _save_early(self, key: str, session_id: str) -> Op[bool]:
+        check_session_id(key, session_id)
+        turn = self._running.get(key)
+        return (yield from turn.save_early(session_id)) if turn else False
+
+    def _request(
+        self,
+        key: str,
+        judge: Judge | None,
+        agent: str | Agent | None,
+        accepts: Callable[[str], bool] | None,
+        **options: Any,
+    ) -> Request:
+        if agent is not None:
+            from redis_sessions.agents import get_agent  # noqa: PLC0415 - a runtime is read when it is asked for
+
+            runtime = get_agent(agent) if isinstance(agent, str) else agent
+            judge, accepts = judge or runtime.judge, accepts or runtime.can_be
+            options["agent"] = runtime.name
+        return Request(key, judge or judge_by_phrase, accepts=accepts, running=self._running, **options)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise SessionStoreError("this store was closed", remedy="make a new one, or close it later")
 
 
 class SessionStore(BaseStore[SyncClient]):
@@ -131,15 +170,15 @@ class SessionStore(BaseStore[SyncClient]):
 
     def save(self, lease: Lease, session_id: str) -> bool:
         """Save a session ID and release the lease; False if it was released or taken over. Raises InvalidSessionID."""
-        return self._run(self._ops.save(lease, session_id))
+        return self._run(self._ops.save(lease, session_id)).mine
 
     def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there; False if the lease was taken over."""
-        return self._run(self._ops.reject(lease))
+        return self._run(self._ops.reject(lease)).mine
 
     def release(self, lease: Lease) -> bool:
         """Release a lease without saving; False if it was not held any more."""
-        return self._run(self._ops.release(lease))
+        return self._run(self._ops.release(lease)).mine
 
     def increment_resume_failures(self) -> int:
         """Count one refused resume; the new total. Never sent twice: a lost reply may lose one. Raises CorruptValue."""
@@ -243,7 +282,8 @@ class SessionStore(BaseStore[SyncClient]):
         key: str,
         run: Callable[[str | None], Turn[V]],
         *,
-        judge: Judge = judge_by_phrase,
+        agent: str | Agent | None = None,
+        judge: Judge | None = None,
         accepts: Callable[[str], bool] | None = None,
         wait_ms: int = 0,
         lease: bool = True,
@@ -254,16 +294,21 @@ class SessionStore(BaseStore[SyncClient]):
         - A turn that succeeds is saved with a new TTL; one that names no session keeps the one it resumed.
         - If the agent refuses the resume (`judge` says gone, invalid_id or unusable), the ID is deleted and the refusal
           counted; then `run` is called once more, with None, unless the turn had begun.
-        - Any other failure leaves the ID as it is. A fresh run that fails saves nothing.
+        - Any other failure leaves the ID as it is. After `give_up_after` of them in a row that nobody could decide, the next
+          turn runs fresh, and the old ID stands until that has been saved.
+        - A session in which the model has answered is real: its ID is saved even if the turn then fails or is cut short. The
+          judge says so, or `run` by `save_early`. Before that, a run that fails saves nothing.
         - A turn that ran is never lost to an error of Redis: it is returned, with `saved=False` and the `reason`.
 
         Args:
             key: the conversation.
             run: runs the agent on a session ID, or fresh on None; returns a Turn or raises.
-            judge: reads what `run` raised while resuming. The default knows only Claude Code's "No conversation found";
-                `redis_sessions.agents.get_agent("codex").judge` and the like know all that their runtime says.
-            accepts: says whether an ID can be one of the agent's, as `get_agent("codex").can_be` does; any other is neither
-                resumed nor saved. Default: accepts all.
+            agent: the runtime, by its name ("claude", "codex", …) or as an `redis_sessions.agents.Agent`: how it says that a
+                session is gone, and what its IDs look like.
+            judge: reads what `run` raised; default: the agent's, and without an agent one that knows only Claude Code's
+                "No conversation found".
+            accepts: says whether an ID can be one of the agent's; any other is neither resumed nor saved. Default: the
+                agent's, and without an agent all are accepted.
             wait_ms: how long to wait for a conversation that another worker runs; default: 0, LeaseHeld is raised at once.
             lease: whether to keep all other workers out meanwhile. With False two may run the conversation at once,
                 neither notices, and the one that ends last is saved.
@@ -278,11 +323,20 @@ class SessionStore(BaseStore[SyncClient]):
             TypeError: `run` did not return a Turn, or `judge` not a Judgement.
             Exception: what `run` raised, unless it was a refused resume. Whatever is raised, the lease is released first.
         """
-        request = Request(key, judge, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
+        request = self._request(key, judge, agent, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
         return drive(self._renewer, resume(self._ops, request), run)
 
+    def save_early(self, key: str, session_id: str) -> bool:
+        """Save the session ID of a turn that is still running in `resume` on this store: call it from `run`, in any thread.
+
+        It says that the model has answered in that session, so that it is worth resuming whatever becomes of the turn. The
+        lease goes on. False if no turn of that conversation runs here, or it has lost its lease. Raises InvalidSessionID.
+        """
+        return self._run(self._save_early(key, session_id))
+
     def close(self) -> None:
-        """Close the client and its connections."""
+        """Close the client and its connections. Every later call raises SessionStoreError."""
+        self._closed.set()
         self.client.close()
 
     def __enter__(self) -> Self:
@@ -304,6 +358,7 @@ class SessionStore(BaseStore[SyncClient]):
             return error
 
     def _run(self, op: Op[T]) -> T:
+        self._check_open()
         return run(self.client, op, self._link)
 
 
@@ -364,15 +419,15 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def save(self, lease: Lease, session_id: str) -> bool:
         """Save a session ID and release the lease. Same as SessionStore.save."""
-        return await self._run(self._ops.save(lease, session_id))
+        return (await self._run(self._ops.save(lease, session_id))).mine
 
     async def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there. Same as SessionStore.reject."""
-        return await self._run(self._ops.reject(lease))
+        return (await self._run(self._ops.reject(lease))).mine
 
     async def release(self, lease: Lease) -> bool:
         """Release a lease without saving. Same as SessionStore.release."""
-        return await self._run(self._ops.release(lease))
+        return (await self._run(self._ops.release(lease))).mine
 
     async def increment_resume_failures(self) -> int:
         """Count one refused resume. Same as SessionStore.increment_resume_failures."""
@@ -441,7 +496,8 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         key: str,
         run: Callable[[str | None], Awaitable[Turn[V]]],
         *,
-        judge: Judge = judge_by_phrase,
+        agent: str | Agent | None = None,
+        judge: Judge | None = None,
         accepts: Callable[[str], bool] | None = None,
         wait_ms: int = 0,
         lease: bool = True,
@@ -451,11 +507,16 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
         `run` is awaited. A cancellation, too, releases the lease before it takes effect.
         """
-        request = Request(key, judge, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
+        request = self._request(key, judge, agent, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
         return await adrive(self._ops, self._run, resume(self._ops, request), run)
 
+    async def save_early(self, key: str, session_id: str) -> bool:
+        """Save the session ID of a turn that is still running in `resume`. Same as SessionStore.save_early."""
+        return await self._run(self._save_early(key, session_id))
+
     async def aclose(self) -> None:
-        """Close the client and its connections."""
+        """Close the client and its connections. Every later call raises SessionStoreError."""
+        self._closed.set()
         await self.client.aclose()
 
     async def __aenter__(self) -> Self:
@@ -473,6 +534,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
             return error
 
     async def _run(self, op: Op[T]) -> T:
+        self._check_open()
         return await arun(self.client, op, self._link)
 
 

@@ -3,16 +3,61 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple, Self
 
 from redis_sessions.errors import CorruptValue, InvalidSessionID, SessionStoreError
-from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, Keys, check_session_id, is_session_id
+from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, RECORD_FIELDS, Keys, check_session_id, is_session_id
 from redis_sessions.operations import scripts
 from redis_sessions.operations.command import Command, Op, Script
 from redis_sessions.settings import StoreSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a session beside its ID; None or 0 for what is not. Times are the server's, milliseconds since 1970.
+
+    Attributes:
+        agent: name of the runtime.
+        started_ms: when its first turn was saved.
+        used_ms: when its last turn was saved.
+        turns: how many turns were saved.
+        context_tokens: size of its context after the last turn, in tokens.
+        failures: undecided failures to resume it, in a row.
+        complete: False if its last turn was cut short.
+    """
+
+    agent: str | None = None
+    started_ms: int | None = None
+    used_ms: int | None = None
+    turns: int = 0
+    context_tokens: int | None = None
+    failures: int = 0
+    complete: bool = True
+
+    @classmethod
+    def read(cls, values: Sequence[bytes | None]) -> Self:
+        """A record from the values of RECORD_FIELDS; what can't be read is not known."""
+        text = {
+            name: value.decode("utf-8", "replace")
+            for name, value in zip(RECORD_FIELDS, values, strict=False)
+            if value is not None
+        }
+        numbers = {name: int(value) for name, value in text.items() if re.fullmatch("[0-9]{1,18}", value)}
+        return cls(
+            agent=text.get("agent"),
+            started_ms=numbers.get("started_ms"),
+            used_ms=numbers.get("used_ms"),
+            turns=numbers.get("turns", 0),
+            context_tokens=numbers.get("context_tokens"),
+            failures=numbers.get("failures", 0),
+            complete=text.get("complete") != "0",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +69,34 @@ class Lease:
         token: names this claim, `host:pid:random`; new for every claim.
         session_id: the live session ID that was found, or None.
         unusable: Redis held a value that is not a session ID; it counts as nothing to resume.
+        record: what else is known of that session; an empty Record if nothing is.
     """
 
     key: str
     token: str
     session_id: str | None = None
     unusable: bool = False
+    record: Record = field(default=Record(), repr=False)
+
+
+class Failures(StrEnum):
+    """What a save does with the number of undecided failures in a row."""
+
+    keep = "keep"
+    add = "add"
+    reset = "reset"
+
+
+class Written(NamedTuple):
+    """What became of a script that acts under a lease.
+
+    Attributes:
+        mine: whether the lease was ours; otherwise nothing was written.
+        uncounted: how many of the counters that it was to increment were not.
+    """
+
+    mine: bool
+    uncounted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +127,15 @@ class Peek(NamedTuple):
 
 
 class Operations:
-    """The operations of one namespace. Immutable, so any number of threads may share it."""
+    """The operations of one namespace. Immutable, so any number of threads may share it.
 
-    def __init__(self, settings: StoreSettings) -> None:
+    Attributes:
+        counts_in_scripts: whether all keys are on one server, so that the script that saves or rejects can also count.
+    """
+
+    def __init__(self, settings: StoreSettings, *, counts_in_scripts: bool = False) -> None:
         self.settings = settings
+        self.counts_in_scripts = counts_in_scripts
         self.keys = Keys(settings.namespace)
         self._lease_ttl_ms = settings.lease_ms + LEASE_GRACE_MS
 
@@ -83,47 +155,89 @@ class Operations:
         yield [Command(("SET", self.keys.session_id(key), value, "PX", self.settings.session_max_age_ms), key)]
 
     def delete(self, key: str, session_id: str | None = None) -> Op[bool]:
-        redis_key = self.keys.session_id(key)
-        if session_id is None:
-            [deleted] = yield [Command(("DEL", redis_key), key)]
-        else:
-            value = check_session_id(key, session_id)
-            [deleted] = yield [Command((value,), key, scripts.DELETE_IF, (redis_key,))]
+        value = b"" if session_id is None else check_session_id(key, session_id)
+        [deleted] = yield [Command((value,), key, scripts.DELETE, (self.keys.session_id(key), self.keys.record(key)))]
         return bool(deleted)
 
     def acquire(self, key: str, token: str | None = None) -> Op[Lease | Held]:
         token = token or new_token()
-        [reply] = yield [self._leased(scripts.ACQUIRE, key, token, self._lease_ttl_ms, LEASE_GRACE_MS)]
+        fields = RECORD_FIELDS if self.settings.records else ()
+        [reply] = yield [self._leased(scripts.ACQUIRE, key, token, self._lease_ttl_ms, LEASE_GRACE_MS, *fields)]
         if reply[0] == 0:
             return Held(key, reply[1].decode("utf-8", "backslashreplace")[:200], int(reply[2]))
         raw = reply[1]
         if raw is None:
             return Lease(key, token)
-        return Lease(key, token, str(raw, "ascii")) if is_session_id(raw) else Lease(key, token, unusable=True)
+        if not is_session_id(raw):
+            return Lease(key, token, unusable=True)
+        return Lease(key, token, str(raw, "ascii"), record=Record.read(reply[2:]))
 
     def renew(self, lease: Lease) -> Op[bool]:
         _check_lease(lease)
         [mine] = yield [Command((lease.token, self._lease_ttl_ms), lease.key, scripts.RENEW, (self.keys.lease(lease.key),))]
         return bool(mine)
 
-    def save(self, lease: Lease, session_id: str) -> Op[bool]:
+    def save(
+        self,
+        lease: Lease,
+        session_id: str,
+        *,
+        keep_lease: bool = False,
+        continues: str | None = None,
+        failures: Failures = Failures.reset,
+        fields: Mapping[str, str | int] | None = None,
+        counters: Sequence[str] = (),
+    ) -> Op[Written]:
+        """Save a session ID, and what is known of it.
+
+        Args:
+            lease: under which it is saved.
+            session_id: the ID.
+            keep_lease: renew the lease instead of releasing it: the turn goes on.
+            continues: another ID of the same session, whose record goes on.
+            failures: what to do with the number of undecided failures in a row.
+            fields: further fields of the record.
+            counters: to increment, where `counts_in_scripts`.
+        """
         _check_lease(lease)
         value = check_session_id(lease.key, session_id)
-        command = self._leased(scripts.SAVE, lease.key, lease.token, value, self.settings.session_max_age_ms)
-        [saved] = yield [command._replace(tell_again=True)]
-        return bool(saved)
+        known = [part for name, value in (fields or {}).items() for part in (name, value)] if self.settings.records else []
+        command = self._leased(
+            scripts.SAVE,
+            lease.key,
+            lease.token,
+            value,
+            self.settings.session_max_age_ms,
+            self._lease_ttl_ms if keep_lease else "",
+            continues or "",
+            failures if self.settings.records else "",
+            *known,
+            counters=counters,
+        )
+        [reply] = yield [command._replace(tell_again=True)]
+        return _written(reply)
 
-    def reject(self, lease: Lease) -> Op[bool]:
+    def reject(self, lease: Lease, counters: Sequence[str] = ()) -> Op[Written]:
         _check_lease(lease)
         asked = lease.session_id or ""
-        [mine] = yield [self._leased(scripts.REJECT, lease.key, lease.token, asked, self._lease_ttl_ms)]
+        command = self._leased(scripts.REJECT, lease.key, lease.token, asked, self._lease_ttl_ms, counters=counters)
+        [reply] = yield [command._replace(tell_again=True)]
+        return _written(reply)
+
+    def fail(self, lease: Lease) -> Op[bool]:
+        _check_lease(lease)
+        if not self.settings.records:
+            return (yield from self.release(lease)).mine
+        asked = lease.session_id or ""
+        command = self._leased(scripts.FAIL, lease.key, lease.token, asked, self.settings.session_max_age_ms)
+        [mine] = yield [command._replace(tell_again=True)]
         return bool(mine)
 
-    def release(self, lease: Lease) -> Op[bool]:
+    def release(self, lease: Lease, counters: Sequence[str] = ()) -> Op[Written]:
         _check_lease(lease)
-        command = Command((lease.token,), lease.key, scripts.DELETE_IF, (self.keys.lease(lease.key),), tell_again=True)
-        [released] = yield [command]
-        return bool(released)
+        redis_keys = (self.keys.lease(lease.key), *map(self.keys.counter, counters))
+        [reply] = yield [Command((lease.token,), lease.key, scripts.RELEASE, redis_keys, tell_again=True)]
+        return _written(reply)
 
     def increment(self, name: str) -> Op[int]:
         # Not sent again after a lost reply, because it might count twice: losing one is better.
@@ -147,14 +261,22 @@ class Operations:
             raise count
         return count
 
-    def _leased(self, script: Script, key: str, token: str, *args: bytes | str | int) -> Command:
-        return Command((token, *args), key, script, (self.keys.lease(key), self.keys.session_id(key)))
+    def _leased(
+        self, script: Script, key: str, token: str, *args: bytes | str | int, counters: Sequence[str] = ()
+    ) -> Command:
+        redis_keys = (self.keys.lease(key), self.keys.session_id(key), self.keys.record(key))
+        return Command((token, *args), key, script, (*redis_keys, *map(self.keys.counter, counters)))
 
 
 def _check_lease(lease: object) -> None:
     if not isinstance(lease, Lease):
         held = ", which says that another worker has the conversation" if isinstance(lease, Held) else ""
         raise TypeError(f"a lease must be a Lease, as acquire returns it, not a {type(lease).__name__}{held}")
+
+
+def _written(reply: list[int]) -> Written:
+    mine, uncounted = reply
+    return Written(bool(mine), uncounted)
 
 
 def _count(raw: bytes | SessionStoreError | None) -> int | None:

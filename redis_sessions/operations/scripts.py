@@ -22,7 +22,38 @@ local function peek(...)
 end
 """
 
-# KEYS lease, id; ARGV token, lease TTL, grace. -> {1, id or nil} or {0, holder, remaining ms}
+# Increments the keys from KEYS[first] on; returns how many of them failed, such as one that is not an integer. A failure
+# must not leave the rest of a script undone.
+_COUNT: Final = """
+local function count(first)
+  local failed = 0
+  for i = first, #KEYS do
+    local reply = redis.pcall('INCR', KEYS[i])
+    if type(reply) == 'table' and reply.err then
+      failed = failed + 1
+    end
+  end
+  return failed
+end
+"""
+
+# Deletes a record unless it is that of the session `id`, or of `or_id`; whether it is there then.
+_RECORD: Final = """
+local function is_record_of(key, id, or_id)
+  local found = peek('HGET', key, 'session_id')
+  if found and (found == id or found == or_id) then
+    return true
+  end
+  if found ~= false then
+    redis.call('DEL', key)
+  end
+  return false
+end
+"""
+
+# KEYS lease, id, record; ARGV token, lease TTL, grace, fields of the record, ...
+# -> {1, id or nil, value of each field or nil} or {0, holder, remaining ms}
+# The first field is the session ID: a record of another session, or a key of another type, has no fields.
 # A lease without a TTL (after PERSIST by hand) gets one, so that it can't block a conversation forever.
 # A value too long to be an ID is cut one byte past the longest, one of the wrong type becomes empty: neither is valid.
 # A holder is cut too, since it may be any value.
@@ -48,7 +79,16 @@ if type(id) == 'table' then
 elseif id then
   id = string.sub(id, 1, 257)
 end
-return {1, id}
+local found = {1, id}
+if id and #ARGV > 3 then
+  local values = peek('HMGET', KEYS[3], unpack(ARGV, 4))
+  if not values.err and values[1] == id then
+    for i, value in ipairs(values) do
+      found[i + 2] = value and string.sub(value, 1, 4096)
+    end
+  end
+end
+return found
 """
 )
 
@@ -63,52 +103,132 @@ return 0
 """
 )
 
-# KEYS lease, id; ARGV token, session ID, max age, whether it is sent again. -> 1 saved, 0 lost
-# Sent again, it also looks at the ID: the first sending may have released the lease already. Sent once it must not, or a
-# worker that comes late with the same ID that its successor resumed or saved would never learn that it was taken over.
+# KEYS lease, id, record, counter, ...
+# ARGV token, session ID, max age, lease TTL to keep the lease or '', the ID whose session this one continues or '', what to
+# do with `failures` ('keep', 'add' or 'reset'; '' writes no record), further fields of the record and their values, ...,
+# whether it is sent again. -> {1 saved or 0 lost, number of counters that were not incremented}
+# Sent again, it also looks at the ID: the first sending may have released the lease already, and has counted then. Sent once
+# it must not, or a worker that comes late with the same ID that its successor resumed or saved would never learn that it was
+# taken over. `turns` counts the saves that end a turn. What this turn did not report is not kept from the one before.
 SAVE: Final = Script(
     _PEEK
+    + _COUNT
+    + _RECORD
     + """
-if peek('GET', KEYS[1]) == ARGV[1] then
-  redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+local id, again = ARGV[2], ARGV[#ARGV]
+if peek('GET', KEYS[1]) ~= ARGV[1] then
+  if again == '1' and peek('GET', KEYS[2]) == id then
+    return {1, 0}
+  end
+  return {0, #KEYS - 3}
+end
+redis.call('SET', KEYS[2], id, 'PX', ARGV[3])
+if ARGV[6] ~= '' then
+  local time = redis.call('TIME')
+  local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+  if not is_record_of(KEYS[3], id, ARGV[5]) then
+    redis.call('HSET', KEYS[3], 'started_ms', now)
+  end
+  redis.call('HDEL', KEYS[3], 'complete', 'context_tokens')
+  redis.call('HSET', KEYS[3], 'session_id', id, 'used_ms', now, unpack(ARGV, 7, #ARGV - 1))
+  if ARGV[4] == '' then
+    redis.call('HINCRBY', KEYS[3], 'turns', 1)
+  end
+  if ARGV[6] == 'add' then
+    redis.call('HINCRBY', KEYS[3], 'failures', 1)
+  elseif ARGV[6] == 'reset' then
+    redis.call('HDEL', KEYS[3], 'failures')
+  end
+  redis.call('PEXPIRE', KEYS[3], ARGV[3])
+end
+local uncounted = count(4)
+if ARGV[4] == '' then
   redis.call('DEL', KEYS[1])
-  return 1
+else
+  redis.call('PEXPIRE', KEYS[1], ARGV[4])
 end
-if ARGV[4] == '1' and peek('GET', KEYS[2]) == ARGV[2] then
-  return 1
-end
-return 0
+return {1, uncounted}
 """
 )
 
-# KEYS lease, id; ARGV token, refused session ID, lease TTL. -> 1 if the lease is ours, 0 taken
+# KEYS lease, id, record, counter, ...; ARGV token, refused session ID, lease TTL, whether it is sent again.
+# -> {1 if the lease is ours or 0, number of counters that were not incremented}
+# Sent again, it counts only if it finds the ID: otherwise the first sending has counted.
 REJECT: Final = Script(
     _PEEK
+    + _COUNT
     + """
 if peek('GET', KEYS[1]) ~= ARGV[1] then
-  return 0
+  return {0, #KEYS - 3}
 end
-if peek('GET', KEYS[2]) == ARGV[2] then
-  redis.call('DEL', KEYS[2])
+local found = peek('GET', KEYS[2]) == ARGV[2]
+if found then
+  redis.call('DEL', KEYS[2], KEYS[3])
+end
+local uncounted = 0
+if found or ARGV[4] ~= '1' then
+  uncounted = count(4)
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return {1, uncounted}
+"""
+)
+
+# KEYS lease, id, record; ARGV token, session ID that failed, max age, whether it is sent again.
+# -> 1 if the lease was ours, else 0
+# Counts an undecided failure and releases the lease. The ID and its TTL are untouched; the record gets the same TTL.
+FAIL: Final = Script(
+    _PEEK
+    + _RECORD
+    + """
+local holder = peek('GET', KEYS[1])
+if holder ~= ARGV[1] then
+  return ARGV[4] == '1' and not holder and 1 or 0
+end
+if peek('GET', KEYS[2]) == ARGV[2] then
+  if not is_record_of(KEYS[3], ARGV[2]) then
+    redis.call('HSET', KEYS[3], 'session_id', ARGV[2])
+  end
+  redis.call('HINCRBY', KEYS[3], 'failures', 1)
+  local pttl = redis.call('PTTL', KEYS[2])
+  redis.call('PEXPIRE', KEYS[3], pttl > 0 and pttl or ARGV[3])
+end
+redis.call('DEL', KEYS[1])
 return 1
 """
 )
 
-# KEYS key; ARGV value, whether it is sent again, if that is known. -> 1 if it was there, else 0
-# Sent again, it takes a missing key for the work of the first sending; without that argument it replies 0.
-DELETE_IF: Final = Script(
+# KEYS id, record; ARGV session ID or '' for any, whether it is sent again. -> 1 if it was there, else 0
+# Sent again, it takes a missing key for the work of the first sending if one session ID is meant.
+DELETE: Final = Script(
     _PEEK
     + """
-local value = peek('GET', KEYS[1])
-if value == ARGV[1] then
+local id = ARGV[1] ~= '' and peek('GET', KEYS[1])
+if id == ARGV[1] or ARGV[1] == '' then
+  redis.call('DEL', KEYS[2])
   return redis.call('DEL', KEYS[1])
 end
-if ARGV[2] == '1' and not value then
-  return 1
-end
 return 0
+"""
+)
+
+# KEYS lease, counter, ...; ARGV token, whether it is sent again.
+# -> {1 if it was held or 0, number of counters that were not incremented}
+# Sent again, it takes a missing lease for the work of the first sending.
+RELEASE: Final = Script(
+    _PEEK
+    + _COUNT
+    + """
+local holder = peek('GET', KEYS[1])
+if holder == ARGV[1] then
+  local uncounted = count(2)
+  redis.call('DEL', KEYS[1])
+  return {1, uncounted}
+end
+if ARGV[2] == '1' and not holder then
+  return {1, 0}
+end
+return {0, #KEYS - 1}
 """
 )
 

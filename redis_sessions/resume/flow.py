@@ -5,16 +5,22 @@
 | nothing | a turn with ID E | save E | fresh_starts +1 | return |
 | nothing | a turn without an ID | - | fresh_starts +1 | return, saved=False |
 | R | a turn with R, or with no ID | save R (a new TTL) | resumes +1 | return |
-| R | a turn with E, not R | save E | resumes +1 | return, session_changed=True |
-| R | refused: gone, invalid ID, unusable | reject R | resume_failures +1, at once | run fresh, once (1) |
+| R | a turn with E, not R | save E | resumes +1 (1) | return, session_changed=True |
+| R | refused: gone, invalid ID, unusable | reject R | resume_failures +1, at once | run fresh, once (2) |
 | R | busy (another writer) | keep, TTL untouched | | raise SessionBusy |
-| R | anything else | keep, TTL untouched | | raise the agent's error |
-| nothing, or fresh after a refusal | failure | nothing is saved | a refusal stays counted | raise the agent's error |
+| R | unavailable: provider, login, usage limit, network | keep, TTL untouched | | raise the agent's error |
+| R | anything else | keep, TTL untouched; failures +1 (3) | | raise the agent's error |
+| any | failed or cut short after the model had answered in E | save E, complete=0 (4) | as for a turn | raise the agent's error |
+| nothing, or fresh after a refusal | failure before that | nothing is saved | a refusal stays counted | raise the agent's error |
 
 A value in Redis that is not a session ID, or that the caller doesn't accept as one of its agent, counts as "nothing". An
 ID of that kind that a turn gives is not saved, as if the turn had given none. The result's reason says which it was.
 
-(1) If the turn had begun: raise the agent's error. If the lease was taken meanwhile: raise LeaseHeld, no run.
+(1) Unless R was gone, as the turn's `previous_gone` says: then resume_failures +1, fresh_starts +1, and how="restarted".
+(2) If the turn had begun: raise the agent's error. If the lease was taken meanwhile: raise LeaseHeld, no run.
+(3) Not if the run was cut short. After `give_up_after` of them in a row, the next turn runs fresh, how="gave_up"; R stands
+    until that turn has been saved.
+(4) Also what was given to `save_early`, whatever is raised; a failure counts as in (3). Not if the session is unusable.
 
 The flow yields Do, Run and Pause; `runner.py` carries them out and sends the result back, or throws in what was raised.
 Whatever is raised, the lease is released on the way out. An outage of Redis never stops an agent (default; see
@@ -27,7 +33,7 @@ import logging
 import random
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CoroutineType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -40,10 +46,20 @@ from redis_sessions.errors import (
     SessionStoreError,
     StoreUnavailable,
 )
-from redis_sessions.keys import FRESH_STARTS, RESUME_FAILURES, RESUMES
+from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES
 from redis_sessions.operations.command import Op
-from redis_sessions.operations.conversation import Held, Lease, Operations, new_token
-from redis_sessions.resume.turn import How, InvalidTurn, Judgement, Request, ResumeResult, Turn, Verdict, excerpt
+from redis_sessions.operations.conversation import Failures, Held, Lease, Operations, Written, new_token
+from redis_sessions.resume.turn import (
+    How,
+    InvalidTurn,
+    Judgement,
+    Request,
+    ResumeResult,
+    Turn,
+    Verdict,
+    excerpt,
+    judge_by_phrase,
+)
 
 log = logging.getLogger("redis_sessions")
 
@@ -98,27 +114,46 @@ class _Turn:
         self.away = False
         self.warned = False
         self.previous: str | None = None
+        self.how: How = "fresh"
+        # In which session the model has answered, while that is not saved for good.
+        self.answered: str | None = None
+        self.saved_early: str | None = None
+        self.undecided = False
+        self.uncounted: list[str] = []
         self.reasons: list[str] = []
 
     def flow(self) -> Flow[ResumeResult[Any]]:
         self.ops.keys.session_id(self.key)  # refuse a bad key before anything is sent
         try:
             yield from self._look_up()
-            how: How = "resumed" if self.previous else "fresh"
+            asked = self.previous if self.how == "resumed" else None
             try:
-                turn = yield from self._run(self.previous)
+                turn = yield from self._run(asked)
+            except InvalidTurn:
+                raise
             except Exception as error:
-                if self.previous is None or isinstance(error, InvalidTurn):
-                    raise
-                yield from self._handle_failure(error, self.previous)
-                how = "restarted"
-                turn = yield from self._run(None)
-            return (yield from self._keep(turn, how))
+                yield from self._handle_failure(error, asked)
+                self.how = "restarted"
+                turn = yield from self._run_fresh()
+            return (yield from self._keep(turn))
         except GeneratorExit:
             self.claimed = False  # dropped halfway, as in a forked child: no driver is left to do anything
+            self.answered, self.uncounted = None, []
             raise
         finally:
-            yield from self._release()
+            yield from self._finish()
+
+    def save_early(self, session_id: str) -> Op[bool]:
+        """Save the ID of this turn while it runs: the model has answered in it."""
+        if self._objects(session_id):
+            return False
+        self.answered = session_id
+        if not self.claimed:
+            return False
+        written = yield from self._saving(session_id, complete=False, keep_lease=True)
+        if written.mine:
+            self.saved_early = session_id
+        return written.mine
 
     def _do(self, op: Op[T]) -> Flow[T]:
         try:
@@ -151,8 +186,14 @@ class _Turn:
             self._say("what Redis held was not a valid session ID")
         elif found is not None and (why := self.request.objection(found)):
             self._say(f"Redis held {excerpt(found)}, which {why}: started fresh")
-        else:
+        elif found is not None:
             self.previous = found
+            failures, most = self.claim.record.failures, self.ops.settings.give_up_after
+            self.how = "gave_up" if 0 < most <= failures else "resumed"
+            if self.how == "gave_up":
+                self._say(
+                    f"session {found} failed {failures} times in a row: started fresh, and it stands until that is saved"
+                )
 
     def _acquire(self) -> Flow[Lease]:
         deadline_s = time.monotonic() + self.request.wait_ms / 1000
@@ -173,9 +214,12 @@ class _Turn:
 
     def _run(self, session_id: str | None) -> Flow[Turn[Any]]:
         self.ran = True
+        self.request.running[self.key] = self
         try:
             turn = yield Run(session_id, self.claim if self.claimed else None)
         finally:
+            if self.request.running.get(self.key) is self:
+                del self.request.running[self.key]
             # An outage seen before the run may be over: a lease that was renewed meanwhile is to be released.
             self.away = self.away and not self.claimed
         if not isinstance(turn, Turn):
@@ -183,8 +227,18 @@ class _Turn:
             raise InvalidTurn(f"run must return a redis_sessions.Turn, not {type(turn).__name__}")
         return turn
 
-    def _handle_failure(self, error: Exception, asked: str) -> Flow[None]:
-        """Act on a failed resume: return if a fresh run may follow, else raise."""
+    def _run_fresh(self) -> Flow[Turn[Any]]:
+        """Run after a refusal. Raises what the run raises."""
+        try:
+            return (yield from self._run(None))
+        except InvalidTurn:
+            raise
+        except Exception as error:
+            yield from self._handle_failure(error, None)
+            raise
+
+    def _handle_failure(self, error: Exception, asked: str | None) -> Flow[None]:
+        """Act on a failed run: return if a fresh run may follow, else raise."""
         judgement = self.request.judge(error)
         if not isinstance(judgement, Judgement):
             _close(judgement)
@@ -192,63 +246,108 @@ class _Turn:
             raise TypeError(
                 f"judge {name} must return a redis_sessions.Judgement, not {type(judgement).__name__}"
             ) from error
-        if judgement.verdict is Verdict.busy:
-            raise SessionBusy(self.key, session_id=asked) from error
-        if not judgement.verdict.refused:
+        verdict = judgement.verdict
+        if judgement.session_id and not self._objects(judgement.session_id):
+            self.answered = judgement.session_id
+        if verdict is Verdict.ok and self.answered:
+            yield from self._save_or_say(self.answered, complete=True)
             raise error
+        if verdict.refused:
+            yield from self._reject(error, judgement, asked)
+            return
+        if verdict is Verdict.busy and asked is not None and not self.answered:
+            raise SessionBusy(self.key, session_id=asked) from error
+        self.undecided = asked is not None and verdict is Verdict.other and not judgement.cut_short
+        if self.undecided and self.request.judge is judge_by_phrase and self.claim.record.failures:
+            log.warning(
+                "conversation %r: session %s failed again, and no judge says whether it is gone: pass agent= or judge= to resume",
+                self.key,
+                asked,
+            )
+        raise error
+
+    def _reject(self, error: Exception, judgement: Judgement, asked: str | None) -> Flow[None]:
+        """Drop a session that the agent refused: return if a fresh run may follow, else raise."""
+        refused, self.answered = self.saved_early or asked, None
         mine = True
-        try:
-            if self.claimed:
-                mine = yield from self._do(self.ops.reject(self.claim))
-            else:
-                yield from self._do(self.ops.delete(self.key, asked))
-        except StoreUnavailable as outage:
-            if self.request.on_outage == "raise" and not judgement.turn_began:
-                raise outage from error
-            self._say(f"{_describe(outage)}; session {asked} may be tried once more")
-        yield from self._count(RESUME_FAILURES)
-        if judgement.turn_began:
+        if refused is not None:
+            counters = [] if asked is None else [RESUME_FAILURES]
+            try:
+                if self.claimed:
+                    lease = replace(self.claim, session_id=refused)
+                    written = yield from self._do(self.ops.reject(lease, self._counted_in_script(counters)))
+                    mine = written.mine
+                    counters = self._left(counters, written.uncounted, mine=mine)
+                else:
+                    yield from self._do(self.ops.delete(self.key, refused))
+            except StoreUnavailable as outage:
+                if self.request.on_outage == "raise" and asked is not None and not judgement.turn_began:
+                    raise outage from error
+                self._say(f"{_describe(outage)}; session {refused} may be tried once more")
+            for name in counters:
+                yield from self._count(name)
+        if asked is None or judgement.turn_began:
             raise error
         if not mine:
             self.claimed = False
             raise LeaseHeld(self.key) from error
         self._say(f"session {asked} was refused ({judgement.verdict})", logging.INFO)
 
-    def _keep(self, turn: Turn[Any], how: How) -> Flow[ResumeResult[Any]]:
-        session_id = self._given(turn) or (self.previous if how == "resumed" else None)
+    def _keep(self, turn: Turn[Any]) -> Flow[ResumeResult[Any]]:
+        if self.how == "resumed" and turn.previous_gone:
+            self.how = "restarted"
+            self._say(f"session {self.previous} was gone, and the agent started another without saying so", logging.INFO)
+            self.uncounted.append(RESUME_FAILURES)
+        session_id = self._given(turn) or self.answered or (self.previous if self.how == "resumed" else None)
         saved = False
         if session_id is not None:
-            try:
-                saved = yield from self._save(session_id)
-            except SessionStoreError as error:
-                lost = "may expire as if unused" if session_id == self.previous else "may never be resumed"
-                # An outage that lasted from start to end was logged at its start.
-                level = logging.INFO if self.warned and self.away else logging.WARNING
-                self._say(f"not saved: {error}; session {session_id} {lost}", level)
-        elif not turn.session_id:
-            self._say("the turn gave no session ID", logging.INFO)
-        yield from self._count(RESUMES if how == "resumed" else FRESH_STARTS)
+            saved = yield from self._save_or_say(session_id, complete=turn.complete, context_tokens=turn.context_tokens)
+        else:
+            if not turn.session_id:
+                self._say("the turn gave no session ID", logging.INFO)
+            self.uncounted += self._turn_counters()
+            # A lease that is still held counts as it is released.
+            if not (self.claimed and self.ops.counts_in_scripts):
+                yield from self._count_all()
         return ResumeResult(
             value=turn.value,
             session_id=session_id,
-            how=how,
+            how=self.how,
             previous=self.previous,
             saved=saved,
-            session_changed=how == "resumed" and session_id != self.previous,
+            session_changed=self.how == "resumed" and session_id != self.previous,
             reason="; ".join(self.reasons) or None,
         )
 
     def _given(self, turn: Turn[Any]) -> str | None:
         """The session ID that a turn gave; None if no turn could resume it."""
-        if not turn.session_id:
+        if not turn.session_id or self._objects(turn.session_id):
             return None
-        why = self.request.objection(turn.session_id)
-        if why is None:
-            return turn.session_id
-        self._say(f"the turn gave {excerpt(turn.session_id)} as its session, which {why}: not saved")
-        return None
+        return turn.session_id
 
-    def _save(self, session_id: str) -> Flow[bool]:
+    def _objects(self, session_id: str) -> bool:
+        """Whether no turn could resume this ID, which is said."""
+        why = self.request.objection(session_id)
+        if why is not None:
+            self._say(f"the turn gave {excerpt(session_id)} as its session, which {why}: not saved")
+        return why is not None
+
+    def _save_or_say(self, session_id: str, *, complete: bool, context_tokens: int | None = None) -> Flow[bool]:
+        """Save the session ID that a turn ended with, and count the turn; whether it was saved. Says why not."""
+        self.answered = None
+        self.uncounted += self._turn_counters()
+        saved = False
+        try:
+            saved = yield from self._save(session_id, complete=complete, context_tokens=context_tokens)
+        except SessionStoreError as error:
+            lost = "may expire as if unused" if session_id == self.previous else "may never be resumed"
+            # An outage that lasted from start to end was logged at its start.
+            level = logging.INFO if self.warned and self.away else logging.WARNING
+            self._say(f"not saved: {error}; session {session_id} {lost}", level)
+        yield from self._count_all()
+        return saved
+
+    def _save(self, session_id: str, *, complete: bool, context_tokens: int | None) -> Flow[bool]:
         if not self.request.lease:
             yield from self._do(self.ops.set(self.key, session_id))
             return True
@@ -260,20 +359,73 @@ class _Turn:
             if isinstance(found, Held) or (theirs and theirs != session_id and not self.request.objection(theirs)):
                 self._say("not saved: while Redis was away, the conversation went on elsewhere or kept its old session")
                 return False
-        saved = yield from self._do(self.ops.save(self.claim, session_id))
+        written = yield from self._do(self._saving(session_id, complete=complete, context_tokens=context_tokens))
         self.claimed = False
-        if not saved:
+        self.uncounted = self._left(self.uncounted, written.uncounted, mine=written.mine)
+        if not written.mine:
             self._say("not saved: another worker took the conversation over")
-        return saved
+        return written.mine
 
-    def _release(self) -> Flow[None]:
+    def _saving(
+        self, session_id: str, *, complete: bool, context_tokens: int | None = None, keep_lease: bool = False
+    ) -> Op[Written]:
+        fields: dict[str, str | int] = {}
+        if self.request.agent is not None:
+            fields["agent"] = self.request.agent
+        if context_tokens is not None:
+            fields["context_tokens"] = context_tokens
+        if not complete:
+            fields["complete"] = 0
+        return self.ops.save(
+            self.claim,
+            session_id,
+            keep_lease=keep_lease,
+            continues=self.previous if self.how == "resumed" else None,
+            failures=Failures.reset if complete else Failures.add if self.undecided else Failures.keep,
+            fields=fields,
+            counters=() if keep_lease else self._counted_in_script(self.uncounted),
+        )
+
+    def _finish(self) -> Flow[None]:
+        """Save what the model has answered in, if that was not done; release the lease."""
+        if self.answered is not None:
+            yield from self._save_or_say(self.answered, complete=False)
         if self.claimed and not self.away:
             self.claimed = False
             try:
-                if not (yield from self._do(self.ops.release(self.claim))) and self.ran:
+                if self.undecided:
+                    mine = yield from self._do(self.ops.fail(self.claim))
+                else:
+                    mine, uncounted = yield from self._do(
+                        self.ops.release(self.claim, self._counted_in_script(self.uncounted))
+                    )
+                    self.uncounted = self._left(self.uncounted, uncounted, mine=mine)
+                if not mine and self.ran:
                     log.error("conversation %r was taken over before its turn ended", self.key)
             except SessionStoreError as error:
                 log.warning("lease of %r was not released, it will expire: %s", self.key, error)
+        yield from self._count_all()
+
+    def _turn_counters(self) -> list[str]:
+        if self.how == "resumed":
+            return [RESUMES]
+        return [FRESH_STARTS, GAVE_UP] if self.how == "gave_up" else [FRESH_STARTS]
+
+    def _counted_in_script(self, names: list[str]) -> tuple[str, ...]:
+        return tuple(names) if self.ops.counts_in_scripts else ()
+
+    def _left(self, names: list[str], uncounted: int, *, mine: bool) -> list[str]:
+        """Which counters are still to be incremented after a script that was to."""
+        if not self.ops.counts_in_scripts or not mine:
+            return names
+        if uncounted:
+            log.warning("%s: %d of these were not counted: see redis-sessions doctor", ", ".join(names), uncounted)
+        return []
+
+    def _count_all(self) -> Flow[None]:
+        names, self.uncounted = self.uncounted, []
+        for name in names:
+            yield from self._count(name)
 
     def _count(self, name: str) -> Flow[None]:
         if self.away:

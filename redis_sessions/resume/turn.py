@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 
@@ -13,7 +13,7 @@ from redis_sessions.keys import check_session_id
 V = TypeVar("V")
 Accepts: TypeAlias = Callable[[str], bool]
 OnOutage: TypeAlias = Literal["run", "raise"]
-How: TypeAlias = Literal["resumed", "fresh", "restarted"]
+How: TypeAlias = Literal["resumed", "fresh", "restarted", "gave_up"]
 
 GONE_PHRASE: Final = "No conversation found"
 _EXCERPT_CHARS: Final = 60
@@ -28,6 +28,8 @@ class Verdict(StrEnum):
         invalid_id: the agent says that the ID can't be that of a session.
         busy: another writer has it.
         unusable: it exists and can't be continued (context full, transcript corrupt).
+        unavailable: the provider or the login keeps the agent from working: 401, 403, 429, 5xx, a usage limit, no network. It
+            says nothing of the session.
         other: any other failure, and every one that can't be decided.
     """
 
@@ -36,6 +38,7 @@ class Verdict(StrEnum):
     invalid_id = "invalid_id"
     busy = "busy"
     unusable = "unusable"
+    unavailable = "unavailable"
     other = "other"
 
     @property
@@ -50,13 +53,18 @@ class Judgement:
 
     Attributes:
         verdict: the outcome of the attempt.
-        session_id: the session's ID, only from a turn that succeeded.
+        session_id: the session's ID once the model has answered in it, whatever the verdict: such a session is real, and is
+            saved. None before that, since failed starts print IDs of sessions that never existed.
         turn_began: the agent had begun to work on the turn before it failed; then it is never run again.
+        cut_short: the run was ended from outside, by a signal or a time limit, which says nothing of the session.
+        previous_gone: the turn succeeded, but in another session than the one that was to be resumed, which was gone.
     """
 
     verdict: Verdict
     session_id: str | None = None
     turn_began: bool = False
+    cut_short: bool = False
+    previous_gone: bool = False
 
 
 class Judge(Protocol):
@@ -90,11 +98,24 @@ class Turn(Generic[V]):
 
     Attributes:
         session_id: the session's ID as the agent gave it, which the next turn is to resume; None if it gave none.
-        value: whatever the caller of `resume` wants back, in its result's `value`.
+        value: whatever the caller of `resume` wants back, in its result's `value`; default: None.
+        complete: False if the turn was cut short after the model had answered, and its session is to be resumed; default: True.
+        context_tokens: size of the session's context after the turn, in tokens; None if it is not known.
+        previous_gone: the agent did not resume the session it was asked to, because that was gone, and started this one.
+
+    Raises TypeError for a session ID that is not a str, such as a UUID: `Turn(str(session_id))`.
     """
 
     session_id: str | None
-    value: V
+    value: V = None  # type: ignore[assignment] # Turn("id") is a Turn[None]
+    complete: bool = True
+    context_tokens: int | None = None
+    previous_gone: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.session_id, str | None):
+            kind = type(self.session_id).__name__
+            raise InvalidTurn(f"the session_id of a Turn must be a str or None, not {kind}: write Turn(str(session_id), …)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +125,7 @@ class ResumeResult(Generic[V]):
     Attributes:
         value: the `value` of the Turn that `run` returned.
         session_id: the ID that the next turn is to resume: this turn's, or the one that it resumed; else None.
-        how: "resumed", "fresh", or "restarted": fresh after a refused resume.
+        how: "resumed", "fresh", "restarted" (fresh after a refused resume), or "gave_up" (fresh after too many failures).
         previous: the ID that was live when the turn was taken up, or None.
         saved: whether Redis now holds `session_id` because of this turn.
         session_changed: a resume came back with another ID: context may be lost.
@@ -126,10 +147,13 @@ class Request:
 
     key: str
     judge: Judge
+    agent: str | None = None
     accepts: Accepts | None = None
     wait_ms: int = 0
     lease: bool = True
     on_outage: OnOutage = "run"
+    # The turns that run now, by conversation: where `save_early` finds them.
+    running: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.on_outage not in ("run", "raise"):
