@@ -67,7 +67,7 @@ def examine(
 
 def ask_quorum(service: str) -> Op[object]:
     """Ask one of Sentinel's processes; the error says what it lacks, or that it can't be reached."""
-    [reply] = yield [Command(("SENTINEL", "CKQUORUM", service), optional=True)]
+    [reply] = yield [Command(("SENTINEL", "CKQUORUM", service), optional=True, even_away=True)]
     return reply
 
 

@@ -1,4 +1,4 @@
-"""What stands in Redis: only the keys that were meant are written, and what is found there is read for what it is."""
+"""Keys in Redis: only the intended ones are written, and what a scan finds is classified correctly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.fuzz.texts import amounts, any_text, fuzz, keys, pieces
 
 @amounts(100, 2_500)
 def test_nothing_but_the_keys_that_were_meant(store, amount):
-    """Ten texts an input. A command, glob or Lua would leave other traces; neighbours stay out of sight and unharmed."""
+    """Ten texts per input. An injected command, glob or Lua would leave traces; neighboring keys are not seen or changed."""
     raw, scheme = store.client, store._ops.keys
 
     def check(texts):
@@ -38,7 +38,7 @@ def test_nothing_but_the_keys_that_were_meant(store, amount):
             assert store.renew(leased[text])
         assert {row.key: row.session_id for row in store.sessions()} == saved
         report = store.report()
-        assert (report.live, report.invalid) == (len(saved), 1)  # the one whose name could only be ours
+        assert (report.live, report.invalid) == (len(saved), 1)  # `ns:id:{%41}`, which has the prefix and an invalid name
         assert set(raw.keys()) == neighbours | {name(key) for key in saved for name in (scheme.session_id, scheme.lease)}
         for text, lease in leased.items():
             assert store.get(text) == saved[text]
@@ -52,7 +52,7 @@ def test_nothing_but_the_keys_that_were_meant(store, amount):
 
 
 @amounts(300, 6_000)
-def test_a_page_is_read_as_its_keys_are_one_by_one(amount):
+def test_a_page_is_read_like_its_keys_one_by_one(amount):
     chosen = StoreSettings(namespace="ns")
     scheme = Keys("ns")
 
