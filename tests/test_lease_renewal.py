@@ -12,7 +12,7 @@ from redis_sessions.resume.runner import LeaseRenewer
 
 
 class Renewals:
-    """Answers renewals without a server. `outcomes` by key: a reply, an error, or an Event to hang on. `seen`: how many, by key."""
+    """Answers renewals without a server. By key, `outcomes`: a reply, an error or an Event to wait for; `seen`: how many."""
 
     def __init__(self, lease_ms=60):
         self.outcomes = {}
@@ -81,6 +81,17 @@ def test_a_renewal_that_hangs_delays_no_later_lease():
         hanging.set()
 
 
+def test_if_no_thread_can_be_started_the_other_leases_wait_for_a_renewal(monkeypatch):
+    def fail():
+        raise RuntimeError("can't start new thread")
+
+    renewals = Renewals()
+    a, b = leases("a", "b")
+    with renewals.renewer.renewing(a), renewals.renewer.renewing(b):
+        monkeypatch.setattr(renewals.renewer, "_start", fail)
+        renewals.wait(a=3, b=3)
+
+
 def test_a_failure_is_tried_again_and_a_loss_is_not(caplog):
     renewals = Renewals()
     renewals.outcomes = {"failing": OSError("away"), "lost": 0}
@@ -96,7 +107,8 @@ def test_a_forked_child_renews_nothing_of_its_parents_and_keeps_its_own():
     renewals = Renewals()
     mine, its = leases("mine", "its")
     with renewals.renewer.renewing(mine):
-        child = os.fork()
+        with renewals.renewer._lock:  # as another thread may hold it
+            child = os.fork()
         if child == 0:
             renewals.seen.clear()
             with renewals.renewer.renewing(its):

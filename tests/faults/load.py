@@ -66,7 +66,7 @@ class Ran:
     reason: str | None = None
 
     @property
-    def told(self) -> bool:
+    def informed(self) -> bool:
         """Whether its caller knows that something was amiss."""
         return not self.saved or self.reason is not None
 
@@ -158,8 +158,8 @@ class Load:
         for key, runs in self.runs.items():
             self._follow(key, runs, store.get(key))
             for one, other in _overlaps(runs):
-                reported += one.told or other.told
-                doubles += not (one.told or other.told)
+                reported += one.informed or other.informed
+                doubles += not (one.informed or other.informed)
         lost, young = self._gone(young_s)
         total = store.resume_failures_total()
         same = len(self.counted) - len({count for count, _ in self.counted})
