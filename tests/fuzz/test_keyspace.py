@@ -19,11 +19,11 @@ def test_nothing_but_the_keys_that_were_meant(store, amount):
 
     def check(texts):
         raw.flushdb()
-        neighbours = {
+        neighbors = {
             f"{near}:id:{{{number}}}".encode() for number, near in enumerate(("nS", "ns2", "n", "xns", "ns:id", "n?"))
         }
-        neighbours |= {b"ns:idx:{a}", b"ns:id:a", b"ns:id:{%41}", b"ns", b"*", b"ns:id:{a}b"}
-        raw.mset(dict.fromkeys(neighbours, "ID-other"))
+        neighbors |= {b"ns:idx:{a}", b"ns:id:a", b"ns:id:{%41}", b"ns", b"*", b"ns:id:{a}b"}
+        raw.mset(dict.fromkeys(neighbors, "ID-other"))
         saved, leased = {}, {}
         for number, text in enumerate(texts):
             try:
@@ -39,14 +39,14 @@ def test_nothing_but_the_keys_that_were_meant(store, amount):
         assert {row.key: row.session_id for row in store.sessions()} == saved
         report = store.report()
         assert (report.live, report.invalid) == (len(saved), 1)  # `ns:id:{%41}`, which has the prefix and an invalid name
-        assert set(raw.keys()) == neighbours | {name(key) for key in saved for name in (scheme.session_id, scheme.lease)}
+        assert set(raw.keys()) == neighbors | {name(key) for key in saved for name in (scheme.session_id, scheme.lease)}
         for text, lease in leased.items():
             assert store.get(text) == saved[text]
             assert not store.delete(text, "ID-none")
             assert store.reject(lease)
             assert store.release(lease)
-        assert set(raw.keys()) == neighbours
-        assert set(raw.mget(neighbours)) == {b"ID-other"}
+        assert set(raw.keys()) == neighbors
+        assert set(raw.mget(neighbors)) == {b"ID-other"}
 
     fuzz(amount, st.lists(any_text, max_size=10, unique=True), check)
 
