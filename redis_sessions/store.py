@@ -12,7 +12,7 @@ from redis_sessions.client import connect as clients
 from redis_sessions.client import url as urls
 from redis_sessions.client.exchange import Link
 from redis_sessions.client.execute import arun, run
-from redis_sessions.doctor.findings import Connection, Diagnosis
+from redis_sessions.doctor.findings import ClientFacts, Diagnosis
 from redis_sessions.errors import StoreUnavailable
 from redis_sessions.keys import RESUME_FAILURES
 from redis_sessions.legacy import file as legacy_file
@@ -227,8 +227,8 @@ class SessionStore(BaseStore[clients.SyncClient]):
         from redis_sessions.doctor.examine import examine  # noqa: PLC0415 - one that few call, and long to import
 
         quorums = [self._quorum(sentinel, service) for sentinel, service in clients.sentinels(self.client)]
-        connection = Connection(self._link.tls, self._link.risks)
-        return self._run(examine(self.settings, connection, quorums, agent, progress))
+        client = ClientFacts(self._link.tls, self._link.risks)
+        return self._run(examine(self.settings, client, quorums, agent, progress))
 
     def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
@@ -445,8 +445,8 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
         from redis_sessions.doctor.examine import examine  # noqa: PLC0415 - one that few call, and long to import
 
         quorums = [await self._quorum(sentinel, service) for sentinel, service in clients.sentinels(self.client)]
-        connection = Connection(self._link.tls, self._link.risks)
-        return await self._run(examine(self.settings, connection, quorums, agent, progress))
+        client = ClientFacts(self._link.tls, self._link.risks)
+        return await self._run(examine(self.settings, client, quorums, agent, progress))
 
     async def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None

@@ -69,7 +69,7 @@ def _show(diagnosis: "Diagnosis") -> None:
         table.add_row(show.cell(finding.status, _STYLES[finding.status]), finding.check, show.cell(finding.found))
         if finding.status != "ok":
             table.add_row("", "", show.cell(f"why: {finding.why}", "dim"))
-            table.add_row("", "", show.cell(f"mend: {finding.remedy}", "dim"))
+            table.add_row("", "", show.cell(f"fix: {finding.remedy}", "dim"))
     warnings = count(diagnosis.warnings, "warning")
     summary = f"{diagnosis.broken} broken, {warnings}, {diagnosis.unknown} unknown, {diagnosis.ok} ok"
     show.display(table, Group(show.cell(summary, "bold")))
