@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 import time
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
 from redis_sessions.acl import words
 from redis_sessions.doctor.findings import BROKEN, OK, WARNING, Outcome, check
-from redis_sessions.doctor.server import Examination, Server, named, text
+from redis_sessions.doctor.server import Examination, Fields, Server, named, number, text
 from redis_sessions.errors import SessionStoreError, StoreUnavailable
 from redis_sessions.operations.command import Command, Op
 
@@ -31,16 +30,15 @@ _REPLAYED: Final = words(
 
 @check("sentinel", why="without a quorum a lost primary is not replaced")
 def sentinel(about: Examination) -> Outcome:
-    quorums = about.quorums
-    lacking = [answer for answer in quorums if isinstance(answer, SessionStoreError)]
-    if len(lacking) == len(quorums) and all(isinstance(answer, StoreUnavailable) for answer in lacking):
-        raise lacking[0]
+    total, lacking = len(about.quorums), [each for each in about.quorums if isinstance(each, SessionStoreError)]
     fix = "start the sentinels that are down, or remove those that are gone from the URL"
     if any(not isinstance(answer, StoreUnavailable) for answer in lacking):
         return BROKEN, "no quorum for a failover", fix
+    if len(lacking) == total:
+        raise lacking[0]
     if lacking:
-        return WARNING, f"{len(lacking)} of {len(quorums)} can't be reached", fix
-    return OK, f"{len(quorums)} of {len(quorums)} see a quorum", None
+        return WARNING, f"{len(lacking)} of {total} can't be reached", fix
+    return OK, f"{total} of {total} see a quorum", None
 
 
 @check("login", why="anyone who can log in may read, change and flush")
@@ -51,15 +49,15 @@ def login(about: Examination) -> Op[Outcome]:
         return OK, "the default user is off", None
     if "nopass" not in flags:
         return OK, "the default user needs a password", None
-    place = place_of((yield from _client_info(about.server, "laddr")))
+    place = place_of((yield from _client_info(about.server))["laddr"])
     if place == "private":
         return WARNING, "anyone on its private network can log in without a password", fix
     if place == "open":
         return BROKEN, "anyone who reaches it can log in without a password", fix
     bound = [word.removeprefix("-") for word in (yield from about.server.setting("bind")).split()]
-    if bound and all(_place_of_host(host) == "here" for host in bound):
+    if bound and all(place_of(f"{host}:6379") == "here" for host in bound):
         return OK, "no password, but on loopback only", None
-    name, _, numbers = (yield from about.server.info()).version()
+    name, _, numbers = yield from about.server.version()
     before_7 = name == "Redis" and numbers < (7,)
     if not bound and not before_7:
         return OK, "no password, but it listens on no address", None
@@ -76,10 +74,9 @@ def replay(about: Examination) -> Op[Outcome]:
     That a restart loses it was seen on Redis 7.0.15 and 8.0.2, Valkey 8.1.1, 9.0.0 and 9.1.1; that it does not, on Redis
     6.2.5 and 8.6.3, and Valkey 9.1.2.
     """
-    info = yield from about.server.info()
-    if not info.number("aof_enabled"):
+    if not number((yield from about.server.info())["aof_enabled"]):
         return OK, "no append-only file", None
-    name, version, numbers = info.version()
+    name, version, numbers = yield from about.server.version()
     if numbers >= (9, 1, 2) if name == "Valkey" else not (7,) <= numbers < (8, 6):
         return OK, f"{name} {version} loads it with all permissions", None
     rules, patterns = (yield from _user(about.server, "default"))[1][0]
@@ -94,7 +91,7 @@ def replay(about: Examination) -> Op[Outcome]:
 
 @check("rights", why="a defect or an intruder can use every permission that a worker doesn't need")
 def rights(about: Examination) -> Op[Outcome]:
-    user = yield from _client_info(about.server, "user")
+    user = (yield from _client_info(about.server))["user"]
     _, grants = yield from _user(about.server, user)
     commands = {command for rules, _ in grants for command in _granted(rules)}
     excess = [f"+{rule}" for rule in sorted(commands & _TOO_MUCH)]
@@ -110,17 +107,16 @@ def rights(about: Examination) -> Op[Outcome]:
 def tls(about: Examination) -> Op[Outcome]:
     if about.client.tls:
         return OK, "in use", None
-    if place_of((yield from _client_info(about.server, "laddr"))) == "here":
+    if place_of((yield from _client_info(about.server))["laddr"]) == "here":
         return OK, "none, and the connection does not leave the machine", None
-    return WARNING, "none: the network sees passwords and session IDs", "a server with tls-port, and rediss:// in the URL"
+    return WARNING, "none: the network sees passwords and session IDs", "set tls-port, and use rediss:// in the URL"
 
 
 @check("round-trip", why="a turn with its lease takes three round trips")
 def round_trip(about: Examination) -> Op[Outcome]:
     trip_ms, _ = yield from about.server.once("timing", _timing(about.server))
-    if trip_ms >= SLOW_MS:
-        return WARNING, f"{trip_ms:.0f} ms", "bring workers and server closer together"
-    return OK, f"{trip_ms:.2f} ms", None
+    fix = "bring workers and server closer together"
+    return (WARNING, f"{trip_ms:.0f} ms", fix) if trip_ms >= SLOW_MS else (OK, f"{trip_ms:.2f} ms", None)
 
 
 @check("clock", why="import compares times of last use with the server's clock")
@@ -132,40 +128,30 @@ def clock(about: Examination) -> Op[Outcome]:
 
 @check("client", why="a client that mixes up replies hands out the session ID of another conversation")
 def client(about: Examination) -> Outcome:
-    risks = about.client.risks
-    if risks is None:
+    if about.client.risks is None:
         raise SessionStoreError("the client that was passed in is of an unknown kind")
-    if risks:
-        found = "the redis-py client that was passed in " + "; and it ".join(risks)
-        return WARNING, found, "use SessionStore.from_url, which builds a safe one"
-    return OK, "never resends a counter, never mixes up replies", None
+    found = "the redis-py client that was passed in " + "; and it ".join(about.client.risks)
+    safe = (OK, "never resends a counter, never mixes up replies", None)
+    return (WARNING, found, "use SessionStore.from_url, which builds a safe one") if about.client.risks else safe
 
 
 CHECKS: Final = (sentinel, login, replay, rights, tls, round_trip, clock, client)
 
 
-def _client_info(server: Server, field: str) -> Op[str]:
-    """A field of CLIENT INFO."""
-    found = re.search(rf"(?:^|\s){field}=(\S+)", text((yield from server.ask("CLIENT", "INFO"))))
-    if not found:
-        raise SessionStoreError(f"the server's CLIENT INFO has no field {field}")
-    return found[1]
+def _client_info(server: Server) -> Op[Fields]:
+    words = text((yield from server.ask("CLIENT", "INFO"))).split()
+    return Fields(word.split("=", 1) for word in words if "=" in word)
 
 
 def _user(server: Server, name: str) -> Op[tuple[list[str], list[tuple[str, list[str]]]]]:
     """Flags of a user, and its grants: rules of commands, each with patterns of keys. No hashes of passwords."""
-    reply = yield from server.ask("ACL", "GETUSER", name)
-    if reply is None:
-        raise SessionStoreError(f"there is no user {name}")
-    rules = named(reply)
-    # Each selector grants its commands on its keys, beside the user's own; Redis 6.2 has none.
-    grants = [rules, *map(named, rules.get("selectors", ()))]
-    return [text(flag) for flag in rules["flags"]], [(text(each["commands"]), _patterns(each["keys"])) for each in grants]
-
-
-def _patterns(keys: Any) -> list[str]:
-    """Redis 6.2 has a list, others a string."""
-    return text(keys).split() if isinstance(keys, bytes | str) else [text(key) for key in keys]
+    rules = named((yield from server.ask("ACL", "GETUSER", name)) or ())
+    # Each selector grants its commands on its keys, beside the user's own; Redis 6.2 has none, and lists patterns.
+    grants = []
+    for each in (rules, *map(named, rules.get("selectors", ()))):
+        keys = each["keys"]
+        grants.append((text(each["commands"]), [text(key) for key in (keys if isinstance(keys, list) else keys.split())]))
+    return [text(flag) for flag in rules["flags"]], grants
 
 
 def _timing(server: Server) -> Op[tuple[float, float]]:
@@ -187,10 +173,8 @@ def place_of(address: str) -> str:
     """Where the server's end of the connection is: `here`, `private` or `open`, by CLIENT INFO's laddr."""
     host, _, port = address.rpartition(":")
     # A unix socket has port 0, which nobody can listen on, behind its path; Valkey puts it in brackets, too.
-    return "here" if port == "0" or address.lstrip("[").startswith("/") else _place_of_host(host)
-
-
-def _place_of_host(host: str) -> str:
+    if port == "0" or address.lstrip("[").startswith("/"):
+        return "here"
     try:
         ip = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:

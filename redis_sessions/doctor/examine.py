@@ -7,20 +7,19 @@ that can't be reached, or that refuses even to read one of our counters, raises 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from itertools import chain, islice
+from typing import Any, Final
 
 from redis_sessions.doctor import connection, server, sessions
 from redis_sessions.doctor.findings import BROKEN, OK, UNKNOWN, WARNING, ClientFacts, Diagnosis, Finding, Status
 from redis_sessions.doctor.server import Examination, Server
 from redis_sessions.errors import AccessDenied
 from redis_sessions.keys import RESUME_FAILURES, Keys
-from redis_sessions.operations.command import PRIMARIES, Command, Op
+from redis_sessions.operations.command import PRIMARIES, Command, Op, T
 from redis_sessions.operations.scan import Progress
 from redis_sessions.settings import StoreSettings
 
-T = TypeVar("T")
 _SEVERITY: Final = list(Status)
 
 
@@ -37,10 +36,9 @@ def examine(
     servers = [Server(handle) for handle in handles]
     served = all((yield from side_by_side([each.serves() for each in servers])))
     # If some primaries of a cluster are down, another one is asked what is the same on all.
-    reached = next((each for each in servers if each.away is None), None)
-    if reached is None:
-        assert servers[0].away
-        raise servers[0].away
+    reached = next((each for each in servers if each.away is None), servers[0])
+    if reached.away:
+        raise reached.away
     if served:
         # A user that may not even read this can do nothing.
         [counter] = yield [Command(("GET", Keys(settings.namespace).counter(RESUME_FAILURES)), optional=True)]
@@ -65,7 +63,7 @@ def ask_quorum(service: str) -> Op[object]:
 
 def side_by_side(ops: Sequence[Op[T]]) -> Op[list[T]]:
     """Run operations in step: what they ask at the same time is one list of commands. Returns their results in order."""
-    results: dict[int, T] = {}
+    results: list[Any] = [None] * len(ops)
     replies: dict[int, Any] = dict.fromkeys(range(len(ops)))
     while replies:
         asked: dict[int, list[Command]] = {}
@@ -74,18 +72,16 @@ def side_by_side(ops: Sequence[Op[T]]) -> Op[list[T]]:
                 asked[number] = ops[number].send(reply)
             except StopIteration as done:
                 results[number] = done.value
-        commands = [command for each in asked.values() for command in each]
-        answers: Iterator[Any] = iter((yield commands) if commands else ())
-        replies = {number: list(islice(answers, len(each))) for number, each in asked.items()}
-    return [results[number] for number in range(len(ops))]
+        answers = iter((yield list(chain(*asked.values()))) if asked else ())
+        replies = {number: list(islice(answers, len(commands))) for number, commands in asked.items()}
+    return results
 
 
 def _worst(servers: Sequence[Server], findings: Sequence[Finding]) -> Finding:
     """The worst finding of all servers, with the number of servers that have it."""
     # Servers that are away come first: they are the reason why others report missing slots.
-    ordered = [finding for _, finding in sorted(zip(servers, findings, strict=True), key=lambda pair: pair[0].away is None)]
-    worst = max(ordered, key=lambda finding: _SEVERITY.index(finding.status))
+    ordered = sorted(zip(servers, findings, strict=True), key=lambda pair: pair[0].away is None)
+    _, worst = max(ordered, key=lambda pair: _SEVERITY.index(pair[1].status))
     alike = sum(finding.status == worst.status for finding in findings)
-    if alike == len(servers):
-        return worst
-    return worst.model_copy(update={"found": f"{worst.found} (on {alike} of {len(servers)} primaries)"})
+    found = worst.found if alike == len(servers) else f"{worst.found} (on {alike} of {len(servers)} primaries)"
+    return worst.model_copy(update={"found": found})

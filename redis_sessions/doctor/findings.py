@@ -67,15 +67,10 @@ class Diagnosis(BaseModel):
 
 
 class ClientFacts(NamedTuple):
-    """What the client, not the server, knows about its connection.
-
-    Attributes:
-        tls: whether it uses TLS.
-        risks: settings of the client that may spoil counters or mix up replies; None if the client is of an unknown kind.
-    """
+    """What the client, not the server, knows about its connection."""
 
     tls: bool = False
-    risks: tuple[str, ...] | None = None
+    risks: tuple[str, ...] | None = None  # what may spoil counters or mix up replies; None for a client of an unknown kind
 
 
 OK, UNKNOWN, WARNING, BROKEN = Status.ok, Status.unknown, Status.warning, Status.broken
@@ -90,13 +85,9 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Check(Generic[S]):
-    """One thing to check: a question to the server and a judgement of the answer.
+    """One thing to check: a question to the server, and a judgement of the answer.
 
-    Attributes:
-        name: what findings call it.
-        why: why it matters.
-        judge: returns the outcome, or is an operation that asks the server first; raises SessionStoreError where the
-            answer can't be had.
+    `judge` returns the outcome, or asks the server first; it raises SessionStoreError if the answer can't be had.
     """
 
     name: str

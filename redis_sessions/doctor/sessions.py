@@ -9,8 +9,8 @@ from typing import Final
 from redis_sessions.agents import known_agents
 from redis_sessions.doctor.findings import BROKEN, OK, UNKNOWN, WARNING, Outcome, check
 from redis_sessions.doctor.server import Examination, text
-from redis_sessions.errors import AccessDenied, InvalidSettings, SessionStoreError
-from redis_sessions.keys import COUNTERS, Keys
+from redis_sessions.errors import InvalidSettings, SessionStoreError, StoreUnavailable
+from redis_sessions.keys import COUNTERS
 from redis_sessions.operations.command import Command, Op
 from redis_sessions.operations.retime import RetimeResult, retime
 from redis_sessions.operations.scan import Scan
@@ -29,23 +29,21 @@ KEPT_MS: Final[Mapping[str, int]] = {
 
 @check("no-ttl", why="a session that never expires is tried forever")
 def no_ttl(about: Examination) -> Op[Outcome]:
-    lives = yield from _lives(about)
-    if lives.given_ttl:
-        return BROKEN, f"{count(lives.given_ttl, 'session')} without a TTL", _retime(about.settings)
-    return _none(lives, f"none of {count(lives.looked_at, 'key')}")
+    lives = yield from about.server.once("scan", _scan(about))
+    bad = BROKEN, f"{count(lives.given_ttl, 'session')} without a TTL", _retime(about.settings)
+    return bad if lives.given_ttl else _none(lives, f"none of {count(lives.looked_at, 'key')}")
 
 
 @check("max-age", why="these were saved when the max age was longer, and still live that long")
 def max_age(about: Examination) -> Op[Outcome]:
-    lives, age = (yield from _lives(about)), exact_duration(about.settings.session_max_age_ms)
-    if lives.shortened:
-        return WARNING, f"more than {age} left: {count(lives.shortened, 'session')}", _retime(about.settings)
-    return _none(lives, f"no session has more than {age} left")
+    lives, age = (yield from about.server.once("scan", _scan(about))), exact_duration(about.settings.session_max_age_ms)
+    bad = WARNING, f"more than {age} left: {count(lives.shortened, 'session')}", _retime(about.settings)
+    return bad if lives.shortened else _none(lives, f"no session has more than {age} left")
 
 
 @check("values", why="a value that is not a session ID can't be resumed")
 def values(about: Examination) -> Op[Outcome]:
-    lives = yield from _lives(about)
+    lives = yield from about.server.once("scan", _scan(about))
     if lives.invalid:
         found = f"no session ID in {count(lives.invalid, 'key')}, {lives.invalid_no_ttl:,} of them without a TTL"
         return WARNING, found, "find their names by redis-sessions report, stop what writes them, and delete them"
@@ -54,25 +52,22 @@ def values(about: Examination) -> Op[Outcome]:
 
 @check("leases", why="a lease that never expires blocks its conversation until another worker asks for it")
 def leases(about: Examination) -> Op[Outcome]:
-    _must_be_served(about)
-    scan = Scan(about.settings, prefix=Keys(about.settings.namespace).lease_prefix, optional=True)
+    scan = Scan(about.settings, prefix=about.keys.lease_prefix, optional=True)
     without = 0
     while (pages := (yield from scan.next_pages())) is not None:
         without += sum(page.pttls_ms.count(-1) for page in pages)
     if scan.refused:
         raise scan.refused
-    if without:
-        return WARNING, f"{count(without, 'lease')} without a TTL", "the next claim sets one; find out what created them"
-    return OK, "every lease expires", None
+    bad = WARNING, f"{count(without, 'lease')} without a TTL", "the next claim sets one; find out what created them"
+    return bad if without else (OK, "every lease expires", None)
 
 
 @check("counters", why="the number of failures means something only beside the number of turns")
 def counters(about: Examination) -> Op[Outcome]:
-    _must_be_served(about)
-    for redis_key in map(Keys(about.settings.namespace).counter, COUNTERS):
+    for redis_key in map(about.keys.counter, COUNTERS):
         name = redis_key.decode()
         [value, pttl_ms] = yield [Command((command, redis_key), optional=True) for command in ("GET", "PTTL")]
-        if isinstance(value, AccessDenied):
+        if isinstance(value, StoreUnavailable):
             raise value
         if isinstance(value, SessionStoreError) or not (value is None or _counts(value)):
             return BROKEN, f"{name} is not an integer that can be incremented", f"redis-cli SET {name} 0"
@@ -91,31 +86,18 @@ def agent(about: Examination) -> Outcome:
 CHECKS: Final = (no_ttl, max_age, values, leases, counters, agent)
 
 
-def _must_be_served(about: Examination) -> None:
-    if not about.served:
-        raise SessionStoreError("the cluster does not serve all of its slots")
-
-
-def _lives(about: Examination) -> Op[RetimeResult]:
-    """What `retime` would do, by a scan that only the first check makes."""
-
-    def scanned() -> Op[RetimeResult]:
-        scan = Scan(about.settings, about.progress, optional=True)
-        result = yield from retime(about.settings, dry_run=True, scan=scan)
-        if scan.refused:
-            raise scan.refused
-        return result
-
-    _must_be_served(about)
-    result: RetimeResult = yield from about.server.once("lives", scanned())
+def _scan(about: Examination) -> Op[RetimeResult]:
+    """Find out what `retime` would do, once for all checks."""
+    scan = Scan(about.settings, about.progress, prefix=about.keys.prefix, optional=True)
+    result = yield from retime(about.settings, dry_run=True, scan=scan)
+    if scan.refused:
+        raise scan.refused
     return result
 
 
 def _none(lives: RetimeResult, found: str) -> Outcome:
     if lives.approximate:
-        raise SessionStoreError(
-            "none was found, but slots moved, the server changed or INFO is denied: some may have been missed"
-        )
+        raise SessionStoreError("none found, but slots moved, the server changed or INFO is denied: some may be missing")
     return OK, found, None
 
 
