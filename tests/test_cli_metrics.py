@@ -19,9 +19,9 @@ import pytest
 import redis_sessions
 from redis_sessions import InvalidSettings, SessionStore
 from redis_sessions.cli import exit_codes as exits
-from redis_sessions.cli import exporter as http
-from redis_sessions.cli.exporter import CONNECTIONS
 from redis_sessions.metrics import Collector
+from redis_sessions.metrics import exporter as http
+from redis_sessions.metrics.exporter import CONNECTIONS
 from redis_sessions.server import EmbeddedServer
 from tests import test_cli_support
 from tests.servers import wait_until
@@ -233,6 +233,6 @@ def test_it_goes_on_while_redis_restarts(tmp_path: Path) -> None:
             code, out, err = exporter.end(signal.SIGTERM)
     assert (code, out) == (exits.DONE, "")
     # Away, back, away, back, away: a line each, however often it was scraped.
-    told = ["again" if "can be had again" in line else "away" for line in err.splitlines()]
+    told = ["again" if "can be read again" in line else "away" for line in err.splitlines()]
     assert told == ["away", "again", "away", "again", "away"]
     assert err.count("\n") == 5

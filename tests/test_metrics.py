@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from redis_sessions import SessionStore, StoreSettings, Turn, metrics
 from redis_sessions.keys import Keys
-from redis_sessions.metrics.collector import Once
+from redis_sessions.metrics.collector import Snapshot
 from redis_sessions.server import EmbeddedServer
 from redis_sessions.settings import DAY_MS
 from tests.servers import wait_until
@@ -218,7 +218,7 @@ def test_an_outage_leaves_out_the_counters_and_keeps_the_last_scan(tmp_path, reg
     assert len(said) == 2
     assert "no counters: " in said[0]
     assert server.url.split("/")[2] in said[0]
-    assert "can be had again" in said[1]
+    assert "can be read again" in said[1]
 
 
 def test_a_counter_that_is_none_is_absent_and_all_else_is_there(server, registry):
@@ -259,7 +259,7 @@ def test_a_user_who_may_not_scan_gets_the_counters(valkey, namespace, registry, 
                 shown = scrape(registry)
                 assert (shown[UP], shown[FAILURES]) == (1, 0)
                 assert LIVE not in shown
-            assert ["NOPERM" in str(error) for error in Once(store).errors] == [True]
+            assert ["NOPERM" in str(error) for error in Snapshot(store).errors] == [True]
     finally:
         valkey.raw.acl_deluser("counting")
     said = [record.getMessage() for record in caplog.records]

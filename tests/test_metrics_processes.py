@@ -72,7 +72,7 @@ collector = register(store, scan_wait_ms=60_000)
 scrape = threading.Thread(target=generate_latest)
 scrape.start()
 began.wait()
-with collector._watches[0]._lock:
+with collector._monitors[0]._lock:
     child = os.fork()
     if child == 0:
         signal.alarm(30)  # one that hangs must not outlive the test
@@ -134,7 +134,7 @@ def test_closing_ends_a_scan_and_tells_no_trouble(server, registry, caplog):
         collector = register(store, registry=registry, scan_wait_ms=0)
         assert AGE not in scrape(registry)
         began.wait()
-        scan = collector._watches[0]._scan
+        scan = collector._monitors[0]._scan
         collector.close()
         assert not scan.is_alive()
         store.client.connection_pool.connection_kwargs["port"] = 1
@@ -155,7 +155,7 @@ def test_a_scan_that_stumbles_over_the_closed_client_says_nothing(server, regist
         wait_until(lambda: store.began, "it scans")
         closing = threading.Thread(target=collector.close)
         closing.start()
-        wait_until(lambda: collector._watches[0]._closed, "it is being closed")
+        wait_until(lambda: collector._monitors[0]._closed, "it is being closed")
         store.go.set()
         closing.join()
         store.began[0].join()
@@ -186,7 +186,7 @@ atexit.register(once_more)
 scanned = threading.Event()
 collector = Collector(Endless.from_url(sys.argv[1]), scan_wait_ms=0)
 list(collector.collect())
-scan = collector._watches[0]._scan
+scan = collector._monitors[0]._scan
 scanned.wait()
 """
     assert python(program, places.get("cluster").url) == "still scans\n"

@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, StoreSettings
-from redis_sessions.metrics.collector import Collector, Once
+from redis_sessions.metrics.collector import Collector, Snapshot
 from tests import test_metrics
 from tests.test_metrics import FAILURES, LIVE, UP, a_store, register, scrape
 
@@ -139,7 +139,7 @@ def test_stores_over_one_client_scan_one_after_the_other(server, registry):
 
 def test_a_look_at_several_says_of_each_what_is_missing(server):
     with a_store(server, "a") as store, SessionStore.from_url("unix:///nowhere/s", StoreSettings(namespace="b")) as away:
-        once = Once(store, away)
+        once = Snapshot(store, away)
         assert f'{UP}{{namespace="a"}} 1.0' in once.text()
         assert f'{UP}{{namespace="b"}} 0.0' in once.text()
         assert ["/nowhere/s" in str(error) for error in once.errors] == [True]
