@@ -29,8 +29,8 @@ Listen = Annotated[
     typer.Option(
         "--listen",
         metavar="[HOST:]PORT",
-        help=f"Serve them at /metrics there, such as {LOOPBACK}:9464, until stopped. Default HOST: {LOOPBACK}. Port 0 takes a "
-        "free one.",
+        help=f"Serve them at /metrics there until stopped, such as at {LOOPBACK}:9464. Default HOST: {LOOPBACK}; port 0 "
+        "takes a free one.",
     ),
 ]
 ScanMaxAge = Annotated[

@@ -64,7 +64,7 @@ class TestPrinted:
         shown = run("acl", env=VARIABLES | {"REDIS_SESSIONS_ADMIN_PASSWORD": "s3cret"})
         assert "s3cret" not in shown.output
         assert shown.stderr == (
-            "redis-sessions: the password of admin can be guessed from its hash: take 20 random characters or more\n"
+            "redis-sessions: the password of admin can be guessed from its hash: use 20 random characters or more\n"
         )
 
     def test_its_options(self):
