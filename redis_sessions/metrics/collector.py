@@ -52,11 +52,7 @@ _Gauge = tuple[str, str, Callable[[Report, float], float | None]]
 _GAUGES: Final[tuple[_Gauge, ...]] = (
     ("live_sessions", "Keys that hold a session ID.", lambda report, _: report.live),
     ("keys_without_ttl", "Session keys that will never expire.", lambda report, _: report.no_ttl),
-    (
-        "keys_over_max_age",
-        "Session keys with more time left than the exporter's max age.",
-        lambda report, _: report.over_max_age,
-    ),
+    ("keys_over_max_age", "Session keys with more than the exporter's max age left.", lambda report, _: report.over_max_age),
     ("keys_invalid", "Session keys that do not hold a session ID.", lambda report, _: report.invalid),
     ("next_expiry_seconds", "Time until the next session known to the key scan expires.", _next_expiry_s),
     ("scan_age_seconds", "Time since the last key scan that succeeded.", lambda _, age_s: age_s),
@@ -207,10 +203,8 @@ def register(
         except ValueError:
             before = _registered.get(registry, lambda: None)()
             if before is None:
-                raise InvalidSettings(
-                    "this registry exports these metrics already",
-                    remedy="unregister their collector, or use another registry",
-                ) from None
+                remedy = "unregister their collector, or use another registry"
+                raise InvalidSettings("this registry exports these metrics already", remedy=remedy) from None
             before.add(*stores, scan_max_age_ms=scan_max_age_ms, scan_wait_ms=scan_wait_ms)
             return before
         _registered[registry] = weakref.ref(collector)
@@ -236,16 +230,13 @@ class Collector:
     ) -> None:
         """Export further stores. Raises InvalidSettings, and then exports none of them."""
         if not stores or not all(isinstance(store, SessionStore) for store in stores):
-            raise InvalidSettings(
-                "metrics need a SessionStore",
-                remedy="for an AsyncSessionStore make one of the same URL and settings",
-            )
+            remedy = "for an AsyncSessionStore make one of the same URL and settings"
+            raise InvalidSettings("metrics need a SessionStore", remedy=remedy)
         namespaces = [store.settings.namespace for store in (*(each.store for each in self._monitors), *stores)]
         for namespace in namespaces:
             if namespaces.count(namespace) > 1:
-                raise InvalidSettings(
-                    f"namespace {namespace} is exported here already", remedy="give each of the two stores its own registry"
-                )
+                remedy = "give each of the two stores its own registry"
+                raise InvalidSettings(f"namespace {namespace} is exported here already", remedy=remedy)
         if min(scan_max_age_ms, scan_wait_ms or 0) < 0:
             raise InvalidSettings("scan_max_age_ms or scan_wait_ms is negative", remedy="give milliseconds, or 0")
         for store in stores:

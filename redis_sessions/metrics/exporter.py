@@ -2,7 +2,7 @@
 
 prometheus_client's own `start_http_server` (seen in 0.26; no upstream issue found) has no limit on connections and no
 timeout for silent clients, answers every path but no HEAD, looks its host's name up in the DNS before it listens, tries
-only the first address of a name, and prints a traceback when a scraper hangs up.
+only the first address of a name, and prints a traceback when a client resets its connection.
 """
 
 from __future__ import annotations
