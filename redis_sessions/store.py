@@ -12,7 +12,7 @@ from redis_sessions.client.connect import AsyncClient, SyncClient, aconnect, cal
 from redis_sessions.client.exchange import Link
 from redis_sessions.client.execute import arun, run
 from redis_sessions.client.url import parse
-from redis_sessions.doctor.findings import Connection, Diagnosis
+from redis_sessions.doctor.findings import ClientFacts, Diagnosis
 from redis_sessions.keys import RESUME_FAILURES
 from redis_sessions.legacy.file import Writer, read
 from redis_sessions.legacy.transfer import ExportResult, ImportResult, export_entries, import_entries
@@ -218,8 +218,8 @@ class SessionStore(BaseStore[SyncClient]):
         from redis_sessions.doctor.examine import ask_quorum, examine  # noqa: PLC0415 - called by few, and slow to import
 
         quorums = [run(sentinel, ask_quorum(service)) for sentinel, service in sentinels(self.client)]
-        connection = Connection(self._link.tls, self._link.risks)
-        return self._run(examine(self.settings, connection, quorums, agent, progress))
+        client = ClientFacts(self._link.tls, self._link.risks)
+        return self._run(examine(self.settings, client, quorums, agent, progress))
 
     def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
@@ -418,8 +418,8 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         from redis_sessions.doctor.examine import ask_quorum, examine  # noqa: PLC0415 - called by few, and slow to import
 
         quorums = [await arun(sentinel, ask_quorum(service)) for sentinel, service in sentinels(self.client)]
-        connection = Connection(self._link.tls, self._link.risks)
-        return await self._run(examine(self.settings, connection, quorums, agent, progress))
+        client = ClientFacts(self._link.tls, self._link.risks)
+        return await self._run(examine(self.settings, client, quorums, agent, progress))
 
     async def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None

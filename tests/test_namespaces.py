@@ -78,7 +78,7 @@ def test_a_corrupt_counter_is_reported(cli: Cli, names: list[str]) -> None:
     assert result.exit_code == exits.PARTLY
     assert by_namespace(result.stdout, UP) == dict.fromkeys(names, 1)
     assert by_namespace(result.stdout, "redis_sessions_resumes_total") == {names[0]: 0, names[2]: 0}
-    assert f"of namespace {names[1]} a counter holds no integer" in result.stderr
+    assert f"a counter of namespace {names[1]} is not an integer" in result.stderr
 
 
 def test_users_of_several(cli: Cli, names: list[str]) -> None:
