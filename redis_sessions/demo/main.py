@@ -70,7 +70,7 @@ def run_demo(*, url: str | None, workers: int, turns: int) -> DemoFigures:
     if workers < 1 or turns < 1:
         raise InvalidSettings("the demo needs at least one worker and one turn", remedy="give 1 or more of both")
     stop = threading.Event()
-    # Signal handlers raise in the main thread only: in another, nothing interrupts the start of a process before it is noted.
+    # Signal handlers raise in the main thread only. In another, nothing comes between starting a process and noting it.
     with ThreadPoolExecutor(1) as pool:
         try:
             return pool.submit(_measure, url, plan(turns, workers), stop).result()
