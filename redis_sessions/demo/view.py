@@ -164,13 +164,15 @@ def _table() -> Table:
 
 def _headline(figures: DemoFigures) -> str:
     without, expiring = figures.without_expiry.wasted_resumes, figures.with_expiry.wasted_resumes
+    if not (without or expiring):
+        return "No turn tried to resume a session that was gone, so this run shows no saving: try more --turns."
     tried = (
         f"Without expiry, {without} of {count(figures.turns, 'turn')} first tried to resume a session that was gone; "
         f"with it, {expiring or 'none'}"
     )
     if without > expiring:
         return f"{tried}: at {START_S} s a start, {(without - expiring) * START_S} s of waiting saved."
-    return f"{tried}. Nothing was saved in this run: try more --turns."
+    return f"{tried}: nothing was saved in this run. Try more --turns."
 
 
 def _rows(figures: DemoFigures) -> Iterator[tuple[str, ...]]:
