@@ -34,7 +34,7 @@ ARROWS = {
     "testing": _STORE,
     "server": {"errors"},
     "__init__": _STORE,
-    "demo": {*_STORE, "__init__", "metrics", "testing", "server", "cli", "text"},
+    "demo": {*_STORE, "__init__", "metrics", "testing", "server", "text"},
     "cli": {*_STORE, "__init__", "metrics", "testing", "server", "demo", "acl", "text"},
 }
 
