@@ -122,7 +122,9 @@ def test_the_keys_are_made_once_and_open_the_server(tmp_path):
                 assert store.doctor().unknown == 0
 
 
-SHOWN = re.findall(r"docker compose ([^`\n]+?)(?:`|  +#|\n)", (ROOT / "README.md").read_text() + COMPOSE.read_text())
+SHOWN = re.findall(
+    r"docker compose ([^`\n]+?)(?:`|  +#|\n)", (ROOT / "redis_sessions/docs/servers.md").read_text() + COMPOSE.read_text()
+)
 
 
 @pytest.mark.parametrize("line", SHOWN)
