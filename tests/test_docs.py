@@ -56,11 +56,12 @@ def test_a_page_may_be_named_by_its_file():
     assert docs("keys.md").stdout == read("keys")
 
 
-def test_at_a_terminal_a_page_is_formatted():
+def at_a_terminal(page, columns):
+    """What a terminal is sent."""
     leader, follower = pty.openpty()
     try:
-        command = [sys.executable, "-m", "redis_sessions.cli", "docs", "keys"]
-        environment = os.environ | {"COLUMNS": "100", "TERM": "xterm-256color"}
+        command = [sys.executable, "-m", "redis_sessions.cli", "docs", page]
+        environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm-256color"}
         with subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=environment) as process:
             os.close(follower)
             printed = b""
@@ -70,14 +71,23 @@ def test_at_a_terminal_a_page_is_formatted():
                     printed += piece
             except OSError:
                 pass
-        text = printed.decode()
     finally:
         os.close(leader)
     assert process.returncode == 0
+    return printed.decode()
+
+
+def test_at_a_terminal_a_page_is_formatted():
+    text = at_a_terminal("keys", 100)
     assert "\x1b[" in text
     assert "# Keys" not in text
     assert "| --- |" not in text
     assert "ns:lease:{key}" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_cut_off_at_a_narrow_terminal(name):
+    assert at_a_terminal(name, 60).count("…") == read(name).count("…")
 
 
 def test_an_unknown_page_names_those_there_are():

@@ -117,7 +117,7 @@ def test_running_an_agent(shell, script):
 
 def test_an_agent_of_your_own_is_resumed(shell):
     [script] = [script for script in RUNS if "./bot" in script]
-    asked = [json.loads(line)["asked"] for line in shell.paste(script.replace("chat:8", "chat:of-its-own")).splitlines()]
+    asked = [json.loads(line)["asked"] for line in shell.paste(script.replace("bot:8", "bot:9")).splitlines()]
     assert asked == ["ask", "--session=b-1 ask"]
 
 

@@ -32,19 +32,38 @@ def docs(page: Page = None) -> int:
     pages = manual()
     if page is None:
         width = max(map(len, pages))
-        for name, text in pages.items():
-            show.put(f"{name:<{width}}  {text.splitlines()[0].removeprefix('# ')}")
+        for name, content in pages.items():
+            show.put(f"{name:<{width}}  {content.splitlines()[0].removeprefix('# ')}")
         return exits.DONE
     text = pages.get(page.removesuffix(_SUFFIX))
     if text is None:
         raise InvalidSettings(f"the manual has no page {page[:40]!r}", remedy=f"name one of {', '.join(pages)}")
     if show.is_terminal(sys.stdout):
-        from rich.markdown import Markdown
-
-        show.display(Markdown(text, hyperlinks=False))
+        _display(text)
     else:
         show.put(text.rstrip("\n"))
     return exits.DONE
+
+
+def _display(text: str) -> None:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.markdown import Markdown, TableElement
+    from rich.table import Table
+
+    class FoldedTable(TableElement):
+        """Rich cuts off words that are longer than their column: of a command or a name nothing may be missing."""
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for part in super().__rich_console__(console, options):
+                if isinstance(part, Table):
+                    for column in part.columns:
+                        column.overflow = "fold"
+                yield part
+
+    class Manual(Markdown):
+        elements = Markdown.elements | {"table_open": FoldedTable}
+
+    show.display(Manual(text, hyperlinks=False))
 
 
 def manual() -> dict[str, str]:
