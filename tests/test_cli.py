@@ -23,7 +23,7 @@ from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, run
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
 
 COMMANDS = ["get", "set", "delete", "list", "report", "import", "export", "run", "doctor", "retime", "failures"]
-COMMANDS += ["acl", "metrics", "serve", "demo"]
+COMMANDS += ["acl", "metrics", "docs", "serve", "demo"]
 
 
 def test_set_writes_the_bare_id_with_its_whole_life(cli: Cli) -> None:

@@ -123,7 +123,9 @@ def test_passwords_are_made_once_and_are_accepted_by_the_server(tmp_path):
                 assert store.doctor().unknown == 0
 
 
-SHOWN = re.findall(r"docker compose ([^`\n]+?)(?:`|  +#|\n)", (ROOT / "README.md").read_text() + COMPOSE.read_text())
+SHOWN = re.findall(
+    r"docker compose ([^`\n]+?)(?:`|  +#|\n)", (ROOT / "redis_sessions/docs/servers.md").read_text() + COMPOSE.read_text()
+)
 
 
 @pytest.mark.parametrize("line", SHOWN)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from redis_sessions.cli import acl, doctor, metrics, serve, transfer
+from redis_sessions.cli import acl, docs, doctor, metrics, serve, transfer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli.options import Json, Options, on_a_store
@@ -268,5 +268,6 @@ add(app, "retime", doctor.retime, partly="some may have been missed; run it agai
 add(app, "failures", failures, partly="the counter holds something else than a number")
 add(app, "acl", acl.acl, unreachable="")
 add(app, "metrics", metrics.metrics, partly="a counter holds something else than a number")
+add(app, "docs", docs.docs, unreachable="")
 add(app, "serve", serve.serve, partly="the server ended by itself", unreachable="")
 add(app, "demo", demo, partly="it did not go as it should")
