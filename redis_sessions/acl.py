@@ -1,4 +1,4 @@
-"""Access lists of least privilege: three users of one or more namespaces, each granted what its operations send, no more.
+"""Access lists of least privilege: three users for one or more namespaces, each with the commands it needs and no others.
 
 | user   | for                                                    | may write |
 | ------ | ------------------------------------------------------ | --------- |
@@ -6,9 +6,9 @@
 | report | the scans: report, list, export; reads counters        | no        |
 | admin  | all of these, import, retime, and most of the doctor   | yes       |
 
-HELLO and AUTH are open to all. What a list grants holds inside scripts as well: who may run a script gains no command
-and no key by it, but can keep the server busy with one. SCAN is bound to no pattern: whoever scans sees the names of
-other keys on that server, never their values.
+HELLO and AUTH are open to all. The list also applies inside scripts: a user that may run scripts gains no command and no
+key by them, but can keep the server busy. SCAN has no pattern: a user that scans sees the names of other keys on that
+server, never their values.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class User(NamedTuple):
 
     Attributes:
         commands: granted everywhere.
-        alone: granted besides on a server by itself.
-        on_cluster: granted besides where the keys are spread over a cluster.
-        keys: what follows `ns:` in the names of its keys, as patterns.
+        alone: also granted on a single server.
+        on_cluster: also granted on a cluster.
+        keys: patterns of what follows `ns:` in the names of its keys.
         writes: whether it may change them.
     """
 
@@ -44,24 +44,24 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# PING is the client's health check; SELECT goes where a URL names a database, of which a cluster has none.
+# PING is the client's health check; SELECT is sent if the URL names a database, which a cluster doesn't have.
 _ALWAYS: Final = words("ping eval evalsha get pttl")
 _ALONE: Final = words("select")
 _SCAN_ALONE: Final = words("mget")
 _CONVERSE: Final = words("set del pexpire incr")
 _SCAN: Final = words("scan time dbsize info|server")
 _IMPORT: Final = words("set exists time")
-# All of the doctor's but CONFIG GET and ACL GETUSER: these show passwords, or their hashes.
+# What the doctor sends, without CONFIG GET and ACL GETUSER: these show passwords, or their hashes.
 _LOOK: Final = words("info client|info")
 _LOOK_ROUTE: Final = words("cluster|info")
-# COMMAND tells redis-py where the keys of a command stand; ASKING follows a slot that is moving.
+# By COMMAND redis-py knows which arguments are keys; ASKING follows a slot that is being migrated.
 _ROUTE: Final = words("command cluster|slots asking")
 _SCAN_ROUTE: Final = words("cluster|nodes getrange")
 
 USERS: Final[Mapping[str, User]] = {
     "worker": User(_ALWAYS | _CONVERSE, _ALONE, _ROUTE, ("*",), writes=True),
     "report": User(_ALWAYS | _SCAN, _ALONE | _SCAN_ALONE, _ROUTE | _SCAN_ROUTE, ("id:*", "counter:*"), writes=False),
-    # A command that changes or inspects more than conversations adds here what it sends.
+    # Commands that change or inspect more than conversations add here what they send.
     "admin": User(
         (_ALWAYS | _CONVERSE | _SCAN | _IMPORT | _LOOK) - {"info|server"},
         _ALONE | _SCAN_ALONE,
@@ -85,16 +85,16 @@ def acl_lines(
         namespaces: of the keys, one or several.
         password_hashes: SHA-256 in hexadecimal, by user; a user without one is off.
         cluster: whether the server is a node of a cluster.
-        read_only_keys: False for Redis 6.2, which knows no key pattern for reading alone. There it is by its commands
-            that the report can't write.
+        read_only_keys: False for Redis 6.2, which has no read-only key patterns. There only its list of commands keeps
+            user report from writing.
 
     Raises InvalidSettings for a namespace that a store would not take.
     """
-    # No namespace that passes holds a glob, a space, or a line's end.
+    # A namespace that StoreSettings accepts contains no glob, space or line break.
     names = (namespaces,) if isinstance(namespaces, str) else namespaces
     prefixes = [StoreSettings(namespace=name).namespace for name in names]
-    # Nobody can log in as it. Its rights stay, for as this user many servers read their append-only file (`access.replay`):
-    # without them they drop, at a restart, all that a script wrote by more than one command, and so every leased save.
+    # Nobody can log in as it. It keeps its permissions because many servers load their append-only file as this user (see
+    # the doctor's check `replay`): without them a restart drops what a script wrote by more than one command: leased saves.
     lines = ["user default off resetpass ~* &* +@all"]
     for name, user in USERS.items():
         password_hash = (password_hashes or {}).get(name)

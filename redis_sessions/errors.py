@@ -6,6 +6,8 @@ a server's reply, because errors end up in logs.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 
 class SessionStoreError(Exception):
     """Base of all errors that this package raises on purpose.
@@ -60,6 +62,11 @@ class StoreUnavailable(SessionStoreError):
 
 class AccessDenied(StoreUnavailable):
     """Redis refuses this user: a wrong password, or a command that its ACL doesn't grant. Never retried."""
+
+
+def is_away(fact: object) -> TypeGuard[StoreUnavailable]:
+    """Whether this is the error of a server that could not be reached, as opposed to one that refuses the user."""
+    return isinstance(fact, StoreUnavailable) and not isinstance(fact, AccessDenied)
 
 
 class CorruptValue(SessionStoreError):

@@ -13,8 +13,8 @@ from redis_sessions.client.connect import AsyncClient, SyncClient, aconnect, cal
 from redis_sessions.client.exchange import Link
 from redis_sessions.client.execute import arun, run
 from redis_sessions.client.url import parse
-from redis_sessions.doctor.findings import Connection, Diagnosis
-from redis_sessions.errors import SessionStoreError, StoreUnavailable
+from redis_sessions.doctor.findings import ClientFacts, Diagnosis
+from redis_sessions.errors import SessionStoreError
 from redis_sessions.keys import RESUME_FAILURES, check_session_id
 from redis_sessions.legacy.file import Writer, read
 from redis_sessions.legacy.transfer import ExportResult, ImportResult, export_entries, import_entries
@@ -255,11 +255,11 @@ class SessionStore(BaseStore[SyncClient]):
 
         Raises InvalidSettings if no runtime has that name.
         """
-        from redis_sessions.doctor.examine import examine  # noqa: PLC0415 - called by few, and slow to import
+        from redis_sessions.doctor.examine import ask_quorum, examine  # noqa: PLC0415 - called by few, and slow to import
 
-        quorums = [self._quorum(sentinel, service) for sentinel, service in sentinels(self.client)]
-        connection = Connection(self._link.tls, self._link.risks)
-        return self._run(examine(self.settings, connection, quorums, agent, progress))
+        quorums = [run(sentinel, ask_quorum(service)) for sentinel, service in sentinels(self.client)]
+        client = ClientFacts(self._link.tls, self._link.risks)
+        return self._run(examine(self.settings, client, quorums, agent, progress))
 
     def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
@@ -348,14 +348,6 @@ class SessionStore(BaseStore[SyncClient]):
     @cached_property
     def _renewer(self) -> LeaseRenewer:
         return LeaseRenewer(self._ops, self._run)
-
-    def _quorum(self, sentinel: SyncClient, service: str) -> object:
-        from redis_sessions.doctor.examine import ask_quorum  # noqa: PLC0415 - see doctor
-
-        try:
-            return run(sentinel, ask_quorum(service))
-        except StoreUnavailable as error:
-            return error
 
     def _run(self, op: Op[T]) -> T:
         self._check_open()
@@ -479,11 +471,11 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def doctor(self, agent: str | None = None, progress: Progress | None = None) -> Diagnosis:
         """Check the server, the connection and the keys. Same as SessionStore.doctor."""
-        from redis_sessions.doctor.examine import examine  # noqa: PLC0415 - called by few, and slow to import
+        from redis_sessions.doctor.examine import ask_quorum, examine  # noqa: PLC0415 - called by few, and slow to import
 
-        quorums = [await self._quorum(sentinel, service) for sentinel, service in sentinels(self.client)]
-        connection = Connection(self._link.tls, self._link.risks)
-        return await self._run(examine(self.settings, connection, quorums, agent, progress))
+        quorums = [await arun(sentinel, ask_quorum(service)) for sentinel, service in sentinels(self.client)]
+        client = ClientFacts(self._link.tls, self._link.risks)
+        return await self._run(examine(self.settings, client, quorums, agent, progress))
 
     async def retime(
         self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
@@ -524,14 +516,6 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    async def _quorum(self, sentinel: AsyncClient, service: str) -> object:
-        from redis_sessions.doctor.examine import ask_quorum  # noqa: PLC0415 - see doctor
-
-        try:
-            return await arun(sentinel, ask_quorum(service))
-        except StoreUnavailable as error:
-            return error
 
     async def _run(self, op: Op[T]) -> T:
         self._check_open()

@@ -1,3 +1,5 @@
+"""Fixtures: the servers of the matrix, stores on them in both flavors, and cleaning up."""
+
 from __future__ import annotations
 
 import os
@@ -18,12 +20,12 @@ from tests.faults.ledger import LEDGER
 from tests.servers import Cluster, find_redis_server, other_servers, standalone
 from tests.stores import AclPlace, Blocking, DecodingPlace, FakePlace, Loop, Place
 
-# How long one example takes says more about the machine than about the code.
+# The duration of one example depends more on the machine than on the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
-# Where the tests are spread over several processes, each gives its part of the table to the first.
+# If the tests run in several processes, each sends its part of the table to the first.
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["faults"] = LEDGER.dump()
@@ -91,7 +93,7 @@ class Places:
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_as_in_a_terminal() -> None:
-    """What nohup, or a shell's `&`, had ignored would stay so in every process that a test starts."""
+    """A signal that nohup or a shell's `&` ignores would stay ignored in every process that a test starts."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -112,7 +114,7 @@ def loop() -> Iterator[Loop]:
 
 @pytest.fixture(scope="session", params=["valkey", "redis", *other_servers()])
 def binary(request: pytest.FixtureRequest) -> Path | None:
-    """The program of each kind of server, for tests that start one of their own; None is the embedded Valkey."""
+    """The program of each kind of server, for tests that start their own; None is the embedded Valkey."""
     if request.param == "redis":
         return find_redis_server() or pytest.skip("no redis-server on the PATH")
     return other_servers().get(request.param)
@@ -132,7 +134,7 @@ def namespace() -> str:
 def make_store(
     request: pytest.FixtureRequest, place: Place, loop: Loop, namespace: str
 ) -> Iterator[Callable[..., SessionStore]]:
-    """Stores on one server, one namespace and one flavour, by their settings. Afterwards every session has a TTL."""
+    """Stores on one server, one namespace and one flavor, by their settings. Afterwards every session has a TTL."""
     opened: list[Any] = []
 
     def make(**settings: Any) -> Any:
@@ -161,7 +163,7 @@ def store(make_store: Callable[..., SessionStore]) -> SessionStore:
 
 @pytest.fixture
 def raw(place: Place) -> Any:
-    """A plain redis-py client on the same server, to look and to plant."""
+    """A plain redis-py client on the same server, to read and write keys."""
     return place.raw
 
 

@@ -1,4 +1,4 @@
-"""Which errors a function of the package can raise, as its source tells: by itself, or in what it calls by a plain name."""
+"""Which errors a function of the package can raise, by its source: itself, or in what it calls by a plain name. No tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from redis_sessions.legacy.atomic_file import Replacement
 from redis_sessions.operations.conversation import Operations
 from redis_sessions.settings import StoreSettings
 
-# What the methods of a store or of its operations are called on.
+# The objects that the methods of a store or of its operations call.
 _HOLDERS = {
     "self._ops": Operations,
     "self.keys": Keys,

@@ -1,4 +1,4 @@
-"""A primary, its replicas and three sentinels, which put a replica in the primary's place when that one is down."""
+"""Starts a primary, its replicas and three sentinels, which replace the primary by a replica when it is down. No tests."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Watcher:
         shutil.rmtree(self._directory)
 
     def _launch(self, binary: Path) -> Popen[bytes]:
-        """Start it on a port that proves free: who loses a race for one ends at once."""
+        """Start it on a free port: a process that loses a race for one ends at once."""
         config = self._directory / "sentinel.conf"
         for self.port in random.sample(FREE_PORTS, PORT_ATTEMPTS):
             config.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {self._directory}\n")
@@ -85,7 +85,7 @@ class Watched:
     """A primary with replicas, under three sentinels that find it down after a good second. Use it in a `with`.
 
     Attributes:
-        servers: all servers; `primary()` tells which of them is the primary now.
+        servers: all servers; `primary()` is the one that is the primary now.
         watchers: the sentinels.
     """
 
@@ -134,7 +134,7 @@ class Watched:
         return found[0]
 
     def rejoin(self, primary: EmbeddedServer) -> None:
-        """Make all others replicas of this one, start who is down, and wait until each has what it has."""
+        """Make all others replicas of this one, start those that are down, and wait until all are in sync."""
         with ExitStack() as stack:
             for server in self.servers:
                 server.start()
@@ -154,7 +154,7 @@ class Watched:
         return sorted(self.servers, key=lambda server: server is not primary)
 
     def cut_off(self, primary: EmbeddedServer) -> None:
-        """Have the primary's replicas hear no more of it; it takes writes all the same. `rejoin` mends that."""
+        """Cut the primary's replicas off; it still accepts writes. `rejoin` undoes that."""
         for server in self.servers:
             with redis.Redis.from_url(server.url) as client:
                 client.config_set("min-replicas-to-write", 0)
@@ -190,7 +190,7 @@ class Watched:
             self._ask(watcher, "SET", SERVICE, "down-after-milliseconds", down_after_ms, *WATCH_SETTINGS)
         wait_until(lambda: all(map(self._knows_all, self.watchers)), "each sentinel knows all others and every replica")
         for watcher in self.watchers:
-            # As it is by default: it also tells how long a primary that comes back may go on as one, four times that.
+            # The default. Four times that is how long a primary that comes back may remain one.
             self._ask(watcher, "DEBUG", "PUBLISH-PERIOD", 2000)
 
     def _knows_all(self, watcher: Watcher) -> bool:
@@ -212,7 +212,7 @@ def _has(replica: redis.Redis, port: int, offset: int) -> bool:
 
 
 def role(server: EmbeddedServer) -> str | None:
-    """«master» or «slave», as the server itself says; None if it does not answer."""
+    """ "master" or "slave", as the server reports it; None if it does not answer."""
     with contextlib.suppress(redis.RedisError), redis.Redis.from_url(server.url, socket_timeout=0.5) as client:
         return str(client.info("replication")["role"])
     return None

@@ -1,4 +1,4 @@
-"""Real servers for tests: one alone, or a cluster. Each is a process of ours on loopback, on ports that were free."""
+"""Starts real servers for tests: standalone or a cluster, on free ports of the loopback interface. No tests."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def other_servers() -> dict[str, Path]:
 
 @functools.cache
 def _name_of(binary: Path) -> str:
-    told = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.match(r"(Redis|Valkey) server v=(\d+\.\d+)", told)
-    assert found, f"{binary} is no server: {told}"
+    version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.match(r"(Redis|Valkey) server v=(\d+\.\d+)", version)
+    assert found, f"{binary} is not a server: {version}"
     return "-".join(found.groups()).lower()
 
 
 def is_redis_6(binary: Path | None) -> bool:
-    """Whether it is the oldest: no read-only key patterns, no way to switch DEBUG on, no instant of expiry told."""
+    """Whether it is Redis 6: no read-only key patterns, no setting for DEBUG, no EXPIRETIME."""
     return binary is not None and _name_of(binary) == "redis-6.2"
 
 
@@ -68,17 +68,17 @@ def find_redis_7() -> Path | None:
 
 
 def standalone(binary: Path | None = None) -> EmbeddedServer:
-    """One server without a directory, to be used in a `with`. None: Valkey, as in production."""
+    """One server without a directory, used in a `with`. None: the embedded Valkey."""
     return EmbeddedServer(binary=binary)
 
 
 def client_of(server: EmbeddedServer) -> redis.Redis:
-    """A plain client that decodes replies, to look and to plant."""
+    """A plain client that decodes replies, to read and write keys."""
     return redis.Redis.from_url(server.url, decode_responses=True)
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = CLUSTER_DEADLINE_S) -> None:
-    """Poll, for what gives no event. A Redis error counts as «not yet»; `TimeoutError` names `what`."""
+    """Poll a condition that has no event. A Redis error counts as "not yet"; `TimeoutError` names `what`."""
     give_up_at_s = time.monotonic() + deadline_s
     while True:
         with contextlib.suppress(redis.RedisError):
@@ -92,7 +92,7 @@ def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = CLU
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """Hold a process by SIGSTOP: it keeps its sockets and answers nothing. It goes on afterwards, whatever happened."""
+    """Stop a process by SIGSTOP: it keeps its sockets and answers nothing. It always continues afterwards."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield

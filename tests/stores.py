@@ -1,4 +1,4 @@
-"""Stores for the contract suite: every server, each in both flavours, all called the same way."""
+"""Stores for the contract suite: every server in both flavors, all called the same way. No tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from redis_sessions.acl import USERS, acl_lines
 
 
 class Loop:
-    """An event loop in a thread of its own, so that async code can be called from sync tests, callbacks included."""
+    """An event loop in its own thread, so that async code can be called from sync tests, callbacks included."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -108,7 +108,7 @@ class DecodingPlace(Place):
 
 
 class ByUser:
-    """One store made of three, each connected as one of the users of `acl.py`: every method goes to the one it is for."""
+    """One store made of three, each connected as one of the users of `acl.py`: methods go to the user that may call them."""
 
     MEANT_FOR: Final = dict.fromkeys(("report", "sessions", "live_session_ids", "export"), "report") | dict.fromkeys(
         ("import_legacy", "retime", "doctor"), "admin"

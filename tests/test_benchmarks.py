@@ -1,4 +1,4 @@
-"""The benchmarks run, and show what they found; how fast anything is, is no test's to say."""
+"""The benchmarks run and show their results; no test judges how fast anything is."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_a_quick_run_prints_its_table_and_writes_it_as_markdown(tmp_path):
     for name, work in (("get", "get, async"), ("dispatch", "acquire + save"), ("bytes", "bytes a session, Valkey")):
         assert f"python -m tests.benchmarks {name}" in shown
         assert any(row.startswith(f"| {work}") and f"`python -m tests.benchmarks {name}`" in row for row in rows)
-    # What is counted, not timed, is so on every machine.
+    # Counts, unlike times, are the same on every machine.
     for work in ("acquire + save: round trips", "acquire + save, async: round trips"):
         assert any(row.startswith(f"| {work} | 2 |") and "| yes |" in row for row in rows)
     assert "Valkey" in done.stdout
     assert "redis 8" in done.stdout
 
 
-def test_what_is_no_benchmark_is_refused():
+def test_an_unknown_benchmark_is_refused():
     done = benchmarks("no-such")
     assert done.returncode == 2
     assert "no-such" in done.stderr

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 from redis_sessions import text
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli.app import app
+from redis_sessions.demo.processes import DemoError
 from tests import test_cli_support
 from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, run
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
 
 COMMANDS = ["get", "set", "delete", "list", "report", "import", "export", "run", "doctor", "retime", "failures"]
-COMMANDS += ["acl", "metrics", "serve", "demo"]
+COMMANDS += ["acl", "metrics", "docs", "serve", "demo"]
 
 
 def test_set_writes_the_bare_id_with_its_whole_life(cli: Cli) -> None:
@@ -224,14 +225,14 @@ def test_max_ages(cli: Cli, text: str, ms: int) -> None:
 
 
 def test_demo_is_handed_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_demo = Mock(return_value=exits.PARTLY)
+    run_demo = Mock(side_effect=DemoError("as it did not run"))
     monkeypatch.setitem(sys.modules, "redis_sessions.demo.main", SimpleNamespace(run_demo=run_demo))
     monkeypatch.setenv("REDIS_URL", "redis://in-use/0")
     run("demo", code=1)
     run("demo", "--url", "redis://h/1", "--workers", "2", "--turns", "9", "--json", code=1)
     assert run_demo.call_args_list == [
-        call(url=None, workers=4, turns=60, as_json=False),
-        call(url="redis://h/1", workers=2, turns=9, as_json=True),
+        call(url=None, workers=4, turns=60),
+        call(url="redis://h/1", workers=2, turns=9),
     ]
 
 

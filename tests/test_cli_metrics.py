@@ -19,9 +19,9 @@ import pytest
 import redis_sessions
 from redis_sessions import InvalidSettings, SessionStore
 from redis_sessions.cli import exit_codes as exits
-from redis_sessions.cli import exporter as http
-from redis_sessions.cli.exporter import CONNECTIONS
 from redis_sessions.metrics import Collector
+from redis_sessions.metrics import exporter as http
+from redis_sessions.metrics.exporter import CONNECTIONS
 from redis_sessions.server import EmbeddedServer
 from tests import test_cli_support
 from tests.servers import wait_until
@@ -34,7 +34,7 @@ AWAY = "unix:///nowhere/sock"
 
 
 class Exporter:
-    """`metrics --listen` as a process that has said where it listens."""
+    """A process of `metrics --listen` that has printed where it listens."""
 
     def __init__(self, process: subprocess.Popen[bytes], place: str, said: list[str]) -> None:
         self.process, self.place, self.said = process, place, said
@@ -49,7 +49,7 @@ class Exporter:
         return socket.create_connection((host, int(port)), DEADLINE_S)
 
     def ask(self, text: bytes) -> bytes:
-        """What it says to these bytes, up to its hanging up."""
+        """Its answer to these bytes, until it closes the connection."""
         with self.connect() as connection:
             connection.sendall(text)
             return b"".join(iter(lambda: connection.recv(65_536), b""))
@@ -101,7 +101,7 @@ def test_printed_once_while_redis_is_away() -> None:
     assert re.fullmatch(r"redis-sessions: [^\n]+ can't be reached [^\n]+\n", result.stderr)
 
 
-def test_the_rules_are_those_of_the_package() -> None:
+def test_printed_rules() -> None:
     file = Path(redis_sessions.__file__).parent / "metrics/alerts.yml"
     assert run("metrics", "--rules", "--url", AWAY).stdout == file.read_text()
 
@@ -148,7 +148,7 @@ def test_served(cli: Cli) -> None:
         assert exporter.get(Accept="application/openmetrics-text; version=1.0.0").endswith("# EOF\n")
         with pytest.raises(urllib.error.HTTPError, match="404"):
             exporter.get("/")
-        # One that says nothing, and one that goes away, keep nobody else from scraping.
+        # A client that sends nothing, and one that disconnects, do not block others.
         with exporter.connect(), exporter.connect() as hasty:
             hasty.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             hasty.close()
@@ -157,7 +157,7 @@ def test_served(cli: Cli) -> None:
     assert len(exporter.said) == 1
 
 
-def test_what_it_says_to_what_is_no_scrape() -> None:
+def test_other_requests() -> None:
     with exporting("--url", AWAY) as exporter:
         for text, status in (
             (b"HEAD /metrics HTTP/1.0\r\n\r\n", b"200"),
@@ -169,15 +169,15 @@ def test_what_it_says_to_what_is_no_scrape() -> None:
             head, _, body = exporter.ask(text).partition(b"\r\n\r\n")
             assert head.split()[1] == status, text
             assert not (text.startswith(b"HEAD") and body)
-        # None of that is worth a line, and Redis was not asked.
+        # None of that is logged, and Redis was not asked.
         assert exporter.end(signal.SIGTERM) == (exits.DONE, "", "")
 
 
-def test_those_who_say_nothing_shut_nobody_out() -> None:
+def test_silent_clients_do_not_block_others() -> None:
     with exporting("--url", AWAY) as exporter, ExitStack() as stack:
         silent = [stack.enter_context(exporter.connect()) for _ in range(CONNECTIONS + 3)]
         assert exporter.up() == "0.0"
-        # The oldest had to go, and one more for the scrape.
+        # The oldest were closed, one of them for the scrape.
         assert [connection.recv(1) for connection in silent[:4]] == [b""] * 4
         for connection in silent[4:]:
             connection.sendall(b"GET /metrics?name[]=redis_sessions_up HTTP/1.0\r\n\r\n")
@@ -186,8 +186,8 @@ def test_those_who_say_nothing_shut_nobody_out() -> None:
     assert (code, out, err.count("\n")) == (exits.DONE, "", 1)
 
 
-def test_a_name_with_an_address_that_can_not_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where IPv6 is off, and localhost is ::1 all the same."""
+def test_a_host_name_with_an_unusable_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where IPv6 is off, but localhost is still ::1."""
     usable = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
     useless = socket.getaddrinfo("192.0.2.1", 0, type=socket.SOCK_STREAM)
     with SessionStore.from_url(AWAY) as store:
@@ -199,7 +199,7 @@ def test_a_name_with_an_address_that_can_not_be_used(monkeypatch: pytest.MonkeyP
             http.Exporter("localhost", 0, Collector(store))
 
 
-def test_served_to_other_machines_it_says_so() -> None:
+def test_served_to_other_machines() -> None:
     with exporting("--url", AWAY, listen="0.0.0.0:0") as exporter:
         assert len(exporter.said) == 2
         assert "no password" in exporter.said[0]
@@ -218,7 +218,7 @@ def test_served_over_ipv6() -> None:
     assert (code, out, err.count("\n")) == (exits.DONE, "", 1)
 
 
-def test_it_goes_on_while_redis_restarts(tmp_path: Path) -> None:
+def test_it_keeps_running_while_redis_restarts(tmp_path: Path) -> None:
     with EmbeddedServer(directory=tmp_path / "data") as server:
         assert run("failures", "--increment", "--url", server.url).stdout == "1\n"
         server.kill()
@@ -232,7 +232,7 @@ def test_it_goes_on_while_redis_restarts(tmp_path: Path) -> None:
             assert exporter.up() == "0.0"
             code, out, err = exporter.end(signal.SIGTERM)
     assert (code, out) == (exits.DONE, "")
-    # Away, back, away, back, away: a line each, however often it was scraped.
-    told = ["again" if "can be had again" in line else "away" for line in err.splitlines()]
+    # Away, back, away, back, away: one line each, however often it was scraped.
+    told = ["again" if "can be read again" in line else "away" for line in err.splitlines()]
     assert told == ["away", "again", "away", "again", "away"]
     assert err.count("\n") == 5

@@ -1,4 +1,4 @@
-"""compose.yaml: that it says what it should, and that its workers behave as containers must."""
+"""compose.yaml is consistent and safe, and its workers behave as containers must."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from redis_sessions import AccessDenied, SessionStore, StoreSettings
+from redis_sessions.demo import agent as stand_in
 from redis_sessions.demo import worker as demo_worker
 from redis_sessions.demo.plan import conversations
 from redis_sessions.operations.conversation import Lease
@@ -51,7 +52,7 @@ def config():
     return json.loads(subprocess.run(program, stdout=subprocess.PIPE, timeout=DEADLINE_S, check=True).stdout)
 
 
-def test_it_is_yaml_in_which_every_name_leads_somewhere():
+def test_every_name_in_the_file_is_defined():
     document = pytest.importorskip("yaml").safe_load(COMPOSE.read_text())
     services, volumes = document["services"], set(document["volumes"])
     assert set(services) == set(SERVICES)
@@ -61,7 +62,7 @@ def test_it_is_yaml_in_which_every_name_leads_somewhere():
         assert {volume.partition(":")[0] for volume in service.get("volumes", ())} <= volumes
 
 
-def test_workers_are_given_arguments_that_they_take():
+def test_workers_accept_their_arguments():
     python, *arguments = command("worker")
     assert [python, *arguments[:2]] == ["python", "-m", "redis_sessions.demo.worker"]
     options = demo_worker.parser().parse_args(arguments[2:])
@@ -73,7 +74,7 @@ def test_workers_are_given_arguments_that_they_take():
 
 
 @pytest.mark.parametrize("name", ["redis", "cluster-1"])
-def test_redis_is_set_up_as_the_embedded_server_is_and_keeps_its_data(name):
+def test_redis_has_the_settings_of_the_embedded_server_and_keeps_its_data(name):
     words = command(name)[1:]
     given = dict(zip(words[::2], (word.strip('"') for word in words[1::2]), strict=True))
     defaults = DEFAULTS.split()
@@ -89,8 +90,8 @@ def test_redis_is_set_up_as_the_embedded_server_is_and_keeps_its_data(name):
         assert store.get("a") == "b"
 
 
-def test_the_keys_are_made_once_and_open_the_server(tmp_path):
-    """What the service `keys` runs, with directories of ours in the place of its volumes."""
+def test_passwords_are_made_once_and_are_accepted_by_the_server(tmp_path):
+    """Run what the service `keys` runs, with temporary directories in place of its volumes."""
     for directory in ("worker", "report", "admin", "operator"):
         (tmp_path / "keys" / directory).mkdir(parents=True)
     (tmp_path / "config").mkdir()
@@ -122,11 +123,13 @@ def test_the_keys_are_made_once_and_open_the_server(tmp_path):
                 assert store.doctor().unknown == 0
 
 
-SHOWN = re.findall(r"docker compose ([^`\n]+?)(?:`|  +#|\n)", (ROOT / "README.md").read_text() + COMPOSE.read_text())
+SHOWN = re.findall(
+    r"docker compose ([^`\n]+?)(?:`|  +#|\n)", (ROOT / "redis_sessions/docs/servers.md").read_text() + COMPOSE.read_text()
+)
 
 
 @pytest.mark.parametrize("line", SHOWN)
-def test_what_is_shown_names_services_and_profiles_that_are_there(line):
+def test_documented_commands_name_existing_services_and_profiles(line):
     words = line.split()
     services = re.findall(r"--scale (\S+)=|(?:run .*--rm|logs -f|restart) ([a-z-]+)", line)
     assert {name for pair in services for name in pair if name} <= set(SERVICES)
@@ -135,11 +138,11 @@ def test_what_is_shown_names_services_and_profiles_that_are_there(line):
     assert {"up", "down", "logs", "run", "restart"} & set(words)
 
 
-def test_commands_are_shown():
+def test_commands_are_documented():
     assert len(SHOWN) > 8
 
 
-def test_nothing_listens_beyond_this_host_and_every_image_is_pinned():
+def test_ports_are_local_and_images_are_pinned():
     text = COMPOSE.read_text()
     published = re.findall(r"ports: (.*)", text)
     assert published == ['["127.0.0.1:${REDIS_PORT:-6379}:6379"]', '["127.0.0.1:${PROMETHEUS_PORT:-9090}:9090"]']
@@ -149,7 +152,7 @@ def test_nothing_listens_beyond_this_host_and_every_image_is_pinned():
         assert f" AS {target}\n" in text
 
 
-def test_the_image_is_built_without_what_no_test_reads():
+def test_the_image_has_what_the_tests_need():
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert ".git" in ignored
     assert not {"tests", "redis_sessions", "pyproject.toml", "README.md", "LICENSE"} & set(ignored)
@@ -167,7 +170,7 @@ def test_no_service_has_more_rights_than_it_needs(config, name):
     assert all(port["host_ip"] == "127.0.0.1" for port in found.get("ports", []))
     assert name == "test" or found["read_only"]
     assert name in ONE_SHOT or found["healthcheck"]["test"][0] == "CMD-SHELL"
-    # Nobody but who runs as a user, or makes them all, gets at its password.
+    # Only a service that runs as a user, or the one that makes all passwords, can read that user's password.
     keys = {volume["source"] for volume in found.get("volumes", []) if volume["source"].endswith("-key")}
     assert name == "keys" or len(keys) <= 1
 
@@ -197,7 +200,12 @@ def endless_worker(directory: Path, url: str, *options: str):
             worker.kill()
 
 
-def test_worker_survives_an_outage(tmp_path):
+def agents(directory: Path) -> list[str]:
+    """Command lines of the stand-in agents that run."""
+    return [command for command in processes_of(directory).values() if stand_in.__file__ in command]
+
+
+def test_a_worker_survives_an_outage(tmp_path):
     heartbeat = tmp_path / "heartbeat"
     with EmbeddedServer() as server, endless_worker(tmp_path, server.url, f"--heartbeat={heartbeat}") as worker:
         assert worker.stdout is not None
@@ -212,7 +220,7 @@ def test_worker_survives_an_outage(tmp_path):
             assert worker.poll() is None
 
 
-def test_worker_stops_in_the_middle_of_a_turn_and_gives_its_lease_back(tmp_path):
+def test_a_stopped_worker_ends_its_turn_and_releases_the_lease(tmp_path):
     options = ["--agent-works-ms=30000", "--conversations=1", "--namespace=n"]
     with EmbeddedServer() as server, endless_worker(tmp_path, server.url, *options) as worker:
         locks = tmp_path / "agent" / "locks"
@@ -220,16 +228,17 @@ def test_worker_stops_in_the_middle_of_a_turn_and_gives_its_lease_back(tmp_path)
         while not (locks.exists() and list(locks.iterdir())):
             assert time.monotonic() < give_up_at_s
             time.sleep(0.02)
+        assert agents(tmp_path)
         began_s = time.monotonic()
         worker.terminate()
         assert worker.wait(10) == 0
-        assert time.monotonic() - began_s < 3  # a fraction of a second where no other test runs beside this one
-        assert not any("stand_in" in command for command in processes_of(tmp_path).values())
+        assert time.monotonic() - began_s < 3  # a fraction of a second on a quiet machine
+        assert not agents(tmp_path)
         with SessionStore.from_url(server.url, StoreSettings(namespace="n")) as store:
             assert isinstance(store.acquire(*conversations(1)), Lease)
 
 
-def test_worker_ends_when_nobody_listens(tmp_path):
+def test_a_worker_ends_when_nobody_reads_its_output(tmp_path):
     with EmbeddedServer() as server, endless_worker(tmp_path, server.url) as worker:
         assert worker.stdout is not None
         worker.stdout.readline()

@@ -1,4 +1,4 @@
-"""What the store promises, on every server and in both flavours. Each test is written once."""
+"""The contract of the store, on every server and in both flavors. Each test is written once."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ KEYS = ["a", "acme/shop#42:reviewer", "spät {ab} %41", "{}", "a\nb\x00c", "*[?]
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_what_was_set_is_got_under_any_key(store, key):
+def test_get_returns_what_was_set_for_any_key(store, key):
     assert store.get(key) is None
     store.set(key, "0a1b-2c3d")
     assert store.get(key) == "0a1b-2c3d"
     assert {row.key: row.session_id for row in store.sessions()} == {key: "0a1b-2c3d"}
 
 
-def test_the_bare_id_and_the_whole_max_age_stand_in_redis(make_store, raw, namespace):
+def test_redis_holds_the_bare_id_with_the_max_age_as_ttl(make_store, raw, namespace):
     store = make_store(session_max_age_ms=5_000_000)
     store.set("a", "ID-1")
     assert raw.get(f"{namespace}:id:{{a}}") in (b"ID-1", "ID-1")
     assert 4_990_000 < raw.pttl(f"{namespace}:id:{{a}}") <= 5_000_000
 
 
-def test_peek_tells_the_id_and_how_long_it_has_left(store, raw, namespace):
+def test_peek_returns_the_id_and_its_remaining_time(store, raw, namespace):
     assert store.peek("a") is None
     store.set("a", "ID-1")
     session_id, expires_in_ms = store.peek("a")
     assert session_id == "ID-1"
     assert DAY_MS - 60_000 < expires_in_ms <= DAY_MS
     raw.pexpire(f"{namespace}:id:{{a}}", 60_000)
-    assert store.peek("a").expires_in_ms <= 60_000  # peeking extends nothing either
+    assert store.peek("a").expires_in_ms <= 60_000  # peek doesn't extend the TTL either
     raw.set(f"{namespace}:id:{{a}}", "two words", px=60_000)
     with pytest.raises(InvalidSessionID):
         store.peek("a")
 
 
-def test_every_set_starts_the_ttl_anew_and_get_never_does(store, raw, namespace):
+def test_every_set_starts_a_new_ttl_and_get_never_does(store, raw, namespace):
     redis_key = f"{namespace}:id:{{a}}"
     store.set("a", "ID-1")
     raw.pexpire(redis_key, 60_000)
@@ -62,7 +62,7 @@ def test_a_session_unused_for_the_max_age_is_absent(store, raw, namespace):
     assert store.report().live == 0
 
 
-def test_delete_takes_the_id_or_only_that_id(store):
+def test_delete_removes_the_id_or_only_that_id(store):
     assert store.delete("a") is False
     store.set("a", "ID-1")
     assert store.delete("a", "ID-2") is False
@@ -74,7 +74,7 @@ def test_delete_takes_the_id_or_only_that_id(store):
 
 
 @pytest.mark.parametrize("key", ["", "x" * (MAX_KEY_BYTES + 1), "ü" * (MAX_KEY_BYTES // 2 + 1), "\ud800", b"a", None, 7])
-def test_what_is_no_key_is_refused_before_anything_is_sent(store, key):
+def test_an_invalid_key_is_refused_before_anything_is_sent(store, key):
     for operation in (store.get, store.delete, store.acquire):
         with pytest.raises(InvalidKey):
             operation(key)
@@ -86,7 +86,7 @@ def test_what_is_no_key_is_refused_before_anything_is_sent(store, key):
     "session_id",
     ["", "-a", "--dangerously-skip-permissions", "a b", "a\n", "ä", "a" * 257, "\ud800", ".a", None, 7, b"a"],
 )
-def test_what_is_no_session_id_is_refused_and_the_error_names_the_key(store, session_id):
+def test_an_invalid_session_id_is_refused_and_the_error_names_the_key(store, session_id):
     store.set("the-key", "ID-1")
     lease = store.acquire("the-key")
     for operation in (
@@ -101,7 +101,7 @@ def test_what_is_no_session_id_is_refused_and_the_error_names_the_key(store, ses
     assert store.get("the-key") == "ID-1"
 
 
-def test_a_value_that_is_no_session_id_is_an_error_that_names_the_key(store, raw, namespace):
+def test_an_invalid_value_is_an_error_that_names_the_key(store, raw, namespace):
     raw.set(f"{namespace}:id:{{a}}", "two words", px=60_000)
     with pytest.raises(InvalidSessionID) as caught:
         store.get("a")
@@ -129,29 +129,29 @@ class TestLease:
         assert held.holder == lease.token
         assert 0 < held.remaining_ms <= store.settings.lease_ms
 
-    def test_a_repeated_claim_recognises_itself(self, store):
+    def test_a_repeated_claim_gets_the_same_lease(self, store):
         lease = store.acquire("a")
         assert store.acquire("a", lease.token) == lease
 
-    def test_every_claim_has_a_token_of_its_own(self, store):
+    def test_every_claim_has_its_own_token(self, store):
         first = store.acquire("a")
         store.release(first)
         assert store.acquire("a").token != first.token
 
-    def test_save_keeps_the_id_for_the_max_age_and_gives_the_lease_back(self, store, raw, namespace):
+    def test_save_keeps_the_id_for_the_max_age_and_releases_the_lease(self, store, raw, namespace):
         lease = store.acquire("a")
         assert store.save(lease, "ID-1") is True
         assert store.get("a") == "ID-1"
         assert raw.pttl(f"{namespace}:id:{{a}}") > DAY_MS - 60_000
         assert not raw.exists(f"{namespace}:lease:{{a}}")
 
-    def test_release_gives_it_back_once(self, store):
+    def test_release_works_once(self, store):
         lease = store.acquire("a")
         assert store.release(lease) is True
         assert store.release(lease) is False
         assert isinstance(store.acquire("a"), Lease)
 
-    def test_reject_deletes_what_was_asked_for_and_keeps_the_lease(self, store):
+    def test_reject_deletes_the_refused_id_and_keeps_the_lease(self, store):
         store.set("a", "ID-1")
         lease = store.acquire("a")
         assert store.reject(lease) is True
@@ -170,7 +170,7 @@ class TestLease:
         left_ms = raw.pttl(f"{namespace}:lease:{{a}}")
         assert LEASE_GRACE_MS < left_ms <= LEASE_GRACE_MS + store.settings.lease_ms
 
-    def test_lapsed_and_untaken_it_still_renews_and_saves(self, store, lapse):
+    def test_a_lapsed_lease_that_nobody_took_still_renews_and_saves(self, store, lapse):
         lease = store.acquire("a")
         lapse("a")
         assert store.renew(lease) is True
@@ -179,7 +179,7 @@ class TestLease:
         assert store.save(lease, "ID-1") is True
         assert store.get("a") == "ID-1"
 
-    def test_lapsed_and_taken_it_does_nothing_any_more(self, store, lapse):
+    def test_a_lapsed_lease_that_was_taken_does_nothing(self, store, lapse):
         store.set("a", "ID-1")
         late = store.acquire("a")
         lapse("a")
@@ -194,14 +194,14 @@ class TestLease:
         assert store.save(late, "ID-late") is False
         assert store.get("a") == "ID-2"
 
-    def test_lapsed_and_the_successor_came_and_went(self, store, lapse):
+    def test_a_late_save_after_the_successor_came_and_went(self, store, lapse):
         late = store.acquire("a")
         lapse("a")
         store.release(store.acquire("a"))
         assert store.save(late, "ID-late") is False
         assert store.get("a") is None
 
-    def test_lapsed_and_the_successor_runs_on_the_very_same_id(self, store, raw, namespace, lapse):
+    def test_a_late_save_while_the_successor_runs_on_the_same_id(self, store, raw, namespace, lapse):
         store.set("a", "ID-same")
         late = store.acquire("a")
         lapse("a")
@@ -211,15 +211,15 @@ class TestLease:
         assert raw.pttl(f"{namespace}:id:{{a}}") <= 60_000
         assert store.save(successor, "ID-same") is True
 
-    def test_lapsed_and_the_successor_saved_the_very_same_id(self, store, raw, namespace, lapse):
+    def test_a_late_save_after_the_successor_saved_the_same_id(self, store, raw, namespace, lapse):
         late = store.acquire("a")
         lapse("a")
         assert store.save(store.acquire("a"), "ID-same") is True
         raw.pexpire(f"{namespace}:id:{{a}}", 60_000)
         assert store.save(late, "ID-same") is False
-        assert raw.pttl(f"{namespace}:id:{{a}}") <= 60_000  # nothing of its successor's was written over
+        assert raw.pttl(f"{namespace}:id:{{a}}") <= 60_000  # the successor's value was not overwritten
 
-    def test_a_lease_made_immortal_lapses_after_all(self, store, raw, namespace, lapse):
+    def test_a_lease_without_a_ttl_gets_one_and_lapses(self, store, raw, namespace, lapse):
         store.acquire("a")
         raw.persist(f"{namespace}:lease:{{a}}")
         assert isinstance(store.acquire("a"), Held)
@@ -227,7 +227,7 @@ class TestLease:
         lapse("a")
         assert isinstance(store.acquire("a"), Lease)
 
-    def test_a_value_that_is_no_session_id_is_nothing_to_resume(self, store, raw, namespace):
+    def test_an_invalid_value_is_nothing_to_resume(self, store, raw, namespace):
         for plant in (
             lambda key: raw.set(key, "no id"),
             lambda key: raw.set(key, "x" * 9000),
@@ -262,14 +262,14 @@ class TestCounter:
         assert raw.ttl(f"{namespace}:counter:resume_failures_total") == -1
 
     @pytest.mark.parametrize("value", ["many", "", b"\xff"])
-    def test_what_is_no_integer_is_an_error_with_a_remedy(self, store, raw, namespace, value):
+    def test_a_value_that_is_not_an_integer_is_an_error_with_a_remedy(self, store, raw, namespace, value):
         raw.set(f"{namespace}:counter:resume_failures_total", value)
         with pytest.raises(CorruptValue, match="redis-cli SET"):
             store.resume_failures_total()
         with pytest.raises(CorruptValue, match=r"counter .* is not an integer"):
             store.increment_resume_failures()
 
-    def test_what_is_of_the_wrong_type_is_an_error_that_says_counter(self, store, raw, namespace):
+    def test_a_value_of_the_wrong_type_is_an_error_that_names_the_counter(self, store, raw, namespace):
         raw.lpush(f"{namespace}:counter:resume_failures_total", 1)
         for operation in (store.resume_failures_total, store.increment_resume_failures):
             with pytest.raises(CorruptValue, match=r"counter .* is not an integer"):

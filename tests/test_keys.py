@@ -1,4 +1,4 @@
-"""The key scheme: every conversation key has one name in Redis, and every such name one conversation."""
+"""The key scheme: each conversation key has one Redis key, and each such Redis key one conversation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEYS = Keys("sessions")
 texts = st.text(min_size=1, max_size=60).filter(lambda key: len(key.encode()) <= MAX_KEY_BYTES)
 
 
-def test_people_can_read_it():
+def test_keys_are_readable():
     assert KEYS.session_id("acme/shop#42:reviewer") == b"sessions:id:{acme/shop#42:reviewer}"
     assert KEYS.lease("spät") == "sessions:lease:{spät}".encode()
     assert KEYS.counter("resume_failures_total") == b"sessions:counter:resume_failures_total"
@@ -32,7 +32,7 @@ def test_only_what_must_be_is_escaped(key, escaped):
 @example("%7B")
 @example("}")
 @example("{")
-def test_back_and_forth(key):
+def test_escaping_is_reversible(key):
     redis_key = KEYS.session_id(key)
     assert KEYS.conversation(redis_key) == key
     assert not any(byte < 32 or byte == 127 for byte in redis_key)
@@ -63,7 +63,7 @@ def test_the_scan_finds_it_by_its_prefix_and_no_other_kind(key):
 @example(b"sessions:id:{a}b}")
 @example(b"sessions:id:{a")
 @example(b"sessions:id:{\xff}")
-def test_a_scanned_key_is_ours_only_if_it_goes_back(raw):
+def test_a_scanned_key_belongs_to_the_scheme_only_if_it_is_reversible(raw):
     for redis_key in (raw, b"sessions:id:{" + raw + b"}"):
         key = KEYS.conversation(redis_key)
         assert key is None or KEYS.session_id(key) == redis_key
@@ -105,11 +105,11 @@ maybe_ours = st.one_of(
 
 
 @given(st.lists(maybe_ours, max_size=6))
-def test_a_page_of_keys_is_read_as_each_of_them(redis_keys):
+def test_a_page_of_keys_is_read_like_each_key(redis_keys):
     each = [KEYS.conversation(redis_key) for redis_key in redis_keys]
     assert KEYS.conversations(redis_keys) == each
 
 
 @given(st.lists(st.sampled_from([b"ID-1", b"a" * 256, b"a" * 257, b"", b"-x", b"a\nb", b"a\n", b"\xff", None]), max_size=4))
-def test_a_page_of_values_is_read_as_each_of_them(values):
+def test_a_page_of_values_is_read_like_each_value(values):
     assert are_session_ids([b"ID-1", *values]) == all(value is not None and is_session_id(value) for value in values)

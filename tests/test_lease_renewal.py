@@ -1,4 +1,4 @@
-"""Leases are renewed while their turns run, all by one thread at rest, and none is kept waiting by another's renewal."""
+"""Leases are renewed while their turns run; a renewal that hangs delays no other lease."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redis_sessions.resume.runner import LeaseRenewer
 
 
 class Renewals:
-    """Answers renewals without a server: an outcome by key, an Event that one hangs on, and what was renewed."""
+    """Answers renewals without a server. By key, `outcomes`: a reply, an error or an Event to wait for; `seen`: how many."""
 
     def __init__(self, lease_ms=60):
         self.outcomes = {}
@@ -45,7 +45,7 @@ def leases(*keys):
     return [Lease(key, f"token of {key}") for key in keys]
 
 
-def test_each_is_renewed_again_and_again():
+def test_every_lease_is_renewed_repeatedly():
     renewals = Renewals()
     with ExitStack() as stack:
         for lease in leases("a", "b", "c"):
@@ -57,7 +57,7 @@ def test_each_is_renewed_again_and_again():
     assert {key: renewals.seen[key] for key in "abc"} == before
 
 
-def test_one_that_hangs_delays_no_other():
+def test_a_renewal_that_hangs_delays_no_other_lease():
     renewals = Renewals()
     hanging = renewals.outcomes["a"] = threading.Event()
     a, b, late = leases("a", "b", "late")
@@ -70,7 +70,7 @@ def test_one_that_hangs_delays_no_other():
         renewals.wait(a=3)
 
 
-def test_one_that_hangs_alone_delays_none_that_comes_later():
+def test_a_renewal_that_hangs_delays_no_later_lease():
     renewals = Renewals()
     hanging = renewals.outcomes["a"] = threading.Event()
     a, b = leases("a", "b")
@@ -79,6 +79,17 @@ def test_one_that_hangs_alone_delays_none_that_comes_later():
         with renewals.renewer.renewing(b):
             renewals.wait(b=2)
         hanging.set()
+
+
+def test_if_no_thread_can_be_started_the_other_leases_wait_for_a_renewal(monkeypatch):
+    def fail():
+        raise RuntimeError("can't start new thread")
+
+    renewals = Renewals()
+    a, b = leases("a", "b")
+    with renewals.renewer.renewing(a), renewals.renewer.renewing(b):
+        monkeypatch.setattr(renewals.renewer, "_start", fail)
+        renewals.wait(a=3, b=3)
 
 
 def test_a_failure_is_tried_again_and_a_loss_is_not(caplog):
@@ -96,7 +107,8 @@ def test_a_forked_child_renews_nothing_of_its_parents_and_keeps_its_own():
     renewals = Renewals()
     mine, its = leases("mine", "its")
     with renewals.renewer.renewing(mine):
-        child = os.fork()
+        with renewals.renewer._lock:  # as another thread may hold it
+            child = os.fork()
         if child == 0:
             renewals.seen.clear()
             with renewals.renewer.renewing(its):

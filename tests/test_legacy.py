@@ -1,4 +1,4 @@
-"""sessions.json as a file: every shape of entry, every way to be broken. No Redis."""
+"""sessions.json as a file: all shapes of entries, all kinds of broken files. No Redis."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize(("pair", "problem"), PROBLEMS.items(), ids=list(PROBLEMS.values()))
-def test_an_entry_that_is_not_right_says_why_and_keeps_its_source(file, pair, problem):
+def test_an_invalid_entry_says_why_and_keeps_its_source(file, pair, problem):
     path = file("{" + pair + "}")
     entry = only(path)
     assert problem in entry.problem
@@ -103,14 +103,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("text", "place"), BROKEN.items(), ids=range(len(BROKEN)))
-def test_broken_json_is_placed_by_line_and_column(file, text, place):
+def test_broken_json_is_located_by_line_and_column(file, text, place):
     with pytest.raises(LegacyFileError) as caught:
         legacy.read(file(text))
     assert (caught.value.line, caught.value.column) == place
     assert f"line {place[0]}, column {place[1]}" in str(caught.value)
 
 
-def test_what_is_not_utf8_is_placed_too(file):
+def test_text_that_is_not_utf8_is_located_too(file):
     with pytest.raises(LegacyFileError) as caught:
         legacy.read(file(b'{"a":\n "\xff"}'))
     assert (caught.value.line, caught.value.column) == (2, 3)
@@ -122,7 +122,7 @@ def test_a_file_of_another_shape_is_refused(file, text, shape):
         legacy.read(file(text))
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file(tmp_path):
     with pytest.raises(LegacyFileError, match="No such file"):
         legacy.read(tmp_path / "missing.json")
     with pytest.raises(LegacyFileError, match="Is a directory"):
@@ -138,8 +138,8 @@ def test_a_file_that_is_not_there(tmp_path):
         (Entry("a", "ID-1"), None, DAY_MS),
         (Entry("a", "ID-1"), NOW_MS - 5, NOW_MS - 5 + DAY_MS),
         (Entry("a", "ID-1", NOW_MS + AHEAD_MS), None, NOW_MS + DAY_MS),
-        (Entry("a", "ID-1", NOW_MS + AHEAD_MS + 1), None, "300 s in the future"),
-        (Entry("a", "ID-1", NOW_MS + 2 * 86_400_000), None, "last used 2 days in the future"),
+        (Entry("a", "ID-1", NOW_MS + AHEAD_MS + 1), None, "last used 5m in the future"),
+        (Entry("a", "ID-1", NOW_MS + 2 * 86_400_000), None, "last used 2d in the future"),
         (Entry("a", "ID-1"), NOW_MS * 2, "in the future"),
     ],
 )
@@ -149,7 +149,7 @@ def test_when_an_entry_expires(entry, assumed_ms, expected):
 
 
 class TestWriter:
-    def test_all_of_it_private_and_in_place_of_what_was_there(self, tmp_path):
+    def test_it_replaces_the_file_with_mode_0600(self, tmp_path):
         path = tmp_path / "out.json"
         path.write_text("old")
         with legacy.Writer(path) as writer:
@@ -163,7 +163,7 @@ class TestWriter:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert os.listdir(tmp_path) == ["out.json"]
 
-    def test_nothing_of_it_when_the_block_fails(self, tmp_path):
+    def test_nothing_is_written_if_the_block_raises(self, tmp_path):
         path = tmp_path / "out.json"
         path.write_text("old")
         with pytest.raises(ZeroDivisionError), legacy.Writer(path) as writer:
@@ -171,7 +171,7 @@ class TestWriter:
         assert path.read_text() == "old"
         assert os.listdir(tmp_path) == ["out.json"]
 
-    def test_a_place_that_is_not_there(self, tmp_path):
+    def test_a_missing_directory(self, tmp_path):
         with pytest.raises(FileNotWritten, match="can't be written"), legacy.Writer(tmp_path / "no" / "out.json"):
             pytest.fail("must not open")
 
@@ -220,7 +220,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, raw):
     used_at=st.one_of(st.integers(), st.integers(10**10, 10**15)),
     space=st.sampled_from(["", " ", "\n\t "]),
 )
-def test_the_usual_shape_is_read_as_any_other(tmp_path_factory, key, session_id, used_at, space):
+def test_the_usual_shape_is_read_like_any_other(tmp_path_factory, key, session_id, used_at, space):
     path = tmp_path_factory.mktemp("legacy") / "sessions.json"
     name, value = json.dumps(key, ensure_ascii=False), json.dumps(session_id)
     usual = f'{name}:{space}{{{space}"id":{space}{value},{space}"last_used_at":{used_at}}}'

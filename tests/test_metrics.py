@@ -1,4 +1,4 @@
-"""The metrics: what a scrape shows, what it costs Redis, and that it fails and waits for nothing."""
+"""Metrics: what a scrape shows, what it sends to Redis, and that an outage neither fails nor delays it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from redis_sessions import SessionStore, StoreSettings, Turn, metrics
 from redis_sessions.keys import Keys
-from redis_sessions.metrics.collector import Once
+from redis_sessions.metrics.collector import Snapshot
 from redis_sessions.server import EmbeddedServer
 from redis_sessions.settings import DAY_MS
 from tests.servers import wait_until
@@ -43,7 +43,7 @@ def server():
 
 
 def register(*stores, **options):
-    """Register with all the patience there is: on a busy machine any scan may take a second."""
+    """Register with a long wait for scans: on a busy machine any scan may take a second."""
     return metrics.register(*stores, **{"scan_wait_ms": 60_000} | options)
 
 
@@ -61,7 +61,7 @@ def scrape(registry):
 
 
 class Slow(SessionStore):
-    """A store whose scans wait until they are let go."""
+    """A store whose scans wait until `go` is set."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -77,7 +77,7 @@ class Slow(SessionStore):
 
 
 @pytest.mark.plants_immortal_keys
-def test_what_a_scrape_shows(place, raw, namespace, registry):
+def test_samples(place, raw, namespace, registry):
     keys = Keys(namespace)
     for number in range(3):
         raw.set(keys.session_id(f"fresh#{number}"), "ID-1", px=DAY_MS - 1_000)
@@ -89,7 +89,7 @@ def test_what_a_scrape_shows(place, raw, namespace, registry):
         for _ in range(2):
             store.increment_resume_failures()
         store.resume("turn", lambda _: Turn("E", None))
-        # Of the users of least privilege, the one that can't write is enough.
+        # Of the users of `acl`, the one that can't write is enough.
         register(store._stores["report"] if isinstance(store, ByUser) else store, registry=registry)
         shown = scrape(registry)
     timing = {name: shown.pop(name) for name in (AGE, NEXT, f"{SCAN}_duration_seconds", f"{SCAN}_approximate")}
@@ -115,7 +115,7 @@ def test_what_a_scrape_shows(place, raw, namespace, registry):
     assert approximate == 0
 
 
-def test_every_sample_has_its_namespace_and_both_formats_hold(valkey, namespace, registry):
+def test_namespace_labels_in_both_formats(valkey, namespace, registry):
     with a_store(valkey, namespace) as one, a_store(valkey, f"{namespace}.2") as other:
         one.set("a", "ID-1")
         register(one, other, registry=registry)
@@ -155,7 +155,7 @@ def test_a_scan_is_kept_until_it_is_too_old(server, registry):
         store.increment_resume_failures()
         second = scrape(registry)
         assert (first[LIVE], second[LIVE]) == (1, 1)
-        assert (first[FAILURES], second[FAILURES]) == (0, 1)  # counters are never those of the last scrape
+        assert (first[FAILURES], second[FAILURES]) == (0, 1)  # counters are never kept from the last scrape
         assert second[AGE] > first[AGE]
         assert calls(store, "scan") == 1
         registry.unregister(collector)
@@ -177,7 +177,7 @@ def test_scrapes_at_once_share_one_scan(server, registry):
         assert calls(store, "scan") == 1
 
 
-def test_a_scan_that_outlasts_a_scrape_is_shown_by_a_later_one(server, registry):
+def test_a_slow_scan_is_shown_by_a_later_scrape(server, registry):
     with a_store(server, kind=Slow) as store:
         register(store, registry=registry, scan_wait_ms=1)
         for _ in range(3):
@@ -195,7 +195,7 @@ def test_a_scan_that_outlasts_a_scrape_is_shown_by_a_later_one(server, registry)
 # Redis away
 
 
-def test_an_outage_leaves_out_the_counters_and_keeps_the_last_scan(tmp_path, registry, caplog):
+def test_an_outage_hides_counters_and_keeps_the_last_scan(tmp_path, registry, caplog):
     with EmbeddedServer(directory=tmp_path / "data") as server, a_store(server) as store:
         register(store, registry=registry, scan_max_age_ms=0)
         store.set("a", "ID-1")
@@ -213,15 +213,15 @@ def test_an_outage_leaves_out_the_counters_and_keeps_the_last_scan(tmp_path, reg
         for _ in range(2):
             assert (scrape(registry)[UP], scrape(registry)[FAILURES]) == (1, 7)
         assert scrape(registry)[AGE] < away[AGE]
-    # Told when it begins and when it ends, not at every scrape.
+    # Logged when it begins and when it ends, not at every scrape.
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
     assert "no counters: " in said[0]
     assert server.url.split("/")[2] in said[0]
-    assert "can be had again" in said[1]
+    assert "can be read again" in said[1]
 
 
-def test_a_counter_that_is_none_is_absent_and_all_else_is_there(server, registry):
+def test_a_corrupt_counter_is_left_out(server, registry):
     with a_store(server) as store:
         register(store, registry=registry)
         store.set("a", "ID-1")
@@ -231,7 +231,7 @@ def test_a_counter_that_is_none_is_absent_and_all_else_is_there(server, registry
     assert FAILURES not in seen
 
 
-def test_a_server_that_hangs_holds_up_no_scrape_for_long(server, registry):
+def test_scrapes_of_a_hanging_server_end(server, registry):
     with a_store(server, deadline_ms=1_000, socket_timeout_ms=300) as store:
         register(store, registry=registry, scan_max_age_ms=0)
         assert scrape(registry)[UP] == 1
@@ -242,14 +242,14 @@ def test_a_server_that_hangs_holds_up_no_scrape_for_long(server, registry):
             began_s = time.monotonic()
             with ThreadPoolExecutor(4) as threads:
                 shown = [scrape.result() for scrape in [threads.submit(scrape, registry) for _ in range(4)]]
-            assert time.monotonic() - began_s < 8  # far above the deadline: only «not for ever»
+            assert time.monotonic() - began_s < 8  # far above the deadline: only "not forever"
         finally:
             os.kill(pid, signal.SIGCONT)
         assert [(each[UP], each[LIVE]) for each in shown] == [(0, 0)] * 4
         wait_until(lambda: scrape(registry)[UP] == 1, "it answers again")
 
 
-def test_a_user_who_may_not_scan_gets_the_counters(valkey, namespace, registry, caplog):
+def test_a_user_without_scan_gets_the_counters(valkey, namespace, registry, caplog):
     valkey.raw.acl_setuser("counting", enabled=True, passwords=["+p"], keys=["*"], commands=["+get", "+hello"])
     try:
         place = valkey.url.replace("redis://", "redis://counting:p@")
@@ -259,9 +259,9 @@ def test_a_user_who_may_not_scan_gets_the_counters(valkey, namespace, registry, 
                 shown = scrape(registry)
                 assert (shown[UP], shown[FAILURES]) == (1, 0)
                 assert LIVE not in shown
-            assert ["NOPERM" in str(error) for error in Once(store).errors] == [True]
+            assert ["NOPERM" in str(error) for error in Snapshot(store).errors] == [True]
     finally:
         valkey.raw.acl_deluser("counting")
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2  # one by each of the two that looked
+    assert len(said) == 2  # one by the collector, one by the snapshot
     assert all("no key scan: " in line for line in said)

@@ -1,4 +1,4 @@
-"""The metrics in processes that fork, that serve the metrics of others, and that end."""
+"""Metrics in processes that fork, that use the multiprocess mode, and that end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def python(program, *arguments, **environment):
     return done.stdout
 
 
-def test_only_who_asks_for_metrics_needs_their_client():
+def test_only_metrics_need_prometheus_client():
     program = """
 import sys
 sys.modules["prometheus_client"] = None
@@ -47,7 +47,7 @@ except redis_sessions.SessionStoreError as error:
 
 
 def test_a_fork_while_the_parent_scans(server):
-    """The child scrapes for itself, although it inherits a lock that is held and a scan that goes on elsewhere."""
+    """The child can scrape, although it inherits a held lock and a scan that runs in the parent."""
     program = """
 import os, signal, sys, threading, warnings
 from prometheus_client import generate_latest
@@ -72,7 +72,7 @@ collector = register(store, scan_wait_ms=60_000)
 scrape = threading.Thread(target=generate_latest)
 scrape.start()
 began.wait()
-with collector._watches[0]._lock:
+with collector._monitors[0]._lock:
     child = os.fork()
     if child == 0:
         signal.alarm(30)  # one that hangs must not outlive the test
@@ -85,7 +85,7 @@ print(live())
     assert python(program, server.url) == "0\nTrue\n"
 
 
-def test_prometheus_clients_multiprocess_mode(server, tmp_path):
+def test_multiprocess_mode(server, tmp_path):
     program = """
 import sys
 from prometheus_client import CollectorRegistry, Counter, generate_latest
@@ -107,7 +107,7 @@ with SessionStore.from_url(sys.argv[1]) as store:
 
 
 def test_a_registry_made_for_each_scrape(server):
-    """As prometheus_client's own examples for the multiprocess mode do: the scan is the collector's, and kept."""
+    """As in prometheus_client's examples for the multiprocess mode: the collector keeps its scan."""
     with a_store(server) as store:
         store.set("a", "ID-1")
         collector = Collector(store, scan_wait_ms=60_000)
@@ -121,7 +121,7 @@ def test_a_registry_made_for_each_scrape(server):
 # The end
 
 
-def test_closing_ends_a_scan_and_tells_no_trouble(server, registry, caplog):
+def test_close_ends_a_scan_and_logs_nothing(server, registry, caplog):
     began = threading.Event()
 
     class Endless(SessionStore):
@@ -134,7 +134,7 @@ def test_closing_ends_a_scan_and_tells_no_trouble(server, registry, caplog):
         collector = register(store, registry=registry, scan_wait_ms=0)
         assert AGE not in scrape(registry)
         began.wait()
-        scan = collector._watches[0]._scan
+        scan = collector._monitors[0]._scan
         collector.close()
         assert not scan.is_alive()
         store.client.connection_pool.connection_kwargs["port"] = 1
@@ -143,19 +143,19 @@ def test_closing_ends_a_scan_and_tells_no_trouble(server, registry, caplog):
     assert caplog.records == []
 
 
-def test_a_scan_that_stumbles_over_the_closed_client_says_nothing(server, registry, caplog, capfd):
-    class Stumbling(Slow):
+def test_a_scan_that_fails_on_a_closed_client_logs_nothing(server, registry, caplog, capfd):
+    class Failing(Slow):
         def report(self, progress=None):
             super().report()
             raise TypeError
 
-    with a_store(server, kind=Stumbling) as store:
+    with a_store(server, kind=Failing) as store:
         collector = register(store, registry=registry, scan_wait_ms=0)
         scrape(registry)
         wait_until(lambda: store.began, "it scans")
         closing = threading.Thread(target=collector.close)
         closing.start()
-        wait_until(lambda: collector._watches[0]._closed, "it is being closed")
+        wait_until(lambda: collector._monitors[0]._closed, "it is being closed")
         store.go.set()
         closing.join()
         store.began[0].join()
@@ -164,7 +164,7 @@ def test_a_scan_that_stumbles_over_the_closed_client_says_nothing(server, regist
 
 
 def test_a_process_that_ends_while_it_scans_a_cluster(places):
-    """Daemons are cut off at the very end, and nothing that they were about to do until then is told on stderr."""
+    """Daemon threads are ended last, and print nothing to stderr until then."""
     program = """
 import atexit, sys, threading
 from redis_sessions import SessionStore
@@ -186,7 +186,7 @@ atexit.register(once_more)
 scanned = threading.Event()
 collector = Collector(Endless.from_url(sys.argv[1]), scan_wait_ms=0)
 list(collector.collect())
-scan = collector._watches[0]._scan
+scan = collector._monitors[0]._scan
 scanned.wait()
 """
     assert python(program, places.get("cluster").url) == "still scans\n"

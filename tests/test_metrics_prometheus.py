@@ -1,4 +1,4 @@
-"""What Prometheus itself says: its lint, its rule tests, and a server of its own that scrapes an exporter."""
+"""Checks by Prometheus: its lint, its rule tests, and a Prometheus server that scrapes an exporter."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def promtool(*args: str | Path, text: str = "") -> None:
         [program("promtool"), *args], input=text, capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # A lint's remarks leave its exit code alone.
+    # Lint warnings don't change its exit code.
     assert "SUCCESS" in done.stdout if args[1] == "rules" else done.stdout + done.stderr == ""
 
 
-def test_the_metrics_are_to_its_taste(cli: Cli) -> None:
+def test_lint_of_the_metrics(cli: Cli) -> None:
     cli.plant("a")
     promtool("check", "metrics", text=cli("metrics").stdout)
 
 
-def test_the_rules_are_sound() -> None:
+def test_lint_of_the_rules() -> None:
     promtool("check", "rules", RULES)
 
 
-def test_the_rules_do_what_they_should() -> None:
+def test_the_rules() -> None:
     promtool("test", "rules", RULE_TESTS)
 
 

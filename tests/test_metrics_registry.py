@@ -1,4 +1,4 @@
-"""The metrics where they are registered: once or often, and for several namespaces."""
+"""Registering metrics: once or several times, and for several namespaces."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, StoreSettings
-from redis_sessions.metrics.collector import Collector, Once
+from redis_sessions.metrics.collector import Collector, Snapshot
 from tests import test_metrics
 from tests.test_metrics import FAILURES, LIVE, UP, a_store, register, scrape
 
 registry, server = test_metrics.registry, test_metrics.server
 
 
-def test_what_can_not_be_registered(valkey, namespace, registry):
+def test_invalid_arguments(valkey, namespace, registry):
     with a_store(valkey, namespace) as store:
         for stores in ((), (store, store), (AsyncSessionStore.from_url("redis://h"),), (valkey.raw,)):
             with pytest.raises(InvalidSettings):
@@ -46,8 +46,8 @@ def by_namespace(registry, name):
     return values
 
 
-def test_stores_that_are_registered_one_after_the_other(server, registry):
-    """As by the parts of a program that don't know each other."""
+def test_registering_one_after_the_other(server, registry):
+    """As by independent parts of a program."""
     with ExitStack() as stack:
         stores = [stack.enter_context(a_store(server, name)) for name in ("a", "b", "c")]
         for store, count in zip(stores, (1, 2, 3), strict=True):
@@ -85,7 +85,7 @@ def test_a_bad_store_among_good_ones_registers_none(server, registry):
         assert by_namespace(registry, UP) == {"a": 1}
 
 
-def test_what_others_export_under_these_names_is_left_alone(server, registry):
+def test_names_that_another_collector_exports(server, registry):
     class Other:
         def describe(self):
             return [family for family in Collector(store).describe() if family.name == LIVE]
@@ -108,7 +108,7 @@ def test_registering_in_many_threads_at_once(server, registry):
 
 
 class Counted(SessionStore):
-    """A store that tells how many scans went on at once."""
+    """A store that counts how many scans run at once."""
 
     now, most, lock = 0, 0, threading.Lock()
 
@@ -123,7 +123,7 @@ class Counted(SessionStore):
                 Counted.now -= 1
 
 
-def test_stores_over_one_client_scan_one_after_the_other(server, registry):
+def test_stores_of_one_client_scan_one_after_the_other(server, registry):
     with a_store(server, "n0", kind=Counted, scan_count=1) as first:
         for number in range(300):
             first.set(f"k{number}", "ID-1")
@@ -137,9 +137,9 @@ def test_stores_over_one_client_scan_one_after_the_other(server, registry):
             first.for_namespace("not a namespace")
 
 
-def test_a_look_at_several_says_of_each_what_is_missing(server):
+def test_a_snapshot_reports_errors_by_store(server):
     with a_store(server, "a") as store, SessionStore.from_url("unix:///nowhere/s", StoreSettings(namespace="b")) as away:
-        once = Once(store, away)
+        once = Snapshot(store, away)
         assert f'{UP}{{namespace="a"}} 1.0' in once.text()
         assert f'{UP}{{namespace="b"}} 0.0' in once.text()
         assert ["/nowhere/s" in str(error) for error in once.errors] == [True]

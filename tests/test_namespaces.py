@@ -24,7 +24,7 @@ LIVE = "redis_sessions_live_sessions"
 
 @pytest.fixture
 def names(cli: Cli) -> list[str]:
-    """Three namespaces with as many sessions as their number tells."""
+    """Three namespaces, with 0, 1 and 2 sessions."""
     names = [f"{cli.namespace}.{number}" for number in range(3)]
     for number, name in enumerate(names):
         for session in range(number):
@@ -37,7 +37,7 @@ def given(names: list[str]) -> list[str]:
 
 
 def by_namespace(text: str, name: str) -> dict[str, float]:
-    """A sample's values, of a text in which every family is told once."""
+    """A sample's values by namespace, from a text that must describe each family once."""
     heads = re.findall(r"^# (?:HELP|TYPE) \S+", text, re.MULTILINE)
     assert len(heads) == len(set(heads))
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples if sample.name == name]
@@ -61,24 +61,24 @@ def test_served(cli: Cli, names: list[str]) -> None:
         assert exporter.end(signal.SIGTERM) == (exits.DONE, "", "")
 
 
-def test_what_is_wrong_with_all_is_told_once() -> None:
+def test_an_outage_is_reported_once() -> None:
     result = test_cli_support.CliRunner().invoke(test_cli_support.app, ["metrics", "--url", AWAY, *given(["a", "b"])])
     assert result.exit_code == exits.UNREACHABLE
     assert by_namespace(result.stdout, UP) == {"a": 0, "b": 0}
     assert result.stderr.count("\n") == 1
 
 
-def test_one_that_can_be_none_exports_none() -> None:
+def test_an_invalid_namespace_exports_nothing() -> None:
     assert "namespace" in run("metrics", "--url", AWAY, *given(["a", "b c"]), code=exits.USAGE).stderr
 
 
-def test_a_counter_that_is_none_is_told(cli: Cli, names: list[str]) -> None:
+def test_a_corrupt_counter_is_reported(cli: Cli, names: list[str]) -> None:
     cli.raw.set(f"{names[1]}:counter:resumes_total", "many")
     result = test_cli_support.CliRunner().invoke(test_cli_support.app, ["metrics", "--url", cli.url, *given(names)])
     assert result.exit_code == exits.PARTLY
     assert by_namespace(result.stdout, UP) == dict.fromkeys(names, 1)
     assert by_namespace(result.stdout, "redis_sessions_resumes_total") == {names[0]: 0, names[2]: 0}
-    assert f"of namespace {names[1]} a counter holds no integer" in result.stderr
+    assert f"a counter of namespace {names[1]} is not an integer" in result.stderr
 
 
 def test_users_of_several(cli: Cli, names: list[str]) -> None:

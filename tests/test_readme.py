@@ -1,65 +1,40 @@
-"""The README keeps its word: its code prints what it says, its commands exist and show what they show."""
+"""The README and the manual: code prints what they say, console sessions show what they show, commands exist."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import typer
 
-from redis_sessions.server import EmbeddedServer
+from redis_sessions.cli.app import app
+from tests.manual import PAGES, ROOT, blocks, play, prose, read, timeless
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", README, re.DOTALL)
-SESSIONS = re.findall(r"```console\n\$ (.*?)\n(.*?)```", README, re.DOTALL)
-DEFAULT_URL = "redis://127.0.0.1:6379/0"
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    with EmbeddedServer(directory=tmp_path_factory.mktemp("serve") / "data") as server:
-        yield server.url
+COMMANDS = typer.main.get_command(app).commands
+INLINE = [(name, line) for name in PAGES for line in re.findall(r"`redis-sessions ([^`]+)`", prose(name))]
 
 
-def run(*arguments, url):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"REDIS_URL": url, "PATH": ""},
-        check=False,
-    )
+@pytest.mark.parametrize("name", PAGES)
+def test_blocks_print_what_the_page_shows(name, tmp_path):
+    for block, printed in play(name, tmp_path):
+        assert timeless(printed) == timeless(block.text)
 
 
-def timeless(printed):
-    """Without what differs from one time to the next, and nothing else: times, sizes, the server's version."""
-    printed = re.sub(r"(_ms\": |_seconds{.*} )[\d.e-]+", r"\1…", printed)
-    return re.sub(r"[\d.,]+ (ms|MB)( ahead of| behind)?|(Valkey) [\d.]+", r"… \1\3", printed)
+def test_there_is_much_to_run():
+    every = [block for name in PAGES for block in blocks(name)]
+    counts = {language: sum(block.language == language for block in every) for language in ("python", "console", "sh")}
+    assert counts["python"] > 10
+    assert counts["console"] > 10
+    assert counts["sh"] > 5
+    assert {block.language for block in every} == {"python", "console", "sh", "text"}
+    assert {block.info for block in every if block.language == "console"} == {"", "exits 1"}
 
 
-def test_its_code_prints_what_it_says_and_its_commands_show_what_they_show(url):
-    assert len(EXAMPLES) == 3
-    for code, printed in EXAMPLES:
-        done = run("-W", "error", "-c", code.replace(DEFAULT_URL, url), url=url)
-        assert (done.stderr, done.stdout) == ("", printed)
-    assert len(SESSIONS) == 5
-    for line, shown in SESSIONS:
-        command, _, filtered = line.partition(" | ")
-        program, *arguments = command.split()
-        assert program == "redis-sessions"
-        done = run("-m", "redis_sessions.cli", *arguments, url=url)
-        assert done.returncode == 0, done.stderr
-        printed = done.stdout
-        if filtered:
-            printed = subprocess.run(filtered.split(), input=printed, capture_output=True, text=True, check=True).stdout
-        assert timeless(printed) == timeless(shown)
-
-
-def test_its_typed_examples_type_check(tmp_path):
-    typed = re.findall(r"```python typed\n(.*?)```", README, re.DOTALL)
+def test_typed_examples_pass_mypy(tmp_path):
+    typed = [block.text for name in PAGES for block in blocks(name) if block.info == "typed"]
     assert len(typed) == 2
     for number, code in enumerate(typed):
         (tmp_path / f"example{number}.py").write_text(code)
@@ -74,12 +49,22 @@ def test_its_typed_examples_type_check(tmp_path):
 
 
 def test_every_command_is_documented_and_exists():
-    shown = run("-m", "redis_sessions.cli", "--help", url=DEFAULT_URL).stdout
-    commands = set(re.findall(r"^  ([a-z]+)  ", shown.split("Commands:")[1], re.MULTILINE))
-    documented = set(re.findall(r"^\| `redis-sessions ([a-z]+)", README, re.MULTILINE))
-    assert commands == documented
+    documented = re.findall(r"^\| `redis-sessions ([a-z]+)", read("operations"), re.MULTILINE)
+    assert sorted(documented) == sorted(COMMANDS)
 
 
-def test_the_first_screen_is_a_screen():
-    first_screen = README.split("## Try it")[0]
-    assert first_screen.count("\n") <= 55
+@pytest.mark.parametrize(("name", "line"), INLINE)
+def test_a_command_in_the_text_parses(name, line):
+    """It is not run, but its name, its options and the number of its arguments are right."""
+    command, *words = shlex.split(line)
+    COMMANDS[command].make_context(command, words)
+
+
+def test_there_are_commands_in_the_text():
+    assert len(INLINE) > 40
+
+
+def test_the_line_that_runs_the_tests_is_the_one_that_continuous_integration_reads():
+    pattern = re.search(r"grep -m 1 -E '(.*)' README\.md", (ROOT / ".ci/run").read_text())[1]
+    lines = [line for line in read("README").splitlines() if re.search(pattern, line)]
+    assert lines == ["python3 -m venv .venv && .venv/bin/pip install -q '.[all]' && .venv/bin/python -m pytest"]

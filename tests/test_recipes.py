@@ -1,31 +1,20 @@
-"""What the README tells to type and to paste, run as it stands there: with Celery, RQ and FastAPI, and in a shell."""
+"""The recipes of the manual, run as they stand there: with subprocess, Celery, RQ and FastAPI, and in a shell."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
-import typer
 
 from redis_sessions import AccessDenied, SessionStore
-from redis_sessions.cli.app import app
 from redis_sessions.server import EmbeddedServer
+from tests.manual import DEFAULT_URL, PAGES, SESSION_ID, Shell, blocks, play
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-# The others make a virtual environment.
-SCRIPTS = [script for script in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "-m venv" not in script]
-SESSION_ID = "5f2c9a7e-1d3b-4c58-8f60-2b7a9c4e6d15"
-# What Claude Code prints in the end; the arguments it was given come back as its answer.
-CLAUDE = f"""#!/bin/sh
-printf '{{"type": "result", "subtype": "success", "is_error": false, "session_id": "{SESSION_ID}", "result": "%s"}}\\n' "$*"
-"""
+RECIPES = {block.info: block.text for block in blocks("recipes") if block.language == "python"}
+SCRIPTS = [block.text for name in PAGES for block in blocks(name) if block.language == "sh"]
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +25,43 @@ def server():
 
 @pytest.fixture
 def recipe(server, request, monkeypatch):
-    """Names defined by a recipe, on a server of its own."""
+    """Names defined by a recipe."""
 
     def run(name):
-        [code] = re.findall(rf"```python {name}\n(.*?)```", README, re.DOTALL)
-        code = code.replace("redis://127.0.0.1:6379/", server.url.removesuffix("0"))
+        code = RECIPES[name].replace(DEFAULT_URL, server.url.removesuffix("0"))
         # A module that can be imported, as RQ looks its functions up by name.
         module = types.ModuleType(f"recipe_{name}")
         monkeypatch.setitem(sys.modules, module.__name__, module)
         names = vars(module)
-        exec(compile(code, f"README.md, {name}", "exec"), names)
+        exec(compile(code, f"recipes.md, {name}", "exec"), names)
         if "store" in names:
             request.addfinalizer(names["store"].close)
         return names
 
     return run
+
+
+@pytest.fixture
+def shell(tmp_path, server):
+    return Shell(tmp_path, server.url)
+
+
+def test_every_recipe_has_a_test():
+    assert set(RECIPES) == {"subprocess", "celery", "rq", "fastapi"}
+
+
+def test_subprocess(recipe, shell, monkeypatch):
+    monkeypatch.setenv("PATH", shell.environment["PATH"])
+    names = recipe("subprocess")
+    assert [names["reply"]("subprocess:7", "hello") for _ in range(2)] == ["hello: done"] * 2
+    assert names["store"].get("subprocess:7") == SESSION_ID
+    assert names["store"].counters()["resumes_total"] == 1
+    (shell.folder / "bin/codex").write_text(
+        f"#!/bin/sh\necho 'Error: no rollout found for thread id {SESSION_ID}' >&2; exit 1\n"
+    )
+    with pytest.raises(names["subprocess"].CalledProcessError):
+        names["reply"]("subprocess:7", "hello")
+    assert names["store"].get("subprocess:7") is None
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
@@ -93,63 +104,30 @@ def test_fastapi(recipe, server):
         assert (held.status_code, held.headers["Retry-After"]) == (409, "1")
 
 
-class Shell:
-    """A shell with `redis-sessions` and a stand-in for `claude` on its PATH."""
-
-    def __init__(self, folder, url):
-        self.folder = folder
-        programs = folder / "bin"
-        programs.mkdir()
-        (programs / "redis-sessions").write_text(f'#!/bin/sh\nexec {sys.executable} -m redis_sessions.cli "$@"\n')
-        (programs / "claude").write_text(CLAUDE)
-        for program in programs.iterdir():
-            program.chmod(0o755)
-        self.environment = os.environ | {"PATH": f"{programs}:/usr/bin:/bin", "REDIS_SESSIONS_URL": url}
-
-    def paste(self, script):
-        """The exit code of each line, in one shell."""
-        lines = "".join(f"{line}\necho $? >> codes\n" for line in script.splitlines())
-        done = subprocess.run(
-            ["sh", "-c", lines],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        codes = [int(code) for code in (self.folder / "codes").read_text().split()]
-        (self.folder / "codes").unlink()
-        return codes, done.stdout
+RUNS = [script for script in SCRIPTS if "redis-sessions run" in script]
 
 
-@pytest.fixture
-def shell(tmp_path, server):
-    return Shell(tmp_path, server.url)
+@pytest.mark.parametrize("script", RUNS)
+def test_running_an_agent(shell, script):
+    shell.paste(script)
+    key = re.search(r"(?:KEY=|run )([a-z]\S+)", script)[1]
+    saved = "b-1" if "./bot" in script else SESSION_ID
+    assert shell.run("redis-sessions", "get", key) == (0, f"{saved}\n")
 
 
-def script(words):
-    [found] = [script for script in SCRIPTS if words in script]
-    return found
+def test_an_agent_of_your_own_is_resumed(shell):
+    [script] = [script for script in RUNS if "./bot" in script]
+    asked = [json.loads(line)["asked"] for line in shell.paste(script.replace("bot:8", "bot:9")).splitlines()]
+    assert asked == ["ask", "--session=b-1 ask"]
 
 
-def test_all_that_is_to_be_pasted_is_pasted_here():
-    pasted = {script(words) for words in ("--timeout 1h", "redis-sessions acl", "redis-sessions import", "nightly:triage")}
-    assert pasted == set(SCRIPTS)
-
-
-@pytest.mark.parametrize("words", ["--timeout 1h", "nightly:triage"])
-def test_running_an_agent(shell, words):
-    codes, printed = shell.paste(script(words))
-    assert set(codes) == {0}
-    printed += "".join(file.read_text() for file in shell.folder.glob("*.jsonl"))
-    assert json.loads(printed)["session_id"] == SESSION_ID
-    key = re.search(r"(?:KEY=|run )([a-z]\S+)", script(words))[1]
-    assert shell.paste(f"redis-sessions get {key}") == ([0], f"{SESSION_ID}\n")
+def test_every_script_that_runs_an_agent_is_known():
+    assert len(RUNS) == 5
 
 
 def test_the_users_of_a_server(shell):
-    assert shell.paste(script("redis-sessions acl")) == ([0, 0, 0, 0], "")
+    [script] = [script for script in SCRIPTS if "redis-sessions acl" in script]
+    assert shell.paste(script) == ""
     with (
         EmbeddedServer(extra={"aclfile": str(shell.folder / "users.acl")}) as guarded,
         SessionStore.from_url(guarded.url) as store,
@@ -158,25 +136,7 @@ def test_the_users_of_a_server(shell):
         store.get("k")
 
 
-def test_coming_from_sessions_json_and_going_back(shell):
-    # 1 is «done in part»: one entry is no session ID.
-    codes, printed = shell.paste(script("redis-sessions import"))
-    assert codes == [0, 1, 1, 0, 0]
-    assert "live" in printed
-    assert list(json.loads((shell.folder / "rejects.json").read_text())) == ["chat:9"]
-    assert json.loads((shell.folder / "sessions.json.new").read_text())["chat:8"]["id"] == "0190c3e2"
-
-
-INLINE = re.findall(r"`redis-sessions ([^`]+)`", README)
-
-
-@pytest.mark.parametrize("line", INLINE)
-def test_a_command_in_the_text_is_one(line):
-    """It is not run, but its name, its options and the number of its arguments are right."""
-    name, *words = shlex.split(line)
-    command = typer.main.get_command(app).commands[name]
-    command.make_context(name, words)
-
-
-def test_there_are_commands_in_the_text():
-    assert len(INLINE) > 20
+def test_moving_from_sessions_json_and_back(tmp_path):
+    play("moving", tmp_path)
+    assert list(json.loads((tmp_path / "rejects.json").read_text())) == ["chat:9"]
+    assert json.loads((tmp_path / "sessions.json.new").read_text())["chat:8"]["id"] == "0190c3e2"

@@ -1,4 +1,4 @@
-"""The reference that the docstrings give: nothing public is left out, and each error is named where it is raised."""
+"""The reference in the docstrings: complete, and each error is named where it is raised."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ print(SessionStore.__name__, agents.__name__, "metrics" in dir(), "testing" in d
     assert (done.stderr, done.stdout) == ("", "SessionStore redis_sessions.agents False False\n")
 
 
-def test_nothing_is_there_twice():
+def test_no_public_name_exists_twice():
     assert len({id(value) for value in PUBLIC.values()}) == len(PUBLIC)
 
 
@@ -93,7 +93,7 @@ def test_every_public_name_is_documented(name):
     said = inspect.getdoc(value)
     assert said
     assert not re.search(r"\w\.py\b", said), "what an editor shows can't open the package's files"
-    # Else it is what dataclass or pydantic made up.
+    # Otherwise dataclass or pydantic generated it.
     assert not said.startswith(f"{value.__name__}(")
 
 
@@ -148,7 +148,7 @@ def test_examples_do_what_they_say():
     assert (done.attempted >= 3, done.failed) == (True, 0)
 
 
-class TestTheFlavours:
+class TestTheFlavors:
     sync, other = methods(SessionStore), methods(AsyncSessionStore)
 
     def test_they_have_the_same_methods_with_the_same_parameters(self):
@@ -159,12 +159,12 @@ class TestTheFlavours:
             for parameter in set(sync.parameters) - {"run"}:
                 assert sync.parameters[parameter] == other.parameters[parameter]
 
-    def test_they_say_the_same(self):
+    def test_their_docstrings_are_the_same(self):
         for name in set(self.sync) - {"close"}:
             assert inspect.getdoc(self.other[name]).startswith(inspect.getdoc(self.sync[name])), name
         assert inspect.getdoc(AsyncSessionStore.resume).endswith("releases the lease before it takes effect.")
 
-    def test_what_an_editor_reads_in_the_source_is_how_the_other_begins(self):
+    def test_the_short_docstrings_begin_like_the_full_ones(self):
         [kind] = [
             node for node in ast.parse(inspect.getsource(store)).body if getattr(node, "name", None) == "AsyncSessionStore"
         ]

@@ -1,4 +1,4 @@
-"""The report: a scan that tells, deletes nothing, and is stopped by no poison."""
+"""The report: a scan that deletes nothing and that no invalid key can stop."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_an_empty_store(store):
     assert report.counters == {"resume_failures_total": 0, "resumes_total": 0, "fresh_starts_total": 0}
 
 
-def test_it_counts_times_and_names(store, raw, namespace):
+def test_it_counts_sessions_and_lists_invalid_keys(store, raw, namespace):
     keys = Keys(namespace)
     for n in range(30):
         store.set(f"fresh{n}", "ID-1")
@@ -88,7 +88,7 @@ def test_the_first_twenty_invalid_keys_are_named(store, raw, namespace):
     assert len(report.invalid_examples) == MAX_EXAMPLES
 
 
-def test_many_pages_and_what_progress_hears(make_store):
+def test_many_pages_and_progress(make_store):
     store = make_store(scan_count=10)
     for n in range(200):
         store.set(f"key{n}", f"ID-{n}")
@@ -101,7 +101,7 @@ def test_many_pages_and_what_progress_hears(make_store):
     assert {row.key for row in store.sessions()} == {f"key{n}" for n in range(200)}
 
 
-def test_sessions_tell_idle_and_expiry(store, raw, namespace):
+def test_sessions_have_idle_and_expiry_times(store, raw, namespace):
     keys = Keys(namespace)
     for key in ("fresh", "immortal", "over"):
         store.set(key, "ID-1")
@@ -115,7 +115,7 @@ def test_sessions_tell_idle_and_expiry(store, raw, namespace):
     assert rows["over"].expires_in_ms > DAY_MS
 
 
-def test_live_session_ids_are_those_that_keys_name(store):
+def test_live_session_ids_are_those_of_the_keys(store):
     assert store.live_session_ids() == frozenset()
     store.set("a", "ID-1")
     store.set("b", "ID-1")
@@ -124,8 +124,8 @@ def test_live_session_ids_are_those_that_keys_name(store):
     assert store.live_session_ids() == {"ID-1", "ID-2"}
 
 
-def test_a_scan_of_another_process_than_began_it_is_approximate(valkey, namespace, monkeypatch):
-    """As after a restart or a failover: the cursor means nothing to whoever answers now."""
+def test_a_scan_that_another_process_finishes_is_approximate(valkey, namespace, monkeypatch):
+    """As after a restart or a failover: the cursor means nothing to the new process."""
     with valkey.sync(StoreSettings(namespace=namespace)) as store:
         answers = iter(["one", "two"] * 2)
         send = store.client.execute_command
@@ -165,7 +165,7 @@ tidy = st.lists(
 
 
 @given(st.lists(st.one_of(rows, tidy), max_size=3))
-def test_pages_are_counted_as_their_rows_are(pages):
+def test_pages_are_counted_exactly(pages):
     fold = ReportFold(StoreSettings(namespace="ns"))
     for page in pages:
         fold.add_page(Page(*map(list, zip(*page, strict=True)), 0) if page else Page([], [], [], 0))

@@ -1,4 +1,4 @@
-"""A lowered max age takes hold of every session, and nothing but lives is changed."""
+"""Applying a lowered max age to all sessions: only TTLs are changed."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def result(**counts):
 
 
 def everything(raw, namespace):
-    """Every key of the namespace with its bytes; what expires is told apart from what does not."""
+    """Every key of the namespace with its value as bytes and whether it expires."""
     return {key: (raw.dump(key), raw.pttl(key) >= 0) for key in raw.scan_iter(f"{namespace}:*")}
 
 
-def test_it_shortens_gives_a_ttl_and_leaves_the_rest(store, raw, namespace):
+def test_it_shortens_or_sets_ttls_and_leaves_the_rest(store, raw, namespace):
     keys = Keys(namespace)
     lives_ms = {"day": DAY_MS, "hours": 2 * HOUR_MS, "hour": HOUR_MS, "minute": 60_000, "日本 {%}\n": DAY_MS}
     for key, life_ms in lives_ms.items():
@@ -67,7 +67,7 @@ def test_it_shortens_gives_a_ttl_and_leaves_the_rest(store, raw, namespace):
     assert again == expected.model_copy(update={"shortened": 0, "given_ttl": 0, "left": 6})
 
 
-def test_without_an_age_the_stores_own_holds(make_store, raw, namespace):
+def test_the_default_is_the_stores_own_max_age(make_store, raw, namespace):
     make_store().set("k", "ID-1")
     store = make_store(session_max_age_ms=HOUR_MS)
     assert store.retime() == result(looked_at=1, shortened=1)
@@ -79,7 +79,7 @@ def test_without_an_age_the_stores_own_holds(make_store, raw, namespace):
             store.retime(wrong)
 
 
-def test_many_pages_and_what_progress_hears(make_store, raw, namespace):
+def test_many_pages_and_progress(make_store, raw, namespace):
     store = make_store(scan_count=10)
     for n in range(200):
         store.set(f"key{n}", f"ID-{n}")
@@ -117,7 +117,7 @@ def test_what_is_saved_after_the_page_was_read_is_safe(valkey, namespace, monkey
         valkey.raw.delete(keys.session_id("spoilt"))
 
 
-def test_a_value_is_a_session_id_to_the_script_as_it_is_to_us(store, raw, namespace):
+def test_the_script_and_the_library_agree_on_session_ids(store, raw, namespace):
     values = [bytes([byte]) for byte in range(256)] + [b"a" + bytes([byte]) for byte in range(256)]
     values += [b"", b"x" * 256, b"x" * 257, b"x" * 300, b"a\n", b"a-b.c:d_e", b"-a", b"a\x00", b"a%"]
     client = raw.get_node_from_key("{x}").redis_connection if hasattr(raw, "get_node_from_key") else raw

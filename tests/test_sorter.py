@@ -1,4 +1,4 @@
-"""What export puts aside comes back in order, each key once."""
+"""The sorter of an export: rows come back in order, each key once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any sequence of operations, against a dict that does the same: on fakeredis and on a real server."""
+"""Any sequence of operations, compared with a dict, on fakeredis and on a real server."""
 
 from __future__ import annotations
 

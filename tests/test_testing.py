@@ -1,4 +1,4 @@
-"""What users' own tests are given."""
+"""The fake stores for users' own tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the public names are to a type checker. Checked by mypy --strict, never run."""
+"""The types of the public names. Checked by mypy --strict, never run."""
 
 from typing import assert_type
 

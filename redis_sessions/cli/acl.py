@@ -1,4 +1,4 @@
-"""`acl`: an ACL file for the server, of users that may do what they need and nothing else."""
+"""`acl`: print an ACL file with users that have only the permissions they need."""
 
 import hashlib
 import os
@@ -9,10 +9,10 @@ import typer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 
-# The shell's own variable, not an option: others can read a command line.
+# An environment variable, not an option: other users can read a command line.
 VARIABLE: Final = "REDIS_SESSIONS_{}_PASSWORD"
 
-# Of the 64 characters of Base64 these are 120 bits, too many to be tried, though SHA-256 is quick.
+# 20 characters of Base64 are 120 bits: too many to try, even though SHA-256 is fast.
 LONG: Final = 20
 
 
@@ -23,22 +23,20 @@ def acl(
         typer.Option(
             "--namespace",
             metavar="NAME",
-            help="First part of every key, sessions unless told; the users see no other keys. Given more than once, each "
-            "user has all of these, as an exporter of several needs it.",
+            help="First part of every key; the users can't read others. Repeat it to grant each user several namespaces, as "
+            "an exporter of several needs. Default: sessions.",
         ),
     ] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="For the nodes of a cluster.")] = False,
-    redis_6: Annotated[
-        bool, typer.Option("--redis-6", help="For Redis 6.2, which has no key patterns for reading alone.")
-    ] = False,
+    redis_6: Annotated[bool, typer.Option("--redis-6", help="For Redis 6.2, which has no read-only key patterns.")] = False,
 ) -> int:
     """Print an ACL file of least privilege.
 
-    Three users: worker runs conversations; report scans, lists and exports, and can't write; admin also imports. The
-    default user is off, so keep one of your own in the same file to run the server with, and its replicas and Sentinel.
-    Passwords come from REDIS_SESSIONS_WORKER_PASSWORD, REDIS_SESSIONS_REPORT_PASSWORD and REDIS_SESSIONS_ADMIN_PASSWORD,
-    and only their SHA-256 is printed, so take long random ones; a user without one is off. Who scans can see the names,
-    though not the values, of other keys on that server.
+    It has three users: worker runs conversations; report scans, lists and exports, and can't write; admin also imports. The
+    default user is off, so add a user of your own to the file for operating the server, its replicas and Sentinel.
+    Passwords come from REDIS_SESSIONS_WORKER_PASSWORD, REDIS_SESSIONS_REPORT_PASSWORD and REDIS_SESSIONS_ADMIN_PASSWORD.
+    Only their SHA-256 is printed, so use long random ones; a user without one is off. Users that scan can see the names,
+    but not the values, of other keys on that server.
 
     Examples:
       redis-sessions acl > users.acl && redis-server --aclfile users.acl
@@ -59,5 +57,5 @@ def acl(
         if name not in hashes:
             show.complain(f"{name} is off, it has no password: set {VARIABLE.format(name.upper())}")
         elif name in guessable:
-            show.complain(f"the password of {name} can be guessed from its hash: take {LONG} random characters or more")
+            show.complain(f"the password of {name} can be guessed from its hash: use {LONG} random characters or more")
     return exits.DONE

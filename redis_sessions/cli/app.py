@@ -4,13 +4,14 @@ from typing import Annotated
 
 import typer
 
-from redis_sessions.cli import acl, doctor, metrics, serve, transfer
+from redis_sessions.cli import acl, docs, doctor, metrics, serve, transfer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli.options import Json, Options, on_a_store
 from redis_sessions.cli.program import NAME, SHORT, Program, add, exit_codes
 from redis_sessions.cli.run import command as run
 from redis_sessions.cli.run.dashes import DashedCommand
+from redis_sessions.cli.signals import until_asked_to_stop
 from redis_sessions.errors import InvalidSessionID, InvalidSettings
 from redis_sessions.text import duration
 
@@ -210,23 +211,39 @@ def failures(at: Options, *, increment: Increment = False) -> int:
 
 def demo(
     *,
-    # Not by the environment: a demo must not run in a store that somebody uses without being told to.
-    url: Annotated[str | None, typer.Option("--url", metavar="URL", help="A Redis to use instead of an own one.")] = None,
+    # Never from the environment: a demo must not use somebody's store unless asked to.
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help="A Redis to use; default: one of its own.")] = None,
     workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Worker processes.")] = 4,
-    turns: Annotated[int, typer.Option("--turns", metavar="N", min=1, help="Turns to dispatch in all.")] = 60,
+    turns: Annotated[int, typer.Option("--turns", metavar="N", min=1, help="Turns to run, each twice.")] = 60,
     as_json: Json = False,
 ) -> int:
     """Watch worker processes share sessions.
 
-    They take up conversations from each other, and resume or start fresh, against a server that is started for it.
+    They continue each other's conversations twice, without expiry and with it, on a server that is started for them. At the
+    end you see how many attempts to resume a dead session the expiry has saved.
 
     Examples:
       redis-sessions demo
       redis-sessions demo --workers 8 --turns 200
     """
+    from redis_sessions.demo import view
     from redis_sessions.demo.main import run_demo
+    from redis_sessions.demo.processes import DemoError
 
-    return run_demo(url=url, workers=workers, turns=turns, as_json=as_json)
+    try:
+        with until_asked_to_stop() as asked:
+            figures = run_demo(url=url, workers=workers, turns=turns)
+    except DemoError as error:
+        show.complain(f"the demo can't continue: {error}")
+        return exits.PARTLY
+    if asked:
+        show.complain("the demo was stopped; nothing of it is left")
+        return 128 + asked[0]
+    if as_json:
+        show.put_json(figures.model_dump(mode="json"))
+    else:
+        view.show(figures)
+    return exits.DONE if figures.all_ran_once else exits.PARTLY
 
 
 def _version() -> str:
@@ -251,5 +268,6 @@ add(app, "retime", doctor.retime, partly="some may have been missed; run it agai
 add(app, "failures", failures, partly="the counter holds something else than a number")
 add(app, "acl", acl.acl, unreachable="")
 add(app, "metrics", metrics.metrics, partly="a counter holds something else than a number")
+add(app, "docs", docs.docs, unreachable="")
 add(app, "serve", serve.serve, partly="the server ended by itself", unreachable="")
 add(app, "demo", demo, partly="it did not go as it should")

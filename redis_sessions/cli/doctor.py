@@ -1,4 +1,4 @@
-"""The commands that look whether all is well, and that mend what a lowered max age left behind."""
+"""`doctor` and `retime`: find faults, and shorten TTLs after the max age was lowered."""
 
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -19,22 +19,20 @@ Agent = Annotated[
     typer.Option(
         "--agent",
         metavar="NAME",
-        help="Whose sessions these are: claude, gemini, agentcore, … The max age is held against it.",
+        help="The agent whose sessions these are, to check the max age: claude, gemini, agentcore, …",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; tell how many it would be.")]
-
-
-Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 unless all is ok: for a gate.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; show how many would change.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 unless every check is ok.")]
 
 
 @on_a_store
 def doctor(at: Options, *, agent: Agent = None, strict: Strict = False) -> int:
-    """Find what is wrong with the server, the way to it, or the keys.
+    """Find faults of the server, the connection to it, and the keys.
 
-    A line a finding: ok, warning, broken, or unknown where it could not be looked at, as where a managed service forbids
-    CONFIG. What is not ok comes with why that matters, and the command that mends it. Nothing is changed. Workers should not
-    have all the rights that it takes to see everything; give the doctor a user of its own.
+    Prints one line per check: ok, warning, broken, or unknown if it could not be checked, for example because a managed
+    service forbids CONFIG. What is not ok comes with why it matters and the command that fixes it. Nothing is changed. To
+    see everything it needs permissions that workers should not have: give it a user of its own.
 
     Examples:
       redis-sessions doctor
@@ -50,8 +48,8 @@ def doctor(at: Options, *, agent: Agent = None, strict: Strict = False) -> int:
         _show(diagnosis)
         if any((finding.remedy or "").startswith("redis-cli") for finding in diagnosis.findings):
             show.remark(
-                "give redis-cli the way to this server (-h, -p, --user; or -u); "
-                "what CONFIG SET sets outlasts a restart only by CONFIG REWRITE, or in the server's own configuration"
+                "redis-cli needs the address of this server (-h, -p, --user; or -u); "
+                "CONFIG SET survives a restart only with CONFIG REWRITE, or in the server's configuration file"
             )
     well = not diagnosis.broken and not (strict and diagnosis.warnings + diagnosis.unknown)
     return exits.DONE if well else exits.PARTLY
@@ -69,7 +67,7 @@ def _show(diagnosis: "Diagnosis") -> None:
         table.add_row(show.cell(finding.status, _STYLES[finding.status]), finding.check, show.cell(finding.found))
         if finding.status != "ok":
             table.add_row("", "", show.cell(f"why: {finding.why}", "dim"))
-            table.add_row("", "", show.cell(f"mend: {finding.remedy}", "dim"))
+            table.add_row("", "", show.cell(f"fix: {finding.remedy}", "dim"))
     warnings = count(diagnosis.warnings, "warning")
     summary = f"{diagnosis.broken} broken, {warnings}, {diagnosis.unknown} unknown, {diagnosis.ok} ok"
     show.display(table, Group(show.cell(summary, "bold")))
@@ -77,11 +75,12 @@ def _show(diagnosis: "Diagnosis") -> None:
 
 @on_a_store
 def retime(at: Options, *, dry_run: DryRun = False) -> int:
-    """Let no session live longer than the max age from now on.
+    """Shorten the TTL of every session to the max age.
 
-    For after the max age was lowered: what was saved before has the longer life until it is saved again. Whatever has more
-    time left than --max-age (or --config, or 24 h) then has just that, and what would never expire expires then. No life is
-    lengthened, nothing is deleted, and what is no session ID is counted and left alone. Run again, it changes nothing.
+    For use after the max age was lowered: sessions that were saved before keep their longer TTL until they are saved again.
+    Sessions with more time left than --max-age (or --config, or 24 h) get that TTL, and so do those without one. No TTL is
+    lengthened, nothing is deleted, and values that are not session IDs are counted and left alone. A second run changes
+    nothing.
 
     Examples:
       redis-sessions retime --max-age 90m --dry-run

@@ -1,4 +1,4 @@
-"""`metrics`: what Prometheus scrapes, printed once or served; and the alert rules that go with it."""
+"""`metrics`: print what Prometheus scrapes, or serve it; or print alert rules for it."""
 
 import re
 from collections.abc import Iterator
@@ -29,18 +29,18 @@ Listen = Annotated[
     typer.Option(
         "--listen",
         metavar="[HOST:]PORT",
-        help=f"Serve them at /metrics there, such as {LOOPBACK}:9464, until stopped. HOST is {LOOPBACK} unless told; port 0 "
+        help=f"Serve them at /metrics there until stopped, such as at {LOOPBACK}:9464. Default HOST: {LOOPBACK}; port 0 "
         "takes a free one.",
     ),
 ]
 ScanMaxAge = Annotated[
     str,
-    typer.Option("--scan-max-age", metavar="TIME", help="With --listen: scan the keys anew if the last scan is older."),
+    typer.Option("--scan-max-age", metavar="TIME", help="With --listen: scan the keys again if the last scan is older."),
 ]
 Namespaces = Annotated[
     list[str] | None,
     typer.Option(
-        "--namespace", help="First part of every key, sessions unless told; give it once for each to export.", metavar="NAME"
+        "--namespace", help="First part of every key; repeat it to export several. Default: sessions.", metavar="NAME"
     ),
 ]
 Rules = Annotated[bool, typer.Option("--rules", help="Print alert rules for these metrics instead, and ask Redis nothing.")]
@@ -57,10 +57,10 @@ def metrics(
 ) -> int:
     """Export metrics for Prometheus.
 
-    The counters, and how the session keys are by a key scan; with --json a line for each sample. All workers count in one
-    place, so one exporter is enough, for several namespaces, too; where there are more, aggregate with max, never sum.
-    With --listen it goes on while Redis is away, and says redis_sessions_up 0. Of the users of redis-sessions acl it needs
-    report. It needs pip install 'redis-sessions[prometheus]'.
+    Prints the counters and the results of a key scan; with --json a line for each sample. All workers count in one place,
+    so one exporter is enough, even for several namespaces; if there are more, aggregate with max, never sum. With --listen
+    it keeps running while Redis is away, and reports redis_sessions_up 0. User report of redis-sessions acl is enough. It
+    needs pip install 'redis-sessions[prometheus]'.
 
     Examples:
       redis-sessions metrics
@@ -81,38 +81,38 @@ def metrics(
 
 @contextmanager
 def _stores(at: Options, namespaces: list[str] | None) -> "Iterator[list[SessionStore]]":
-    """A store of each namespace, one being the default, over one client."""
+    """A store for each namespace, or for the default one, over one client."""
     first, *others = dict.fromkeys(namespaces) if namespaces else [None]
     with replace(at, namespace=first).store() as store:
         yield [store, *(store.for_namespace(other) for other in others if other is not None)]
 
 
 def _print_once(at: Options, namespaces: list[str] | None) -> int:
-    from redis_sessions.metrics.collector import Once
+    from redis_sessions.metrics.collector import Snapshot
 
     with _stores(at, namespaces) as stores:
-        once = Once(*stores)
+        snapshot = Snapshot(*stores)
     if at.as_json:
-        for family in once.collect():
+        for family in snapshot.collect():
             for name, labels, value, *_ in family.samples:
                 show.put_json({"name": name, "labels": labels, "value": value})
     else:
-        show.put(once.text().rstrip("\n"))
-    # They share a server, and so most often what is wrong.
-    for message in dict.fromkeys(map(str, once.errors)):
+        show.put(snapshot.text().rstrip("\n"))
+    # The stores share a server, and so most often the problem.
+    for message in dict.fromkeys(map(str, snapshot.errors)):
         show.complain(message)
-    return max(map(exits.code_of, once.errors), default=exits.DONE)
+    return max(map(exits.code_of, snapshot.errors), default=exits.DONE)
 
 
 def _serve(at: Options, namespaces: list[str] | None, host: str, port: int, scan_max_age_ms: int) -> int:
-    from redis_sessions.cli.exporter import Exporter
-    from redis_sessions.metrics import collector as library
+    from redis_sessions.metrics import Collector
+    from redis_sessions.metrics.exporter import Exporter
 
     with until_asked_to_stop(), warnings_aloud(show.complain), _stores(at, namespaces) as stores:
-        collector = library.Collector(*stores, scan_max_age_ms=scan_max_age_ms)
+        collector = Collector(*stores, scan_max_age_ms=scan_max_age_ms)
         with closing(collector), Exporter(host, port, collector) as exporter:
             if not exporter.is_loopback:
-                show.complain(f"whoever reaches {exporter.place} can read these numbers: there is no password and no TLS")
+                show.complain(f"anyone who reaches {exporter.place} can read these numbers: there is no password and no TLS")
             show.complain(f"metrics are at http://{exporter.place}/metrics; stop with Ctrl-C or SIGTERM")
             exporter.serve_forever()
     return exits.DONE
@@ -122,5 +122,5 @@ def _address(text: str) -> tuple[str, int]:
     match = _ADDRESS.fullmatch(text)
     if match is None or int(match[3]) > 65_535:
         # It may be a URL with a password.
-        raise InvalidSettings("--listen is no address", remedy=f"write {LOOPBACK}:9464, [::1]:9464 or 9464")
+        raise InvalidSettings("--listen must be an address", remedy=f"write {LOOPBACK}:9464, [::1]:9464 or 9464")
     return match[1] or match[2] or LOOPBACK, int(match[3])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final
 import typer
 
 from redis_sessions.cli import output as show
-from redis_sessions.cli.password import PASSWORD_FILE_VARIABLE, read_password
+from redis_sessions.client.password import PASSWORD_FILE_VARIABLE, read_password
 from redis_sessions.text import parse_duration_ms
 
 if TYPE_CHECKING:

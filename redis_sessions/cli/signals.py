@@ -14,17 +14,24 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class _Stopped(BaseException):
     """Somebody asked to stop. No Exception, so that nothing on the way takes it for a failure."""
 
+    def __init__(self, number: int) -> None:
+        self.number = number
+
 
 @contextmanager
-def until_asked_to_stop() -> Iterator[None]:
+def until_asked_to_stop() -> Iterator[list[int]]:
     """End the block, in order, at Ctrl-C, SIGTERM or SIGHUP; what follows it is run as if it had ended by itself.
+
+    Yields a list that then has the signal's number in it. A signal that is ignored stays so, as nohup wants it.
 
     Once asked, this process heeds no further one: what is left of its end is not to be cut short either.
     """
-    before = {number: signal.signal(number, _stop) for number in _SIGNALS}
+    asked: list[int] = []
+    before = {number: signal.signal(number, _stop) for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     try:
-        yield
-    except _Stopped:
+        yield asked
+    except _Stopped as stopped:
+        asked.append(stopped.number)
         # Ignored, since Python takes handlers of ours away before it ends.
         _set(dict.fromkeys(_SIGNALS, signal.SIG_IGN))
         return
@@ -39,11 +46,11 @@ def _set(handlers: dict[signal.Signals, Any]) -> None:
         signal.signal(number, handler)
 
 
-def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     # A second Ctrl-C must not cut short the orderly end that the first one began.
-    for number in _SIGNALS:
-        signal.signal(number, _stopping)
-    raise _Stopped
+    for other in _SIGNALS:
+        signal.signal(other, _stopping)
+    raise _Stopped(number)
 
 
 def _stopping(_number: int, _frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ from redis import exceptions as redis_errors
 from redis.client import NEVER_DECODE
 
 from redis_sessions.client.translate import explain
-from redis_sessions.errors import AccessDenied, SessionStoreError, StoreUnavailable
+from redis_sessions.errors import SessionStoreError, is_away
 from redis_sessions.operations.command import PRIMARIES, Command, Resent
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ def exchange(commands: list[Command], link: Link, failed: Failed | None = None) 
             replies, resent = yield from _persistently(pipeline, commands, link)
             tried = [_Tried(reply, resent) for reply in replies]
         except SessionStoreError as error:
-            if _is_away(error) or not all(command.optional for command in commands):
+            if is_away(error) or not all(command.optional for command in commands):
                 raise
             # By itself each tells whether it was refused.
             tried = yield from _in_turn(commands, link)
@@ -157,13 +157,9 @@ def _one(command: Command, link: Link, failed: Failed | None = None) -> Exchange
     try:
         return (yield from _persistently(Send(command, link.client_resends), [command], link, failed))
     except SessionStoreError as error:
-        if not command.optional or (_is_away(error) and not command.even_away):
+        if not command.optional or (is_away(error) and not command.even_away):
             raise
         return _Tried(error, resent=False)
-
-
-def _is_away(error: SessionStoreError) -> bool:
-    return isinstance(error, StoreUnavailable) and not isinstance(error, AccessDenied)
 
 
 def _persistently(step: Step, commands: list[Command], link: Link, failed: Failed | None = None) -> Exchange[_Tried]:

@@ -1,1 +1,1 @@
-"""`demo`: worker processes share sessions through a server of their own, with native expiry and without."""
+"""The demo: worker processes share sessions through Redis, once without expiry and once with it."""

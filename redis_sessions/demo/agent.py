@@ -1,16 +1,16 @@
-"""A stand-in for an agent's command line: it keeps sessions as files, forgets them, and says so as Claude Code does.
+"""A stand-in for an agent's command line: it keeps sessions as files, forgets them, and reports it as Claude Code does.
 
     python -I -S agent.py --dir=DIR --conversation=NAME --keeps-ms=N --works-ms=N [--journal=FILE] [--resume=ID]
 
-| asked | stdout | stderr | exit |
+| asked to resume | stdout | stderr | exit code |
 | --- | --- | --- | --- |
 | nothing, or an ID it still has | a `result` record with `session_id` | | 0 |
-| one unused for longer than `--keeps-ms`, or never known | | «No conversation found with session ID: <id>» | 1 |
+| an ID unused for longer than `--keeps-ms`, or unknown | | "No conversation found with session ID: <id>" | 1 |
 
-It holds an exclusive lock per conversation while it works, so it knows by itself whether it ever runs twice at once:
-`"alone"` in its record. A journal gets one word a start: `fresh`, `resumed`, `gone`; and `double` besides.
+It holds an exclusive lock per conversation while it works, so it detects when a conversation runs twice at once: `"alone"`
+in its record. The journal gets one word per start, `fresh`, `resumed` or `gone`, and also `double` in that case.
 
-Run it by its path. `-m` would import the whole package first, which takes ten times as long as the program; for the same
+Run it by its path: `-m` would import the whole package first, which takes ten times as long as the program. For the same
 reason it imports neither `json` nor `argparse`.
 """
 
@@ -25,7 +25,7 @@ ID_CHARACTERS = frozenset("0123456789abcdef-")
 
 
 def main(arguments: list[str]) -> int:
-    """Run one turn; the exit code."""
+    """Run one turn and return the exit code."""
     options = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
     sessions, locks = (f"{options['dir']}/{name}" for name in ("sessions", "locks"))
     for directory in (sessions, locks):
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
             return 1
         _note(journal, "resumed" if asked else "fresh")
         time.sleep(int(options["works-ms"]) / 1000)  # the work
-        # A byte a turn: appending is atomic, says how many there were, and is the time of last use.
+        # One byte per turn: appending is atomic, counts the turns, and sets the time of last use.
         with open(path, "ab") as session:
             session.write(b".")
             turns = session.tell()
@@ -65,7 +65,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _forget(sessions: str, keeps_ms: int) -> None:
-    """Remove every session that was not used for longer than `keeps_ms`; stand-ins may do so side by side."""
+    """Remove every session that was not used for longer than `keeps_ms`; several agents may do so at once."""
     oldest_ns = time.time_ns() - keeps_ms * 1_000_000
     with os.scandir(sessions) as files:
         for file in files:
@@ -73,7 +73,7 @@ def _forget(sessions: str, keeps_ms: int) -> None:
                 if file.stat().st_mtime_ns < oldest_ns:
                     os.unlink(file.path)
             except FileNotFoundError:
-                continue  # another one was quicker
+                continue  # another agent was quicker
 
 
 def _new_id() -> str:

@@ -1,44 +1,48 @@
-"""The figures of the demo: counted while it runs, told at its end."""
+"""The figures of the demo: collected while it runs, checked and shown at its end."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
-from redis_sessions.demo.plan import Dispatch
-from redis_sessions.demo.turns import Event
+from redis_sessions.demo.plan import PlannedTurn
+from redis_sessions.demo.worker import Event
 from redis_sessions.legacy.transfer import ImportResult
 from redis_sessions.operations.report import Report
 
+WAYS: Final = ("resumed", "fresh", "restarted", "failed")
 
-class RunFigures(BaseModel):
+
+class _Figures(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class RunFigures(_Figures):
     """One run of the plan; resumed + fresh + restarted + failed = dispatches.
 
     Attributes:
-        session_max_age_ms: how long the store kept an ID that was not used, in milliseconds.
-        dispatches: turns that were dispatched.
+        session_max_age_ms: how long Redis kept an unused ID, in milliseconds.
+        dispatches: turns that were run.
         resumed: of these, those that resumed the conversation's session.
-        fresh: those that started a new one, for none was known.
-        restarted: those that started a new one after the agent had refused the old one.
+        fresh: those that started a new session, since no ID was known.
+        restarted: those that started a new session after the agent had refused to resume the old one.
         failed: those that failed.
         failures: the first few of them, a line each.
-        wasted_resumes: attempts to resume that the agent refused, by the agent's own journal.
-        wasted_ms: time that the workers spent on them, in milliseconds.
-        waited_for_lease: dispatches that waited for another worker's turn of the same conversation.
-        double_runs: turns that ran while another one of the same conversation did, seen by the agent.
+        wasted_resumes: attempts to resume that the agent refused, from the agent's own journal.
+        wasted_ms: how long those attempts took the workers, in milliseconds.
+        waited_for_lease: turns that waited for another worker's turn of the same conversation.
+        double_runs: turns that ran at the same time as another one of their conversation, seen by the agent.
         agent_starts: how often the agent was started.
         live_ids: session IDs in Redis at the end of the run.
-        live_ids_gone: of these, those that the agent had forgotten by then.
-        late_ms: how long after its time a dispatch began at worst, in milliseconds.
+        live_ids_gone: of these, those whose session the agent had forgotten by then.
+        late_ms: how long after its planned time a turn began at worst, in milliseconds.
         duration_ms: the run, in milliseconds.
         report: the store's own report at the end of the run.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     session_max_age_ms: int
     dispatches: int
@@ -59,20 +63,16 @@ class RunFigures(BaseModel):
     report: Report
 
 
-class ImportedEntry(BaseModel):
-    """What became of one entry of the legacy file: "imported", "expired", or the reason why it was rejected."""
-
-    model_config = ConfigDict(frozen=True)
+class ImportedEntry(_Figures):
+    """One entry of the legacy file; the verdict is "imported", "expired", or why it was rejected."""
 
     key: str
     idle_ms: int | None
     verdict: str
 
 
-class Imported(BaseModel):
+class Imported(_Figures):
     """The import of the legacy file; `again` is the same import a second time."""
-
-    model_config = ConfigDict(frozen=True)
 
     result: ImportResult
     again: ImportResult
@@ -80,10 +80,8 @@ class Imported(BaseModel):
     report: Report
 
 
-class DemoFigures(BaseModel):
-    """All that the demo found out; `agent_keeps_ms` is how long the agent keeps a session that is not used."""
-
-    model_config = ConfigDict(frozen=True)
+class DemoFigures(_Figures):
+    """All figures of the demo; `agent_keeps_ms` is how long the agent keeps an unused session, in milliseconds."""
 
     server: str
     workers: int
@@ -96,60 +94,19 @@ class DemoFigures(BaseModel):
     duration_ms: int
 
     @property
-    def kept_its_promise(self) -> bool:
-        """Whether every turn ran, and none beside another one of its conversation."""
-        runs = (self.without_expiry, self.with_expiry)
-        return not any(run.failed or run.double_runs for run in runs)
+    def all_ran_once(self) -> bool:
+        """Whether every turn ran, and none at the same time as another one of its conversation."""
+        return not any(run.failed or run.double_runs for run in (self.without_expiry, self.with_expiry))
 
 
 @dataclass(slots=True)
-class Tally:
-    """What one worker has told so far, or all of them together.
-
-    Attributes:
-        ways: how the dispatches that ended went: `resumed`, `fresh`, `restarted`, `failed`.
-        now: what the worker does, and `waits` whether that is waiting for a lease.
-    """
-
-    ways: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-    waited: int = 0
-    wasted_ms: int = 0
-    late_ms: int = 0
-    now: str = "starts"
-    waits: bool = False
-
-    @property
-    def done(self) -> int:
-        """Dispatches that ended."""
-        return self.ways.total()
-
-    def add(self, event: Event) -> None:
-        """Count what an event tells."""
-        self.waits = event.what == "waits"
-        match event.what:
-            case "began":
-                self.now = f"runs {event.key}"
-            case "waits":
-                self.now = f"waits for the lease of {event.key}"
-                self.waited += 1
-            case "done" | "failed":
-                self.now = ""
-                self.ways[event.how or "failed"] += 1
-                self.wasted_ms += event.wasted_ms
-                self.late_ms = max(self.late_ms, event.late_ms)
-                if event.error:
-                    self.failures.append(f"{event.key}: {event.error}")
-
-
-@dataclass(frozen=True, slots=True)
 class Mark:
-    """A dispatch on the time line of its conversation.
+    """A turn on the time line of its conversation.
 
     Attributes:
         key: the conversation.
-        at_ms: when it began, in milliseconds after the run did.
-        sign: how it went, one of `Tally.ways`, or `waited` if it resumed after waiting; `runs` and `waits` until then.
+        at_ms: when the turn began, in milliseconds after the run did.
+        sign: `runs` or `waits`; at the end `resumed`, `waited` (resumed after waiting), `fresh`, `restarted` or `failed`.
     """
 
     key: str
@@ -158,78 +115,66 @@ class Mark:
 
 
 class Course:
-    """The course of one run, as its workers tell it.
+    """What the workers have reported of one run so far.
 
     Attributes:
-        keys: its conversations, those of the first dispatches first.
-        turns: how many dispatches there are to be.
+        keys: its conversations, in the order of their first turns.
+        turns: how many turns are planned.
         length_ms: when the last of them is to begin, in milliseconds after the start.
-        total: all workers together.
-        workers: each of them.
-        marks: every dispatch that began.
-        duration_ms: from the first event to the last, in milliseconds.
+        ways: how many turns ended how: `resumed`, `fresh`, `restarted`, `failed`.
+        marks: every turn that has begun.
+        failures, waited, wasted_ms, late_ms, duration_ms: as in `RunFigures`.
     """
 
-    def __init__(self, shares: list[list[Dispatch]]) -> None:
-        plan = sorted(dispatch for share in shares for dispatch in share)
-        self.keys = list(dict.fromkeys(dispatch.key for dispatch in plan))
+    def __init__(self, shares: list[list[PlannedTurn]]) -> None:
+        plan = sorted(turn for share in shares for turn in share)
+        self.keys = list(dict.fromkeys(turn.key for turn in plan))
         self.turns = len(plan)
         self.length_ms = plan[-1].at_ms
-        self.total = Tally()
-        self.workers = [Tally() for _ in shares]
+        self.ways = Counter(dict.fromkeys(WAYS, 0))
         self.marks: list[Mark] = []
-        self.duration_ms = 0
+        self.failures: list[str] = []
+        self.waited = self.wasted_ms = self.late_ms = self.duration_ms = 0
         self._began_s: float | None = None
-        self._current: dict[int, int] = {}
+        self._current: dict[int, Mark] = {}
 
     def add(self, worker: int, event: Event) -> None:
-        """Count what a worker told, now."""
+        """Count what a worker has just reported."""
         now_s = time.monotonic()
-        if self._began_s is None:
-            self._began_s = now_s
+        self._began_s = self._began_s or now_s
         self.duration_ms = round((now_s - self._began_s) * 1000)
-        self.total.add(event)
-        self.workers[worker].add(event)
         if event.what == "began":
-            self._current[worker] = len(self.marks)
-            self.marks.append(Mark(event.key, self.duration_ms, "runs"))
-            return
-        number = self._current[worker]
-        sign = "waits" if event.what == "waits" else event.how or "failed"
-        self.marks[number] = replace(self.marks[number], sign="waited" if event.waited and sign == "resumed" else sign)
+            self._current[worker] = Mark(event.key, self.duration_ms, "runs")
+            self.marks.append(self._current[worker])
+        elif event.what == "waits":
+            self._current[worker].sign = "waits"
+            self.waited += 1
+        else:
+            way = event.how or "failed"
+            self._current[worker].sign = "waited" if event.waited and way == "resumed" else way
+            self.ways[way] += 1
+            self.wasted_ms += event.wasted_ms
+            self.late_ms = max(self.late_ms, event.late_ms)
+            self.failures += [f"{event.key}: {event.error}"] if event.error else []
 
+    def figures(self, report: Report, journal: str, live: set[str], known: set[str]) -> dict[str, Any]:
+        """The fields of `RunFigures` except the max age.
 
-def run_figures(
-    course: Course, report: Report, *, max_age_ms: int, journal: Path, live: frozenset[str], known: frozenset[str]
-) -> RunFigures:
-    """The figures of a run that has ended.
-
-    Args:
-        course: what its workers told.
-        report: the store's own.
-        max_age_ms: how long the store kept an ID that was not used.
-        journal: what the agent wrote of its starts.
-        live: session IDs that Redis held at the end.
-        known: session IDs that the agent still had at the end.
-    """
-    words = Counter(journal.read_text().split())
-    total = course.total
-    return RunFigures(
-        session_max_age_ms=max_age_ms,
-        dispatches=total.done,
-        resumed=total.ways["resumed"],
-        fresh=total.ways["fresh"],
-        restarted=total.ways["restarted"],
-        failed=total.ways["failed"],
-        failures=tuple(total.failures[:5]),
-        wasted_resumes=words["gone"],
-        wasted_ms=total.wasted_ms,
-        waited_for_lease=total.waited,
-        double_runs=words["double"],
-        agent_starts=words["fresh"] + words["resumed"] + words["gone"],
-        live_ids=len(live),
-        live_ids_gone=len(live - known),
-        late_ms=total.late_ms,
-        duration_ms=course.duration_ms,
-        report=report,
-    )
+        Args: the store's report; what the agent noted at its starts; the session IDs that Redis, and the agent, still have.
+        """
+        words = Counter(journal.split())
+        return {
+            **self.ways,
+            "dispatches": self.ways.total(),
+            "failures": tuple(self.failures[:5]),
+            "wasted_resumes": words["gone"],
+            "wasted_ms": self.wasted_ms,
+            "waited_for_lease": self.waited,
+            "double_runs": words["double"],
+            "agent_starts": words["fresh"] + words["resumed"] + words["gone"],
+            "live_ids": len(live),
+            "live_ids_gone": len(live - known),
+            "late_ms": self.late_ms,
+            "duration_ms": self.duration_ms,
+            "report": report,
+        }

@@ -1,145 +1,122 @@
-"""What a person sees of the demo: time lines while it runs, tables at its end. Plain lines where nobody looks."""
+"""What a person sees of the demo: time lines while it runs, a sentence and a table at its end."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final, NamedTuple, Protocol
+from contextlib import suppress
+from typing import Final, NamedTuple, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from redis_sessions.cli.output import UNKNOWN, cell, complain, display, is_terminal
-from redis_sessions.demo.results import Course, DemoFigures, Imported, RunFigures, Tally
-from redis_sessions.operations.report import Report
-from redis_sessions.text import duration
+from redis_sessions.demo.plan import AGENT_KEEPS_MS, MAX_AGE_MS
+from redis_sessions.demo.results import WAYS, Course, DemoFigures
+from redis_sessions.text import count, duration, safe
 
-WITHOUT: Final = "without expiry"
-WITH: Final = "with expiry"
-
-_WAYS: Final = ("resumed", "fresh", "restarted", "failed")
-_WORKERS_SHOWN: Final = 8
+# Assumed, not measured: how long a real agent takes to start and to find its session gone.
+START_S: Final = 3
 _PLAIN_STEPS: Final = 4
-_OTHER_LINES: Final = 9
+_OTHER_LINES: Final = 8
 
 
 class _Sign(NamedTuple):
     glyph: str
     ascii: str
     style: str
-    meaning: str
+    meaning: str = ""
 
 
 _SIGNS: Final = {
     "fresh": _Sign("○", "o", "bright_blue", "fresh"),
     "resumed": _Sign("●", "#", "green", "resumed"),
     "waited": _Sign("◆", "W", "yellow", "resumed after waiting"),
-    "restarted": _Sign("✗", "x", "bold red", "resume wasted, then fresh"),
-    "failed": _Sign("!", "!", "bold red reverse", "failed"),
-    "runs": _Sign("·", ".", "bold", ""),
-    "waits": _Sign("…", ":", "yellow", ""),
+    "restarted": _Sign("✗", "x", "bold red", "refused, then fresh"),
+    "failed": _Sign("!", "!", "bold red reverse"),
+    "runs": _Sign("·", ".", "bold"),
+    "waits": _Sign("…", ":", "yellow"),
 }
 
 
-class Watch(Protocol):
-    """Follows the runs."""
+class LiveView:
+    """Progress on stderr while the block runs: time lines at a terminal, elsewhere a plain line per quarter of a run."""
 
-    def say(self, text: str) -> None:
-        """Tell what happens now."""
-
-    def follow(self, name: str, course: Course) -> None:
-        """Turn to another run."""
-
-    def update(self) -> None:
-        """Show how far the run has come."""
-
-
-@contextmanager
-def watch() -> Iterator[Watch]:
-    """Time lines on stderr while the block runs if that is a terminal, else plain lines."""
-    if not is_terminal(sys.stderr):
-        yield _Lines()
-        return
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    # Drawn when we say so: a thread of its own would draw a course that changes meanwhile.
-    with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
-        yield _Screen(console, live)
-
-
-class _Lines:
-    def say(self, text: str) -> None:
-        complain(text)
-
-    def follow(self, name: str, course: Course) -> None:
-        self._name = name
-        self._course = course
-        self._steps = 0
-
-    def update(self) -> None:
-        total, turns = self._course.total, self._course.turns
-        if (step := total.done * _PLAIN_STEPS // turns) > self._steps:
-            self._steps = step
-            ways = ", ".join(f"{total.ways[way]} {way}" for way in _WAYS if total.ways[way])
-            complain(f"{self._name}: {total.done} of {turns} dispatches: {ways}, {total.waited} waited for a lease")
-
-
-class _Screen:
-    def __init__(self, console: Console, live: Live) -> None:
-        self._console = console
-        self._live = live
+    def __init__(self, workers: int, turns: int) -> None:
+        self._title = f"{count(workers, 'worker')}, {count(turns, 'turn')}, run twice"
         self._runs: list[tuple[str, Course]] = []
-        self._said = ""
+        self._steps = 0
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        at_terminal = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        # No auto refresh: a thread would draw a course while it changes.
+        live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        self._live = live if at_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        self.say(f"{self._title}. The agent forgets a session after {duration(AGENT_KEEPS_MS)}.")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
 
     def say(self, text: str) -> None:
-        self._said = text
-        self.update()
+        """Print a line, above what is drawn."""
+        if self._live is not None:
+            self._console.print(Text(safe(text)))
+        elif sys.stderr is not None:
+            with suppress(OSError):  # nobody reads it any more; the figures still go to stdout
+                sys.stderr.write(f"{safe(text)}\n")
+                sys.stderr.flush()
 
     def follow(self, name: str, course: Course) -> None:
-        self._runs.append((name, course))
+        """Turn to the next run."""
+        self._runs.append((f"{len(self._runs) + 1}. {name}", course))
+        self._steps = 0
         self.update()
 
     def update(self) -> None:
-        parts: list[RenderableType] = [cell(self._said, "bold")]
-        if self._runs:
-            parts += [Text(), self._time_lines(), self._legend(), Text(), self._workers(self._runs[-1][1])]
-        self._live.update(Group(*parts), refresh=True)
+        """Show how far the run is."""
+        name, course = self._runs[-1]
+        if self._live is not None:
+            self._live.update(Group(self._time_lines(), Text(), self._legend()), refresh=True)
+        elif (step := course.ways.total() * _PLAIN_STEPS // course.turns) > self._steps:
+            self._steps = step
+            ways = ", ".join(f"{course.ways[way]} {way}" for way in WAYS if course.ways[way])
+            self.say(f"{name}: {course.ways.total()} of {course.turns} turns: {ways}; {course.waited} waited for a lease")
 
-    def _time_lines(self) -> Table:
+    def _time_lines(self) -> RenderableType:
         keys = self._runs[0][1].keys
-        name_width = min(30, max(map(len, keys)))
-        room = self._console.height - _OTHER_LINES - min(_WORKERS_SHOWN, len(self._runs[0][1].workers)) - len(self._runs)
-        shown = keys if len(keys) <= room else keys[: max(0, room - 1)]
+        name_width = min(max(map(len, keys)), self._console.width // 3)
+        rows = max(1, self._console.height - _OTHER_LINES)
+        shown = keys if len(keys) <= rows else keys[: rows - 1]
         width = max(10, (self._console.width - name_width - 5) // 2)
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        table = _table()
         table.add_column("conversation", width=name_width, no_wrap=True, header_style="dim")
-        for number, (name, _) in enumerate(self._runs, 1):
-            table.add_column(f"{number}/2 {name}", width=width, no_wrap=True)
+        for name, _ in self._runs:
+            table.add_column(name, width=width, no_wrap=True)
         courses = [course for _, course in self._runs]
         strips = [self._strips(course, width) for course in courses]
         for key in shown:
-            table.add_row(cell(key), *(strip[key] for strip in strips))
+            table.add_row(Text(key), *(strip[key] for strip in strips))
         if len(shown) < len(keys):
-            table.add_row(cell(f"and {len(keys) - len(shown)} more", "dim"))
-        table.add_row(
-            cell("dispatches", "dim"),
-            *(ProgressBar(course.turns, course.total.done, width - 8, complete_style="cyan") for course in courses),
-        )
-        table.add_row("", *(self._in_short(course) for course in courses))
+            table.add_row(Text(f"and {len(keys) - len(shown)} more", "dim"))
+        table.add_row(Text("turns", "dim"), *map(self._in_short, courses))
         return table
 
     def _in_short(self, course: Course) -> Text:
-        total = course.total
-        signs = [(total.ways[way], _SIGNS[way]) for way in _WAYS if total.ways[way]]
-        parts = [(f"  {count} {self._glyph(sign)}", sign.style) for count, sign in signs]
-        return Text.assemble((f"{total.done}/{course.turns}", "bold"), *parts, no_wrap=True, overflow="ellipsis")
+        signs = [(course.ways[way], _SIGNS[way]) for way in WAYS if course.ways[way]]
+        parts = [(f" {number}{self._glyph(sign)}", sign.style) for number, sign in signs]
+        done = (f"{course.ways.total()}/{course.turns}", "bold")
+        return Text.assemble(done, *parts, no_wrap=True, overflow="ellipsis")
 
     def _strips(self, course: Course, width: int) -> dict[str, Text]:
-        strips = {key: [_Sign(" ", " ", "", "")] * width for key in course.keys}
-        # A late machine stretches the line rather than lose its end.
+        strips = {key: [_Sign(" ", " ", "")] * width for key in course.keys}
+        # On a slow machine the scale changes rather than the end being cut off.
         length_ms = max(course.length_ms, course.duration_ms) + 1
         for mark in course.marks:
             strip = strips[mark.key]
@@ -153,121 +130,74 @@ class _Screen:
         return sign.ascii if self._console.options.ascii_only else sign.glyph
 
     def _legend(self) -> Text:
-        signs = [_SIGNS[name] for name in ("fresh", "resumed", "waited", "restarted")]
+        signs = [sign for sign in _SIGNS.values() if sign.meaning]
         pairs = [((self._glyph(sign), sign.style), (f" {sign.meaning}  ", "dim")) for sign in signs]
-        return Text.assemble(*(part for pair in pairs for part in pair), no_wrap=True, overflow="ellipsis")
-
-    def _workers(self, course: Course) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        table.add_column("worker", justify="right")
-        for heading in ("done", "resumed", "fresh", "restarted", "waited"):
-            table.add_column(heading, justify="right")
-        table.add_column("now", no_wrap=True, overflow="ellipsis")
-        for number, worker in enumerate(course.workers[:_WORKERS_SHOWN], 1):
-            style = "yellow" if worker.waits else ""
-            table.add_row(str(number), *map(str, _counts(worker)), cell(worker.now, style))
-        return table
+        return Text.assemble(*(part for pair in pairs for part in pair))
 
 
-def _counts(tally: Tally) -> list[int]:
-    return [tally.done, tally.ways["resumed"], tally.ways["fresh"], tally.ways["restarted"], tally.waited]
-
-
-def show_imported(imported: Imported) -> None:
-    """The verdicts of the import, entry by entry, and that a second import changes nothing."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", title_justify="left")
-    for heading in ("entry of sessions.json", "last used", "verdict"):
-        table.add_column(heading, overflow="fold")
-    styles = {"imported": "green", "expired": "yellow"}
-    for entry in imported.entries:
-        age = "not told" if entry.idle_ms is None else f"{duration(entry.idle_ms)} ago"
-        verdict = entry.verdict if entry.verdict in styles else f"rejected: {entry.verdict}"
-        table.add_row(cell(entry.key), age, cell(verdict, styles.get(entry.verdict, "red")))
-    result, again = imported.result, imported.again
-    counts = f"{result.imported} imported, {result.expired} expired, {result.rejected} rejected of {result.total} entries"
-    more = f"a second import: {again.imported} imported, {again.kept} kept as they are"
-    display(Group(table, cell(f"{counts}; {more}", "dim"), Text()))
-
-
-def show_reports(figures: DemoFigures) -> None:
-    """What the store reports of each namespace: live sessions, how long they are idle, the counters."""
-    reports = (figures.imported.report, figures.without_expiry.report, figures.with_expiry.report)
-    table = _table("report", ("imported", WITHOUT, WITH))
-    table.add_row("live", *(str(report.live) for report in reports))
-    table.add_row("next expiry", *(_soonest(report) for report in reports))
-    counts = [{bucket.up_to_ms: bucket.count for bucket in report.idle_histogram if bucket.count} for report in reports]
-    for up_to_ms in sorted(set().union(*counts)):
-        table.add_row(f"idle up to {_seconds(up_to_ms)}", *(_bar(count.get(up_to_ms, 0)) for count in counts))
-    for name in figures.imported.report.counters:
-        table.add_row(name, *(str(report.counters[name]) for report in reports))
-    display(Group(table, Text()))
-
-
-def _soonest(report: Report) -> str:
-    return UNKNOWN if report.soonest_expiry_ms is None else f"in {_seconds(report.soonest_expiry_ms)}"
-
-
-def _bar(count: int) -> Text:
-    try:
-        "▪".encode(getattr(sys.stdout, "encoding", None) or "ascii")
-        glyph = "▪"
-    except UnicodeEncodeError:
-        glyph = "*"
-    return Text.assemble((glyph * min(count, 20), "cyan"), f" {count}") if count else Text()
-
-
-def show_comparison(figures: DemoFigures) -> None:
-    """Both runs side by side, and in words what the difference is."""
+def show(figures: DemoFigures) -> None:
+    """Print to stdout what native expiry saved, then both runs side by side."""
+    console = Console(highlight=False, markup=False, emoji=False)
     runs = (figures.without_expiry, figures.with_expiry)
-    table = _table(f"{figures.turns} dispatches, {figures.workers} workers", (WITHOUT, WITH))
-    wasted = "wasted resume attempts"
-    for name, values in _rows(runs):
-        style = "bold" if name == wasted else ""
-        table.add_row(cell(name, style), *(cell(value, style) for value in values))
-    display(Group(table, Text(), cell(_in_words(figures))))
-
-
-def _table(heading: str, columns: tuple[str, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    table.add_column(heading, header_style="dim")
-    for name in columns:
+    table = _table()
+    table.add_column(f"{count(figures.turns, 'turn')}, {count(figures.workers, 'worker')}", header_style="dim")
+    for name in ("without expiry", "with expiry"):
         table.add_column(name, justify="right")
-    return table
+    for name, *values in _rows(figures):
+        table.add_row(name, *values, style="bold" if name.startswith("resume refused") else "")
+    # Elsewhere than at a terminal a sentence stays on one line, for grep and for logs.
+    fold = console.is_terminal
+    console.print(Text(_headline(figures), "bold"), soft_wrap=not fold)
+    console.print()
+    console.print(table)
+    console.print()
+    for text in _notes(figures):
+        console.print(Text(safe(text), "dim"), soft_wrap=not fold)
+    for run in runs:
+        for failure in run.failures:
+            console.print(Text(safe(f"failed: {failure}"), "red"), soft_wrap=not fold)
 
 
-def _rows(runs: tuple[RunFigures, RunFigures]) -> Iterator[tuple[str, list[str]]]:
-    yield "an unused ID is kept for", [_seconds(run.session_max_age_ms) for run in runs]
-    yield "dispatches", [str(run.dispatches) for run in runs]
-    yield "resumed", [str(run.resumed) for run in runs]
-    yield "fresh", [str(run.fresh) for run in runs]
-    yield "fresh after a refused resume", [str(run.restarted) for run in runs]
-    if any(run.failed for run in runs):
-        yield "failed", [str(run.failed) for run in runs]
-    yield "wasted resume attempts", [str(run.wasted_resumes) for run in runs]
-    yield "time those took", [f"{run.wasted_ms}ms" for run in runs]
-    yield "agent processes started", [str(run.agent_starts) for run in runs]
-    yield "waited for another worker's lease", [str(run.waited_for_lease) for run in runs]
-    yield "ran twice at once", [str(run.double_runs) for run in runs]
-    yield "IDs live at the end, of them dead", [f"{run.live_ids}, {run.live_ids_gone}" for run in runs]
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
 
 
-def _in_words(figures: DemoFigures) -> str:
-    without, expiring = figures.without_expiry, figures.with_expiry
-    text = (
-        f"The agent forgets a session after {_seconds(figures.agent_keeps_ms)}. A map that never forgets let "
-        f"{without.wasted_resumes} of {without.dispatches} dispatches try a dead one first; native expiry after the same "
-        f"time, {expiring.wasted_resumes or 'none'}."
+def _headline(figures: DemoFigures) -> str:
+    without, expiring = figures.without_expiry.wasted_resumes, figures.with_expiry.wasted_resumes
+    if not (without or expiring):
+        return "No turn tried to resume a session that was gone, so this run shows no saving: try more --turns."
+    tried = (
+        f"Without expiry, {without} of {count(figures.turns, 'turn')} first tried to resume a session that was gone; "
+        f"with it, {expiring or 'none'}"
     )
-    if expiring.wasted_resumes:
-        text += (
-            " These came in the moment between the agent's last use of a session and the save in Redis, when the agent had "
-            "just forgotten: a max age a little below the agent's own leaves none."
-        )
-    worst_ms = max(without.late_ms, expiring.late_ms)
-    if worst_ms > figures.agent_keeps_ms // 2:
-        text += f" This machine was busy: dispatches began up to {worst_ms}ms late, so the figures of both runs may differ."
-    return text
+    if without > expiring:
+        return f"{tried}: at {START_S} s a start, {(without - expiring) * START_S} s of waiting saved."
+    return f"{tried}: nothing was saved in this run. Try more --turns."
 
 
-def _seconds(milliseconds: int) -> str:
-    return f"{milliseconds / 1000:g}s" if milliseconds < 60_000 else duration(milliseconds)
+def _rows(figures: DemoFigures) -> Iterator[tuple[str, ...]]:
+    runs = (figures.without_expiry, figures.with_expiry)
+    yield "agent keeps an unused session", *(duration(figures.agent_keeps_ms) for _ in runs)
+    yield "Redis keeps an unused ID", *(duration(run.session_max_age_ms) for run in runs)
+    yield "resumed", *(str(run.resumed) for run in runs)
+    yield "started fresh", *(str(run.fresh) for run in runs)
+    yield "resume refused, then fresh", *(str(run.restarted) for run in runs)
+    yield "time the refusals took", *(duration(run.wasted_ms) for run in runs)
+    if any(run.failed for run in runs):
+        yield "failed", *(str(run.failed) for run in runs)
+    yield "waited for another worker", *(str(run.waited_for_lease) for run in runs)
+    yield "double runs", *(str(run.double_runs) for run in runs)
+
+
+def _notes(figures: DemoFigures) -> Iterator[str]:
+    without, expiring = figures.without_expiry, figures.with_expiry
+    if without.wasted_resumes:
+        each = duration(without.wasted_ms // without.wasted_resumes)
+        yield f"All of this was counted in this run, except the {START_S} s: the stand-in agent here took {each} to refuse."
+    result, again = figures.imported.result, figures.imported.again
+    yield (
+        f"It also imported a sessions.json of {result.total} entries: {result.imported} live, {result.expired} expired, "
+        f"{result.rejected} rejected; a second import: {again.imported} new, {again.kept} kept."
+    )
+    if (late_ms := max(without.late_ms, expiring.late_ms)) > MAX_AGE_MS // 2:
+        yield f"This machine was busy: turns began up to {duration(late_ms)} late, so other figures may differ, too."

@@ -1,18 +1,20 @@
-"""One worker process: dispatches turns of shared conversations through `SessionStore.resume()`, a stand-in agent runs them.
+"""One worker process of the demo: runs turns of shared conversations with `SessionStore.resume()` and a stand-in agent.
 
     python -m redis_sessions.demo.worker --agent-dir DIR [--conversations 40] [--pause-ms 1000] [--heartbeat FILE]
     python -m redis_sessions.demo.worker --agent-dir DIR --plan-from-stdin
 
-The first form works until SIGTERM and prints a line a dispatch: that is what the containers of `compose.yaml` run. The
-second takes its dispatches, `[[at_ms, key], …]`, as one line of JSON from stdin, prints JSON lines, and ends with its
-plan or as soon as stdin is closed, so that it can't outlive the demo that started it. The store's URL may also come from
-the environment, `REDIS_SESSIONS_URL` or `REDIS_URL`, and its password from the file that `REDIS_SESSIONS_PASSWORD_FILE`
-names: there no list of processes shows it.
+The first form works until SIGTERM and prints a line per turn; the containers of `compose.yaml` run it. The second reads its
+turns, `[[at_ms, key], …]`, as one line of JSON from stdin, prints JSON lines, and ends after the last turn or as soon as
+stdin is closed, so it can't outlive the demo. The store's URL may come from REDIS_SESSIONS_URL or REDIS_URL, and the
+password from the file that REDIS_SESSIONS_PASSWORD_FILE names: there no list of processes shows it.
+
+SIGTERM or SIGINT stops the turn that runs: the agent is killed, the lease is released, the exit code is 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -21,101 +23,184 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from subprocess import DEVNULL, PIPE, CalledProcessError, Popen, SubprocessError
+from typing import Any, Final, Literal
 
-from redis_sessions import SessionStore, SessionStoreError, StoreSettings
-from redis_sessions.cli.password import PASSWORD_FILE_VARIABLE, read_password
-from redis_sessions.demo.plan import Dispatch, conversations
-from redis_sessions.demo.turns import Event, StandIn, Worker, ms_since
+from redis_sessions import LeaseHeld, SessionStore, SessionStoreError, StoreSettings, Turn
+from redis_sessions.client.password import PASSWORD_FILE_VARIABLE, read_password
+from redis_sessions.demo import agent as stand_in
+from redis_sessions.demo.plan import PlannedTurn, conversations
 
-WAIT_MS: Final = 30_000
-
-
-def _say_json(event: Event) -> None:
-    _put(json.dumps(asdict(event)))
+AGENT_TIMEOUT_S: Final = 30.0
 
 
-def _say_line(event: Event) -> None:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    if event.what == "failed":
-        _put(f"{now} failed conversation={event.key} took_ms={event.took_ms} error={event.error!r}")
-    elif event.what == "done":
-        facts = {"conversation": event.key, "session": event.session_id, "took_ms": event.took_ms}
-        facts |= {"waited": _yes(event.waited), "saved": _yes(event.saved), "alone": _yes(event.alone)}
-        _put(" ".join((now, event.how, *(f"{name}={value}" for name, value in facts.items()))))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What a worker reports.
+
+    Attributes:
+        what: `ready`; of a turn: `began`, `waits` for the lease, `done`, `failed`.
+        key: the conversation.
+        how: "resumed", "fresh" or "restarted", once done.
+        session_id: the ID that the next turn is to resume.
+        late_ms: how long after its planned time the turn began.
+        took_ms: how long the whole turn took.
+        waited: the turn waited for the lease.
+        wasted_ms: how long the agent took to refuse to resume.
+        saved: Redis now holds the session ID.
+        alone: the agent saw no other run of this conversation at the same time.
+        error: what went wrong, one line.
+    """
+
+    what: Literal["ready", "began", "waits", "done", "failed"]
+    key: str = ""
+    how: str = ""
+    session_id: str | None = None
+    late_ms: int = 0
+    took_ms: int = 0
+    waited: bool = False
+    wasted_ms: int = 0
+    saved: bool = False
+    alone: bool = True
+    error: str = ""
+
+    def line(self) -> str:
+        """The event as a line of a log; empty for events that are not logged."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        if self.what == "failed":
+            return f"{now} failed conversation={self.key} took_ms={self.took_ms} error={self.error!r}"
+        if self.what != "done":
+            return ""
+        waited, saved, alone = ("yes" if fact else "no" for fact in (self.waited, self.saved, self.alone))
+        return (
+            f"{now} {self.how} conversation={self.key} session={self.session_id} took_ms={self.took_ms} "
+            f"waited={waited} saved={saved} alone={alone}"
+        )
 
 
-def _put(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def _log_to_stderr() -> None:
-    """What the store has to say, with the time as in the lines on stdout."""
-    handler = logging.StreamHandler()
-    handler.formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    handler.formatter.converter = time.gmtime
-    logging.basicConfig(handlers=[handler])
-
-
-def _yes(fact: bool) -> str:  # noqa: FBT001 - the fact is all there is to it
-    return "yes" if fact else "no"
-
-
-class _Stopped(BaseException):
-    """SIGTERM or SIGINT came. No Exception, so that nothing on the way out takes it for a failure."""
-
-
-class _Stop:
-    """The signal handler: raises _Stopped, once: a second must not disturb the way out, which gives the lease back."""
+class StopHandler:
+    """Signal handler that ends the worker by SystemExit, once: a second signal must not interrupt the way out."""
 
     def __init__(self) -> None:
-        self._asked = False
-        self._held = False
+        self._asked = self._postponed = False
 
     def __call__(self, *_: object) -> None:
         asked, self._asked = self._asked, True
-        if not (asked or self._held):
-            raise _Stopped
+        if not (asked or self._postponed):
+            raise SystemExit(0)
 
     @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """Put the exception off to the end of the block."""
-        self._held = True
+    def postponed(self) -> Iterator[None]:
+        """Raise at the end of the block rather than in it. A signal mask would not do: threads of the store take signals."""
+        self._postponed = True
         try:
             yield
         finally:
-            self._held = False
+            self._postponed = False
         if self._asked:
-            raise _Stopped
+            raise SystemExit(0)
+
+
+@dataclass
+class Worker:
+    """Runs one turn after the other, as the options of `parser` say, and passes each event to `report`."""
+
+    store: SessionStore
+    options: argparse.Namespace
+    report: Callable[[Event], None]
+    stop: StopHandler
+
+    def run_turn(self, key: str, late_ms: int = 0) -> bool:
+        """Run one turn of a conversation and report how it went. False if it failed."""
+        event = Event(what="began", key=key, late_ms=late_ms)
+        self.report(event)
+        began_s = time.monotonic()
+        waited, wasted_ms = False, 0
+
+        def run(session_id: str | None) -> Turn[bool]:
+            nonlocal wasted_ms
+            asked_s = time.monotonic()
+            try:
+                return self._run_agent(key, session_id)
+            except CalledProcessError:
+                wasted_ms += ms_since(asked_s) if session_id else 0
+                raise
+
+        try:
+            try:
+                result = self.store.resume(key, run)
+            except LeaseHeld:
+                # Two calls only so that the waiting can be shown.
+                waited = True
+                self.report(replace(event, what="waits"))
+                result = self.store.resume(key, run, wait_ms=self.options.wait_ms)
+        except (SessionStoreError, SubprocessError, OSError) as error:
+            text = str(error.stderr if isinstance(error, CalledProcessError) else error).strip()
+            text = f"{type(error).__name__}: {ascii(text)[1:-1][-200:]}"
+            self.report(replace(event, what="failed", took_ms=ms_since(began_s), waited=waited, error=text))
+            return False
+        done = replace(event, what="done", how=result.how, session_id=result.session_id, saved=result.saved)
+        self.report(replace(done, alone=result.value, took_ms=ms_since(began_s), waited=waited, wasted_ms=wasted_ms))
+        return True
+
+    def _run_agent(self, key: str, session_id: str | None) -> Turn[bool]:
+        """Run the stand-in agent; the value is whether it ran alone. Raises SubprocessError and OSError."""
+        options = self.options
+        command = [sys.executable, "-I", "-S", stand_in.__file__, f"--dir={options.agent_dir}"]
+        command += [f"--conversation={hashlib.sha256(key.encode()).hexdigest()}"]
+        command += [f"--keeps-ms={options.agent_keeps_ms}", f"--works-ms={options.agent_works_ms}"]
+        command += [f"--journal={options.journal}"] if options.journal else []
+        command += [f"--resume={session_id}"] if session_id else []
+        with ExitStack() as stack:
+            # An agent that was started but is not known yet would run on.
+            with self.stop.postponed():
+                agent = stack.enter_context(Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, text=True))
+                stack.callback(agent.kill)
+            stdout, stderr = agent.communicate(timeout=AGENT_TIMEOUT_S)
+        if agent.returncode != 0:
+            raise CalledProcessError(agent.returncode, command, stdout, stderr)
+        record = json.loads(stdout)
+        return Turn(record["session_id"], record["alone"])
+
+
+def ms_since(then_s: float) -> int:
+    """Milliseconds that have passed since a time of `time.monotonic()`."""
+    return round((time.monotonic() - then_s) * 1000)
+
+
+def _put(line: str) -> None:
+    if line:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def _follow_plan(worker: Worker) -> None:
-    """Dispatch what stdin says at its time, until all is done or stdin is closed."""
-    worker.say(Event(what="ready"))
-    plan = [Dispatch(*item) for item in json.loads(sys.stdin.buffer.readline() or b"[]")]
+    """Run the turns that stdin lists, each at its time, until all are done or stdin is closed."""
+    worker.report(Event(what="ready"))
+    planned = [PlannedTurn(*item) for item in json.loads(sys.stdin.buffer.readline() or b"[]")]
     began_s = time.monotonic()
-    for at_ms, key in plan:
+    for at_ms, key in planned:
         ahead_s = max(0.0, began_s + at_ms / 1000 - time.monotonic())
         if select.select([sys.stdin], [], [], ahead_s)[0]:
             return
-        worker.dispatch(key, late_ms=max(0, ms_since(began_s) - at_ms))
+        worker.run_turn(key, late_ms=max(0, ms_since(began_s) - at_ms))
 
 
-def _work_until_stopped(worker: Worker, count: int, pause_ms: int, heartbeat: Path | None) -> None:
-    """Dispatch turns of `count` conversations for ever: a few of them often, most of them now and then."""
-    keys = conversations(count)
-    weights = [rank**-1.5 for rank in range(1, count + 1)]
+def _work_until_stopped(worker: Worker) -> None:
+    """Run turns without end: a few of the conversations often, most of them now and then."""
+    options = worker.options
+    keys = conversations(options.conversations)
+    weights = [rank**-1.5 for rank in range(1, len(keys) + 1)]
     while True:
         [key] = random.choices(keys, weights)
-        if worker.dispatch(key) and heartbeat is not None:
-            heartbeat.touch()
-        time.sleep(random.uniform(0.5, 1.5) * pause_ms / 1000)  # the pace of the work: there is nothing to wait for
+        if worker.run_turn(key) and options.heartbeat is not None:
+            options.heartbeat.touch()
+        time.sleep(random.uniform(0.5, 1.5) * options.pause_ms / 1000)  # the pace of the work: there is nothing to wait for
 
 
 def _positive(text: str) -> int:
@@ -125,50 +210,48 @@ def _positive(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What a worker takes on its command line."""
+    """The worker's command line."""
     takes = argparse.ArgumentParser(prog="python -m redis_sessions.demo.worker", description="One worker of the demo.")
 
     def add(name: str, help_text: str, **options: Any) -> None:
         takes.add_argument(name, help=help_text, **options)
 
     url = os.environ.get("REDIS_SESSIONS_URL") or os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0"
-    add("--url", "the store; else REDIS_SESSIONS_URL, REDIS_URL, redis://127.0.0.1:6379/0", default=url)
+    add("--url", "the store; default: REDIS_SESSIONS_URL, REDIS_URL, redis://127.0.0.1:6379/0", default=url)
     add("--namespace", "first part of every key", default="demo")
-    add("--max-age-ms", "how long a session ID may stay unused", type=_positive, default=120_000)
-    add("--wait-ms", "how long to wait for a conversation that another worker runs", type=_positive, default=WAIT_MS)
+    add("--max-age-ms", "how long Redis keeps an unused session ID", type=_positive, default=120_000)
+    add("--wait-ms", "how long to wait for a conversation that another worker runs", type=_positive, default=30_000)
     add("--agent-dir", "where the stand-in agent keeps its sessions", type=Path, required=True)
-    add("--agent-keeps-ms", "how long it keeps one that is not used", type=_positive, default=120_000)
-    add("--agent-works-ms", "how long a turn takes it", type=_positive, default=200)
-    add("--journal", "file that tells how each start of the agent went", type=Path)
-    add("--plan-from-stdin", "dispatch what one line of JSON on stdin says", action="store_true")
+    add("--agent-keeps-ms", "how long the agent keeps an unused session", type=_positive, default=120_000)
+    add("--agent-works-ms", "how long the agent takes for a turn", type=_positive, default=200)
+    add("--journal", "file in which the agent notes how each start went", type=Path)
+    add("--plan-from-stdin", "run the turns that one line of JSON on stdin lists", action="store_true")
     add("--conversations", "how many conversations there are", type=_positive, default=40)
-    add("--pause-ms", "how long to pause between dispatches, on average", type=_positive, default=1_000)
+    add("--pause-ms", "average pause between turns", type=_positive, default=1_000)
     add("--heartbeat", "file to touch after each turn", type=Path)
     return takes
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Work; the exit code: 0 when done or stopped, 2 for arguments that can't be used."""
+    """Work, and return the exit code: 0 when done or stopped, 2 for arguments that can't be used."""
     options = parser().parse_args(arguments)
-    stop = _Stop()
+    stop = StopHandler()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    # Warnings of the store go to stderr, with the same times as the lines on stdout.
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(format="%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+    file = os.environ.get(PASSWORD_FILE_VARIABLE)
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        _log_to_stderr()
         settings = StoreSettings(namespace=options.namespace, session_max_age_ms=options.max_age_ms)
-        agent = StandIn(options.agent_dir, options.agent_keeps_ms, options.agent_works_ms, options.journal, stop.undisturbed)
-        file = os.environ.get(PASSWORD_FILE_VARIABLE)
         password = read_password(Path(file) if file else None)
         with SessionStore.from_url(options.url, settings, password=password) as store:
             if options.plan_from_stdin:
-                _follow_plan(Worker(store, agent, options.wait_ms, _say_json))
+                _follow_plan(Worker(store, options, lambda event: _put(json.dumps(asdict(event))), stop))
             else:
-                worker = Worker(store, agent, options.wait_ms, _say_line)
-                _work_until_stopped(worker, options.conversations, options.pause_ms, options.heartbeat)
-    except _Stopped:
-        pass
+                _work_until_stopped(Worker(store, options, lambda event: _put(event.line()), stop))
     except BrokenPipeError:
-        # Whoever read us is gone. Nothing more can be said, at exit neither.
+        # Nobody reads stdout any more; the interpreter must not try to flush it at exit.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SessionStoreError as error:

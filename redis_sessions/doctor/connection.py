@@ -1,100 +1,185 @@
-"""What the doctor makes of who may come in, what they may do, and who can read it on the way."""
+"""Checks of the connection: Sentinel, who may log in and do what, TLS, latency, clocks, and the client itself."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
-from typing import Any, Final
+import time
+from statistics import median
+from typing import Final
 
 from redis_sessions.acl import words
-from redis_sessions.doctor.findings import BROKEN, OK, WARNING, Outcome, seen
-from redis_sessions.doctor.server import Node
-from redis_sessions.errors import SessionStoreError
+from redis_sessions.doctor.findings import BROKEN, OK, WARNING, Outcome, check
+from redis_sessions.doctor.server import Examination, Fields, Server, named, number, text
+from redis_sessions.errors import SessionStoreError, StoreUnavailable
+from redis_sessions.operations.command import Command, Op
 
-# What flushes, stops or reconfigures the server, or lists what others keep there.
+SLOW_MS: Final = 50
+CLOCK_MS: Final = 1_000
+ROUND_TRIPS: Final = 5
+# Permissions to flush, stop or reconfigure the server, or to list what others keep there.
 _TOO_MUCH: Final = words(
     "@all @admin @dangerous @write @keyspace flushall flushdb config config|set shutdown debug module acl acl|setuser "
     "replicaof slaveof migrate swapdb failover monitor keys"
 )
-# What an append-only file holds of ours, and the categories of these commands.
+# The commands of ours that an append-only file contains, and the categories they are in.
 _REPLAYED: Final = words(
     "set del unlink incr pexpire pexpireat multi exec select "
     "@all @write @keyspace @string @transaction @connection @fast @slow"
 )
 
 
-def place_of(address: str) -> str:
-    """Where a server's own end of the connection is: "here", "private", "open", by CLIENT INFO's laddr."""
-    host, _, port = address.rpartition(":")
-    # Nobody listens on port 0: it stands behind the path of a unix socket, which Valkey puts in brackets as well.
-    return "here" if port == "0" or address.lstrip("[").startswith("/") else _place_of_host(host)
+@check("sentinel", why="without a quorum a lost primary is not replaced")
+def sentinel(about: Examination) -> Outcome:
+    total, lacking = len(about.quorums), [each for each in about.quorums if isinstance(each, SessionStoreError)]
+    fix = "start the sentinels that are down, or remove those that are gone from the URL"
+    if any(not isinstance(answer, StoreUnavailable) for answer in lacking):
+        return BROKEN, "no quorum for a failover", fix
+    if len(lacking) == total:
+        raise lacking[0]
+    if lacking:
+        return WARNING, f"{len(lacking)} of {total} can't be reached", fix
+    return OK, f"{total} of {total} see a quorum", None
 
 
-def _place_of_host(host: str) -> str:
-    host = host.strip("[]")
-    try:
-        ip = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return "open"
-    return "here" if ip.is_loopback else "private" if ip.is_private else "open"
-
-
-def login(default: Mapping[str, Any], address: str, node: Node) -> Outcome:
-    """Whether somebody may come in without a password."""
-    remedy = "an ACL file by redis-sessions acl, which turns the default user off; or requirepass"
-    if "on" not in default["flags"]:
+@check("login", why="anyone who can log in may read, change and flush")
+def login(about: Examination) -> Op[Outcome]:
+    fix = "an ACL file by redis-sessions acl, which turns the default user off; or requirepass"
+    flags = (yield from _user(about.server, "default"))[0]
+    if "on" not in flags:
         return OK, "the default user is off", None
-    if "nopass" not in default["flags"]:
+    if "nopass" not in flags:
         return OK, "the default user needs a password", None
-    place = place_of(address)
-    if place != "here":
-        who = "whoever is on its private network" if place == "private" else "anybody who reaches it"
-        return WARNING if place == "private" else BROKEN, f"{who} gets in without a password", remedy
-    bound = [word.removeprefix("-") for word in node.setting("bind").split()]
-    if bound and all(_place_of_host(host) == "here" for host in bound):
+    place = place_of((yield from _client_info(about.server))["laddr"])
+    if place == "private":
+        return WARNING, "anyone on its private network can log in without a password", fix
+    if place == "open":
+        return BROKEN, "anyone who reaches it can log in without a password", fix
+    bound = [word.removeprefix("-") for word in (yield from about.server.setting("bind")).split()]
+    if bound and all(place_of(f"{host}:6379") == "here" for host in bound):
         return OK, "no password, but on loopback only", None
-    name, _, numbers = node.version()
+    name, _, numbers = yield from about.server.version()
     before_7 = name == "Redis" and numbers < (7,)
     if not bound and not before_7:
-        return OK, "no password, but no address is listened on", None
-    # Before Redis 7 no address means all of them, and only then does protected mode hold.
-    if node.setting("protected-mode") == "yes" and not (before_7 and bound):
+        return OK, "no password, but it listens on no address", None
+    # Before Redis 7 no address means all of them, and only then is protected mode in force.
+    if (yield from about.server.setting("protected-mode")) == "yes" and not (before_7 and bound):
         return OK, "no password, but protected mode refuses other hosts", None
-    return BROKEN, "other hosts get in without a password", remedy
+    return BROKEN, "other hosts can log in without a password", fix
 
 
-def replay(default: Mapping[str, Any] | SessionStoreError, node: Node) -> Outcome:
+@check("replay", why="many servers load their append-only file as the default user, and drop saves that it may not make")
+def replay(about: Examination) -> Op[Outcome]:
     """Whether the server may read back what it wrote (redis/redis #14541, valkey-io/valkey #3983).
 
     That a restart loses it was seen on Redis 7.0.15 and 8.0.2, Valkey 8.1.1, 9.0.0 and 9.1.1; that it does not, on Redis
     6.2.5 and 8.6.3, and Valkey 9.1.2.
     """
-    if not node.number("aof_enabled"):
+    if not number((yield from about.server.info())["aof_enabled"]):
         return OK, "no append-only file", None
-    name, text, numbers = node.version()
+    name, version, numbers = yield from about.server.version()
     if numbers >= (9, 1, 2) if name == "Valkey" else not (7,) <= numbers < (8, 6):
-        return OK, f"{name} {text} asks for no user's rights", None
-    rules = seen(default)
-    granted, *less = str(rules["commands"]).split()
-    keys = [pattern.removeprefix("~") for pattern in rules["keys"]]
+        return OK, f"{name} {version} loads it with all permissions", None
+    rules, patterns = (yield from _user(about.server, "default"))[1][0]
+    granted, *less = rules.split()
+    keys = [pattern.removeprefix("~") for pattern in patterns]
     if granted == "+@all" and "*" in keys and not {rule.lstrip("-") for rule in less} & _REPLAYED:
         return OK, "the default user may write all of it", None
-    remedy = "redis-cli ACL SETUSER default ~* &* +@all, and the same in its ACL file, as redis-sessions acl prints it"
-    may = f"only {rules['commands']} on keys {' '.join(keys)}" if "+" in str(rules["commands"]) and keys else "nothing"
-    return BROKEN, f"the default user may do {may}: a restart may lose the rest", remedy
+    may = f"only {rules} on keys {' '.join(keys)}" if "+" in rules and keys else "nothing"
+    fix = "redis-cli ACL SETUSER default ~* &* +@all, and the same in its ACL file, as redis-sessions acl prints it"
+    return BROKEN, f"the default user may do {may}: a restart may lose the rest", fix
 
 
-def rights(user: str, acl: Mapping[str, Any], namespace: str, *, clustered: bool) -> Outcome:
-    """Whether the user may do more than a worker needs."""
-    grants = [acl, *acl.get("selectors", ())]
-    commands = {command for each in grants for command in _granted(str(each["commands"]))}
+@check("rights", why="a defect or an intruder can use every permission that a worker doesn't need")
+def rights(about: Examination) -> Op[Outcome]:
+    user = (yield from _client_info(about.server))["user"]
+    _, grants = yield from _user(about.server, user)
+    commands = {command for rules, _ in grants for command in _granted(rules)}
     excess = [f"+{rule}" for rule in sorted(commands & _TOO_MUCH)]
-    if any(pattern.rpartition("~")[2] == "*" for each in grants for pattern in each["keys"]):
+    if any(pattern.rpartition("~")[2] == "*" for _, patterns in grants for pattern in patterns):
         excess.append("all keys")
     if not excess:
-        return OK, f"user {user} is granted no more than it should be", None
-    remedy = f"redis-sessions acl --namespace {namespace}{' --cluster' if clustered else ''}, and be its user worker"
-    return WARNING, f"user {user} is granted {', '.join(excess)}", remedy
+        return OK, f"user {user} has no more permissions than it needs", None
+    options = f"--namespace {about.settings.namespace}{' --cluster' if about.server.handle else ''}"
+    return WARNING, f"user {user} is granted {', '.join(excess)}", f"redis-sessions acl {options}, and log in as its worker"
+
+
+@check("tls", why="anyone who sees a password or a session ID in transit can use it")
+def tls(about: Examination) -> Op[Outcome]:
+    if about.client.tls:
+        return OK, "in use", None
+    if place_of((yield from _client_info(about.server))["laddr"]) == "here":
+        return OK, "none, and the connection does not leave the machine", None
+    return WARNING, "none: the network sees passwords and session IDs", "set tls-port, and use rediss:// in the URL"
+
+
+@check("round-trip", why="a turn with its lease takes three round trips")
+def round_trip(about: Examination) -> Op[Outcome]:
+    trip_ms, _ = yield from about.server.once("timing", _timing(about.server))
+    fix = "bring workers and server closer together"
+    return (WARNING, f"{trip_ms:.0f} ms", fix) if trip_ms >= SLOW_MS else (OK, f"{trip_ms:.2f} ms", None)
+
+
+@check("clock", why="import compares times of last use with the server's clock")
+def clock(about: Examination) -> Op[Outcome]:
+    ahead_ms = round((yield from about.server.once("timing", _timing(about.server)))[1])
+    found = f"this machine is {abs(ahead_ms):,} ms {'ahead of' if ahead_ms >= 0 else 'behind'} the server"
+    return (WARNING, found, "set both by NTP") if abs(ahead_ms) > CLOCK_MS else (OK, found, None)
+
+
+@check("client", why="a client that mixes up replies hands out the session ID of another conversation")
+def client(about: Examination) -> Outcome:
+    if about.client.risks is None:
+        raise SessionStoreError("the client that was passed in is of an unknown kind")
+    found = "the redis-py client that was passed in " + "; and it ".join(about.client.risks)
+    safe = (OK, "never resends a counter, never mixes up replies", None)
+    return (WARNING, found, "use SessionStore.from_url, which builds a safe one") if about.client.risks else safe
+
+
+CHECKS: Final = (sentinel, login, replay, rights, tls, round_trip, clock, client)
+
+
+def _client_info(server: Server) -> Op[Fields]:
+    words = text((yield from server.ask("CLIENT", "INFO"))).split()
+    return Fields(word.split("=", 1) for word in words if "=" in word)
+
+
+def _user(server: Server, name: str) -> Op[tuple[list[str], list[tuple[str, list[str]]]]]:
+    """Flags of a user, and its grants: rules of commands, each with patterns of keys. No hashes of passwords."""
+    rules = named((yield from server.ask("ACL", "GETUSER", name)) or ())
+    # Each selector grants its commands on its keys, beside the user's own; Redis 6.2 has none, and lists patterns.
+    grants = []
+    for each in (rules, *map(named, rules.get("selectors", ()))):
+        keys = each["keys"]
+        grants.append((text(each["commands"]), [text(key) for key in (keys if isinstance(keys, list) else keys.split())]))
+    return [text(flag) for flag in rules["flags"]], grants
+
+
+def _timing(server: Server) -> Op[tuple[float, float]]:
+    """A round trip, and how far this machine's clock is ahead of the server's, in milliseconds."""
+    trips_ms, ahead_ms = [], []
+    for _ in range(ROUND_TRIPS):
+        sent_at_s, began_s = time.time(), time.perf_counter()
+        [reply] = yield [Command(("TIME",), node=server.handle, optional=True)]
+        took_ms = (time.perf_counter() - began_s) * 1000
+        if isinstance(reply, SessionStoreError):
+            raise reply
+        trips_ms.append(took_ms)
+        # The server read its clock about half-way.
+        ahead_ms.append(sent_at_s * 1000 + took_ms / 2 - int(reply[0]) * 1000 - int(reply[1]) / 1000)
+    return median(trips_ms), median(ahead_ms)
+
+
+def place_of(address: str) -> str:
+    """Where the server's end of the connection is: `here`, `private` or `open`, by CLIENT INFO's laddr."""
+    host, _, port = address.rpartition(":")
+    # A unix socket has port 0, which nobody can listen on, behind its path; Valkey puts it in brackets, too.
+    if port == "0" or address.lstrip("[").startswith("/"):
+        return "here"
+    try:
+        ip = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return "open"
+    return "here" if ip.is_loopback else "private" if ip.is_private else "open"
 
 
 def _granted(rules: str) -> set[str]:
@@ -102,17 +187,6 @@ def _granted(rules: str) -> set[str]:
     for rule in rules.split():
         if rule == "-@all":
             granted.clear()
-        elif rule.startswith("-"):
-            granted.discard(rule[1:])
         else:
-            granted.add(rule.removeprefix("+"))
+            (granted.discard if rule.startswith("-") else granted.add)(rule[1:])
     return granted
-
-
-def tls(*, used: bool, address: str) -> Outcome:
-    """Whether what is sent can be read on the way."""
-    if used:
-        return OK, "in use", None
-    if place_of(address) == "here":
-        return OK, "none, and the connection does not leave the machine", None
-    return WARNING, "none: the network sees passwords and session IDs", "a server with tls-port, and rediss:// in the URL"

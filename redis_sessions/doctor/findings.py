@@ -1,22 +1,24 @@
-"""What the doctor says: findings, how bad they are, and what becomes of a fact that could not be seen."""
+"""Checks, the findings they lead to, and the diagnosis that counts them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from redis_sessions.errors import AccessDenied, SessionStoreError
+from redis_sessions.operations.command import Op
 
 
 class Status(StrEnum):
-    """How a thing is; the later the worse.
+    """The result of a check, from good to bad.
 
     Attributes:
         ok: as it should be.
-        unknown: it could not be looked at.
+        unknown: it could not be checked.
         warning: not as it should be; it will do harm some day.
         broken: it does harm now.
     """
@@ -28,14 +30,14 @@ class Status(StrEnum):
 
 
 class Finding(BaseModel):
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        check: its name, which never changes.
-        status: how it is.
+        check: name of the check, which never changes.
+        status: how good or bad it is.
         found: what was seen, or why nothing was.
         why: why it matters.
-        remedy: what mends it, a command where there is one; None where nothing is to be done.
+        remedy: what fixes it, a command where there is one; None where there is nothing to do.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -47,37 +49,12 @@ class Finding(BaseModel):
     remedy: str | None = None
 
 
-# Status, what was found, remedy.
-Outcome: TypeAlias = tuple[Status, str, str | None]
-
-OK, UNKNOWN, WARNING, BROKEN = Status.ok, Status.unknown, Status.warning, Status.broken
-SEVERITY: Final = list(Status)
-# What a user needs beside an admin's rights, to be shown everything. Not for workers: GETUSER shows hashes of passwords.
-LOOK_RIGHTS: Final = "+info +config|get +cluster|info +acl|getuser +client|info"
-_WHO_MAY: Final = f"look as admin of redis-sessions acl, or as a user of your own who may {LOOK_RIGHTS} besides"
-
-
-class Connection(NamedTuple):
-    """What the client, not the server, knows of how it is connected.
-
-    Attributes:
-        tls: whether it speaks TLS.
-        risks: what in the client's settings may spoil counters, or cross replies; None where nothing is known of them.
-    """
-
-    tls: bool = False
-    risks: tuple[str, ...] | None = None
-
-
 class Diagnosis(BaseModel):
-    """All findings, and how many there are of each status. Nothing in it is a secret.
+    """All findings, and how many there are of each status. It contains no secret.
 
     Attributes:
-        findings: what was looked at, in the order in which it is best told.
-        broken: how many of them are broken; the next three likewise.
-        warnings: how many are warnings.
-        unknown: how many could not be looked at.
-        ok: how many are as they should be.
+        findings: one for each check, in the order in which they are shown.
+        broken, warnings, unknown, ok: how many findings have this status.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -89,30 +66,45 @@ class Diagnosis(BaseModel):
     ok: int
 
 
-def seen(fact: Any) -> Any:
-    """The fact. Raises the error that stands in its place."""
-    if isinstance(fact, SessionStoreError):
-        raise fact
-    return fact
+class ClientFacts(NamedTuple):
+    """What the client, not the server, knows about its connection."""
+
+    tls: bool = False
+    risks: tuple[str, ...] | None = None  # what may spoil counters or mix up replies; None for a client of an unknown kind
 
 
-def judged(check: str, why: str, look: Callable[[], Outcome]) -> Finding:
-    """The finding of one look; a SessionStoreError that it raises makes it unknown."""
-    try:
-        status, found, remedy = look()
-    except SessionStoreError as error:
-        status, found = UNKNOWN, error.message
-        remedy = _WHO_MAY if isinstance(error, AccessDenied) else "ask whoever runs the server"
-    return Finding(check=check, status=status, found=found, why=why, remedy=remedy)
+OK, UNKNOWN, WARNING, BROKEN = Status.ok, Status.unknown, Status.warning, Status.broken
+# Status, what was found, what fixes it.
+Outcome: TypeAlias = tuple[Status, str, str | None]
+# The permissions that a user needs besides an admin's, to see everything. Not for workers: GETUSER shows password hashes.
+LOOK_RIGHTS: Final = "+info +config|get +cluster|info +acl|getuser +client|info"
+_DENIED: Final = f"run it as admin of redis-sessions acl, or as a user of your own that also has {LOOK_RIGHTS}"
+
+S = TypeVar("S")
 
 
-def diagnosis(findings: Sequence[Finding]) -> Diagnosis:
-    """All findings, counted."""
-    statuses = [finding.status for finding in findings]
-    return Diagnosis(
-        findings=tuple(findings),
-        broken=statuses.count(BROKEN),
-        warnings=statuses.count(WARNING),
-        unknown=statuses.count(UNKNOWN),
-        ok=statuses.count(OK),
-    )
+@dataclass(frozen=True)
+class Check(Generic[S]):
+    """One thing to check: a question to the server, and a judgement of the answer.
+
+    `judge` returns the outcome, or asks the server first; it raises SessionStoreError if the answer can't be had.
+    """
+
+    name: str
+    why: str
+    judge: Callable[[S], Outcome | Op[Outcome]]
+
+    def finding(self, subject: S) -> Op[Finding]:
+        """Run the check. What can't be seen is `unknown`, never `ok`."""
+        try:
+            outcome = self.judge(subject)
+            status, found, fix = (yield from outcome) if isinstance(outcome, Generator) else outcome
+        except SessionStoreError as error:
+            status, found = UNKNOWN, error.message
+            fix = _DENIED if isinstance(error, AccessDenied) else "ask the operator of the server"
+        return Finding(check=self.name, status=status, found=found, why=self.why, remedy=fix)
+
+
+def check(name: str, *, why: str) -> Callable[[Callable[[S], Outcome | Op[Outcome]]], Check[S]]:
+    """Make a Check of the function that is its question and judgement."""
+    return lambda judge: Check(name, why, judge)

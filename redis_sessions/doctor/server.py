@@ -1,225 +1,251 @@
-"""What the doctor makes of each server: facts in, findings out. Asks nothing, and shows no value that may be a secret.
-
-A fact that could not be seen is the error that says why; whatever looks at it comes out as `unknown`, never as `ok`.
-"""
+"""Checks of one server: version, role, cluster, memory, persistence and replicas."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
 
-from redis_sessions.doctor.findings import BROKEN, OK, SEVERITY, WARNING, Finding, Outcome, judged, seen
-from redis_sessions.errors import AccessDenied, SessionStoreError, StoreUnavailable
+from redis_sessions.doctor.findings import BROKEN, OK, WARNING, ClientFacts, Outcome, check
+from redis_sessions.errors import AccessDenied, SessionStoreError, StoreUnavailable, is_away
+from redis_sessions.keys import Keys
+from redis_sessions.operations.command import Command, Op, T
+from redis_sessions.operations.scan import Progress
+from redis_sessions.settings import StoreSettings
 
 MEMORY_FULL: Final = 0.9
 SLOTS: Final = 16_384
 
 
-@dataclass(frozen=True)
-class Node:
-    """One server as it was seen.
+class Fields(dict[str, Any]):
+    """What a server reports by name. Raises SessionStoreError for a field that it doesn't have."""
+
+    def __missing__(self, field: str) -> Any:
+        raise SessionStoreError(f"the server reports no {field}")
+
+
+class Server:
+    """One server. Whatever it is asked, it is asked once; a refusal is raised, as SessionStoreError, at each use.
 
     Attributes:
-        info: its INFO, whole.
-        config: settings by name.
-        cluster: its CLUSTER INFO; None where there is no cluster.
-        moving: whether slots are on the move to or from it.
+        handle: the cluster primary, as PRIMARIES gave it; None where there is only one server.
+        answers: results and errors so far, by the words of a command or the name of an operation.
+        away: the error if it can't be reached. Only a cluster goes on then; elsewhere it ends the examination.
     """
 
-    info: Mapping[str, Any] | SessionStoreError
-    config: Mapping[str, str | SessionStoreError]
-    cluster: Mapping[str, str] | SessionStoreError | None = None
-    moving: bool = False
+    def __init__(self, handle: object = None, answers: Mapping[Any, Any] | None = None) -> None:
+        self.handle = handle
+        self.answers = dict(answers or {})
+        self.away: StoreUnavailable | None = None
 
-    @property
-    def away(self) -> bool:
-        """Whether it could not be reached, which only one of several may be."""
-        return is_away(self.info)
+    def once(self, name: object, op: Op[T]) -> Op[T]:
+        """The result of an operation, which is only run if there is none yet under this name."""
+        if name not in self.answers:
+            try:
+                self.answers[name] = yield from op
+            except SessionStoreError as error:
+                self.answers[name] = error
+        answer: T | SessionStoreError = self.answers[name]
+        if isinstance(answer, SessionStoreError):
+            raise answer
+        return answer
 
-    @property
-    def serves(self) -> bool:
-        """Whether its cluster answers for every key, as far as is known."""
-        if self.away or not isinstance(self.cluster, Mapping):
-            return not self.away
-        return self.cluster.get("cluster_state") == "ok" and self.cluster.get("cluster_slots_ok") in (None, str(SLOTS))
+    def ask(self, *words: str) -> Op[Any]:
+        """The reply to one command."""
+        return (yield from self.once(words, self._ask(words)))
 
-    def told(self, field: str) -> Any:
-        """A field of INFO. Raises SessionStoreError if it is not to be had."""
-        info = seen(self.info)
-        if field not in info:
-            raise SessionStoreError(f"the server's INFO tells no {field}")
-        return info[field]
+    def _ask(self, words: tuple[str, ...]) -> Op[Any]:
+        if self.away is None:
+            [reply] = yield [Command(words, node=self.handle, optional=True, even_away=self.handle is not None)]
+            if not is_away(reply):
+                return reply
+            # The client's own error names every host of the URL.
+            self.away = StoreUnavailable(f"{getattr(self.handle, 'name', 'a primary')} can't be reached")
+        return self.away
 
-    def version(self) -> tuple[str, str, tuple[int, ...]]:
-        """Valkey or Redis, its version, and that as numbers. Raises SessionStoreError if it can't be had."""
-        valkey = "valkey_version" in seen(self.info)
-        name, text = ("Valkey", self.told("valkey_version")) if valkey else ("Redis", self.told("redis_version"))
-        numbers = tuple(int(number) for number in re.findall(r"\d+", str(text))[:3])
+    def info(self) -> Op[Fields]:
+        return Fields((yield from self.ask("INFO")))
+
+    def version(self) -> Op[tuple[str, str, tuple[int, ...]]]:
+        """`Valkey` or `Redis`, its version, and that as numbers."""
+        info = yield from self.info()
+        name = "Valkey" if "valkey_version" in info else "Redis"
+        version = str(info[f"{name.lower()}_version"])
+        numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
         if not numbers:
-            raise SessionStoreError("the server's INFO tells a version without a number")
-        return name, str(text), numbers
+            raise SessionStoreError("the server reports a version without a number")
+        return name, version, numbers
 
-    def number(self, field: str) -> int:
-        """A field of INFO that is an integer. Raises SessionStoreError."""
-        return number(self.told(field))
+    def setting(self, name: str) -> Op[str]:
+        """One setting. Asking for all of them would bring passwords."""
+        return text(named((yield from self.ask("CONFIG", "GET", name)))[name])
 
-    def setting(self, name: str) -> str:
-        """A setting. Raises SessionStoreError if it is not to be had."""
-        return str(seen(self.config[name]))
+    def slots(self) -> Op[tuple[str | None, int]]:
+        """The state of its cluster, and how many slots are served."""
+        lines = text((yield from self.ask("CLUSTER", "INFO"))).splitlines()
+        facts = dict(line.split(":", 1) for line in lines if ":" in line)
+        return facts.get("cluster_state"), number(facts.get("cluster_slots_ok", ""))
 
-
-def of_nodes(nodes: Sequence[Node]) -> list[Finding]:
-    """The findings about servers: of each check the worst of all nodes."""
-    findings = []
-    for check, (why, look) in NODE_CHECKS.items():
-        # Of what is as bad the first is told: that one is away is why the others lack its slots.
-        ordered = sorted(nodes, key=lambda node: not node.away)
-        found = [judged(check, why, lambda node=node, look=look: look(node)) for node in ordered]  # type: ignore[misc]
-        worst = max(found, key=lambda finding: SEVERITY.index(finding.status))
-        alike = sum(finding.status == worst.status for finding in found)
-        if alike < len(nodes):
-            worst = worst.model_copy(update={"found": f"{worst.found} (on {alike} of {len(nodes)} primaries)"})
-        findings.append(worst)
-    return findings
+    def serves(self) -> Op[bool]:
+        """Whether its cluster answers for every key, as far as is known."""
+        try:
+            return self.handle is None or (yield from self.slots()) == ("ok", SLOTS)
+        except SessionStoreError:
+            return self.away is None
 
 
-def _version(node: Node) -> Outcome:
-    name, text, numbers = node.version()
+class Examination(NamedTuple):
+    """What the checks of the connection and of the keys are about."""
+
+    server: Server  # of a cluster, a primary that can be reached
+    settings: StoreSettings
+    client: ClientFacts
+    quorums: Sequence[object] = ()  # the answers of the Sentinel processes, where there are any
+    agent: str | None = None  # name of the runtime whose sessions these are
+    progress: Progress | None = None  # called after each page of the scan of all sessions
+    served: bool = True  # whether the server or cluster answers for every key
+
+    @property
+    def keys(self) -> Keys:
+        """The names of the keys. Raises SessionStoreError if some can't be asked for."""
+        if not self.served:
+            raise SessionStoreError("the cluster does not serve all of its slots")
+        return Keys(self.settings.namespace)
+
+
+@check("server", why="only Redis 6.2 to 8 and Valkey 8 and 9 are tested with this package")
+def version(server: Server) -> Op[Outcome]:
+    name, version, numbers = yield from server.version()
+    fix = "run Redis 6.2 to 8, or Valkey 8 or 9"
     if name == "Redis" and numbers < (6, 2):
-        return BROKEN, f"{name} {text}, older than 6.2", "run Redis 6.2 to 8, or Valkey 8 or 9"
+        return BROKEN, f"{name} {version}, older than 6.2", fix
     if (numbers[0] in (8, 9)) if name == "Valkey" else (numbers < (9,)):
-        return OK, f"{name} {text}", None
-    return WARNING, f"{name} {text}, never tried", "run Redis 6.2 to 8, or Valkey 8 or 9"
+        return OK, f"{name} {version}", None
+    return WARNING, f"{name} {version}, never tested", fix
 
 
-def _role(node: Node) -> Outcome:
-    if (role := node.told("role")) == "master":
-        return OK, "a primary", None
-    return (
-        BROKEN,
-        f"role {role}: nothing can be saved there",
-        "name the primary in the URL, or Sentinel by redis+sentinel://",
-    )
+@check("role", why="a replica is read-only")
+def role(server: Server) -> Op[Outcome]:
+    role, fix = (yield from server.info())["role"], "name the primary in the URL, or Sentinel by redis+sentinel://"
+    return (OK, "a primary", None) if role == "master" else (BROKEN, f"role {role}: nothing can be saved there", fix)
 
 
-def _eviction(node: Node) -> Outcome:
-    policy, limit = str(node.told("maxmemory_policy")), node.number("maxmemory")
-    remedy = "redis-cli CONFIG SET maxmemory-policy volatile-ttl"
-    if policy == "volatile-ttl":
-        return OK, policy, None
-    if policy.startswith("allkeys-"):
-        return BROKEN, f"{policy} takes counters, too", remedy
-    if policy == "noeviction":
-        return (WARNING, f"{policy}: at {_megabytes(limit)} saves are refused", remedy) if limit else (OK, policy, None)
-    return WARNING, f"{policy} may take leases and sessions that were just used", remedy
-
-
-def _memory(node: Node) -> Outcome:
-    limit, used = node.number("maxmemory"), node.number("used_memory")
-    if not limit:
-        return WARNING, "no maxmemory", "redis-cli CONFIG SET maxmemory 256mb"
-    found = f"{_megabytes(used)} of {_megabytes(limit)}"
-    remedy = f"redis-cli CONFIG SET maxmemory {max(1, limit * 2 // 2**20)}mb"  # 0 would be no limit at all
-    if used >= limit * MEMORY_FULL and node.told("maxmemory_policy") == "noeviction":
-        return BROKEN, f"{found}, and nothing may be evicted", remedy
-    if evicted := node.number("evicted_keys"):
-        return WARNING, f"{found}; {evicted:,} keys were evicted since the server started", remedy
-    return OK, found, None
-
-
-def _append_only(node: Node) -> Outcome:
-    if node.number("aof_enabled"):
-        return OK, "on", None
-    remedy = "redis-cli CONFIG SET appendonly yes"
+@check("cluster", why="conversations in a slot that no node serves can't be looked up")
+def cluster(server: Server) -> Op[Outcome]:
+    if server.handle is None:
+        lone = (BROKEN, "this is one node of a cluster", "give the URL as redis+cluster://")
+        return lone if number((yield from server.info())["cluster_enabled"]) else (OK, "none", None)
+    repair, moving = "redis-cli --cluster fix HOST:PORT", False
     try:
-        snapshots = node.setting("save")
-    except SessionStoreError:
-        return WARNING, "off; whether snapshots are taken can't be seen", remedy
-    if snapshots:
-        return WARNING, "off; snapshots alone lose what came after the last one", remedy
-    return BROKEN, "off, and no snapshots: nothing outlives the server", remedy
-
-
-def _appendfsync(node: Node) -> Outcome:
-    if not node.number("aof_enabled"):
-        return OK, "not in use", None
-    policy = node.setting("appendfsync")
-    if policy == "no":
-        return WARNING, "no: when, is left to the system", "redis-cli CONFIG SET appendfsync everysec"
-    return OK, policy, None
-
-
-def _disk(node: Node) -> Outcome:
-    failed = [
-        name
-        for name, field, used in (
-            ("append-only file", "aof_last_write_status", node.number("aof_enabled")),
-            ("snapshot", "rdb_last_bgsave_status", 1),
-        )
-        if used and node.told(field) != "ok"
-    ]
-    if failed:
-        return BROKEN, f"the last write of the {' and the '.join(failed)} failed", "look at its log, disk and permissions"
-    return OK, "no write has failed", None
-
-
-def _replicas(node: Node) -> Outcome:
-    replicas, needed = node.number("connected_slaves"), number(node.setting("min-replicas-to-write"))
-    good = node.number("min_slaves_good_slaves") if needed else 0
-    if good < needed:
-        return BROKEN, f"{good} in step, {needed} needed: saves are refused", "bring a replica up"
-    if replicas and not needed:
-        remedy = "redis-cli CONFIG SET min-replicas-to-write 1, and CONFIG SET min-replicas-max-lag 10"
-        return WARNING, f"{replicas}, none of them needed for a save", remedy
-    return OK, f"{replicas}, {needed} needed for a save" if replicas else "none", None
-
-
-def _cluster(node: Node) -> Outcome:
-    if node.cluster is None:
-        if node.number("cluster_enabled"):
-            return BROKEN, "this is one node of a cluster", "give the URL as redis+cluster://"
-        return OK, "none", None
-    if node.away:
-        return BROKEN, str(node.info), "bring it up; its replica takes over by itself, if it has one"
-    facts = seen(node.cluster)
-    state, served = facts.get("cluster_state"), number(facts.get("cluster_slots_ok", ""))
+        state, served = yield from server.slots()
+        # A user that may not list the nodes can still know that every slot is served.
+        with suppress(AccessDenied):
+            moving = bool(re.search(r"\[\d+-[<>]-", text((yield from server.ask("CLUSTER", "NODES")))))
+    except StoreUnavailable as error:
+        if server.away is None:
+            raise
+        return BROKEN, error.message, "start it; if it has a replica, that takes over on its own"
     if state != "ok" or served < SLOTS:
-        return BROKEN, f"state {state}, {served:,} of 16,384 slots served", "redis-cli --cluster fix HOST:PORT"
-    if node.moving:
-        return WARNING, "slots are on the move, scans may miss keys", "wait, or redis-cli --cluster fix HOST:PORT"
+        return BROKEN, f"state {state}, {served:,} of {SLOTS:,} slots served", repair
+    if moving:
+        return WARNING, "slots are being migrated, scans may miss keys", f"wait, or {repair}"
     return OK, "every slot is served", None
 
 
-def number(text: Any) -> int:
-    """What a server told as a number. Raises SessionStoreError where it is none: servers that are like Redis tell much."""
+@check("eviction", why="volatile-ttl evicts what was unused longest, and keeps leases and every counter")
+def eviction(server: Server) -> Op[Outcome]:
+    info = yield from server.info()
+    policy, limit = str(info["maxmemory_policy"]), number(info["maxmemory"])
+    fix = "redis-cli CONFIG SET maxmemory-policy volatile-ttl"
+    if policy == "volatile-ttl" or (policy == "noeviction" and not limit):
+        return OK, policy, None
+    if policy.startswith("allkeys-"):
+        return BROKEN, f"{policy} evicts counters, too", fix
+    full, early = f": at {_megabytes(limit)} saves are refused", " may evict leases and sessions that were just used"
+    return WARNING, policy + (full if policy == "noeviction" else early), fix
+
+
+@check("memory", why="without a limit the system kills the server; with one that is too low sessions are lost early")
+def memory(server: Server) -> Op[Outcome]:
+    info = yield from server.info()
+    limit, used = number(info["maxmemory"]), number(info["used_memory"])
+    if not limit:
+        return WARNING, "no maxmemory", "redis-cli CONFIG SET maxmemory 256mb"
+    found = f"{_megabytes(used)} of {_megabytes(limit)}"
+    fix = f"redis-cli CONFIG SET maxmemory {max(1, limit * 2 // 2**20)}mb"  # 0 would mean no limit
+    if used >= limit * MEMORY_FULL and info["maxmemory_policy"] == "noeviction":
+        return BROKEN, f"{found}, and nothing may be evicted", fix
+    if evicted := number(info["evicted_keys"]):
+        return WARNING, f"{found}; {evicted:,} keys were evicted since the server started", fix
+    return OK, found, None
+
+
+@check("append-only", why="a crash of the server loses saves that are not in its append-only file")
+def append_only(server: Server) -> Op[Outcome]:
+    if number((yield from server.info())["aof_enabled"]):
+        return OK, "on", None
+    fix = "redis-cli CONFIG SET appendonly yes"
     try:
-        return int(text)
+        snapshots = yield from server.setting("save")
+    except SessionStoreError:
+        return WARNING, "off; whether snapshots are taken can't be seen", fix
+    if not snapshots:
+        return BROKEN, "off, and no snapshots: nothing survives a restart", fix
+    return WARNING, "off; snapshots alone lose what came after the last one", fix
+
+
+@check("appendfsync", why="a power cut loses what was not synced: up to a second with everysec, half a minute with no")
+def appendfsync(server: Server) -> Op[Outcome]:
+    if not number((yield from server.info())["aof_enabled"]):
+        return OK, "not in use", None
+    policy, fix = (yield from server.setting("appendfsync")), "redis-cli CONFIG SET appendfsync everysec"
+    return (WARNING, "no: the system decides when", fix) if policy == "no" else (OK, policy, None)
+
+
+@check("disk", why="a server that can't write its files refuses saves, or forgets them at a restart")
+def disk(server: Server) -> Op[Outcome]:
+    info = yield from server.info()
+    failed = ["append-only file"] if number(info["aof_enabled"]) and info["aof_last_write_status"] != "ok" else []
+    failed += ["snapshot"] if info["rdb_last_bgsave_status"] != "ok" else []
+    found = f"the last write of the {' and the '.join(failed)} failed"
+    return (BROKEN, found, "check its log, disk and permissions") if failed else (OK, "no write has failed", None)
+
+
+@check("replicas", why="a failover loses saves that no replica was required to have")
+def replicas(server: Server) -> Op[Outcome]:
+    info = yield from server.info()
+    replicas, needed = number(info["connected_slaves"]), number((yield from server.setting("min-replicas-to-write")))
+    good = number(info["min_slaves_good_slaves"]) if needed else 0
+    if good < needed:
+        return BROKEN, f"{good} in sync, {needed} needed: saves are refused", "start a replica"
+    if replicas and not needed:
+        fix = "redis-cli CONFIG SET min-replicas-to-write 1, and CONFIG SET min-replicas-max-lag 10"
+        return WARNING, f"{replicas}, none of them needed for a save", fix
+    return OK, f"{replicas}, {needed} needed for a save" if replicas else "none", None
+
+
+CHECKS: Final = (version, role, cluster, eviction, memory, append_only, appendfsync, disk, replicas)
+
+
+def number(value: Any) -> int:
+    """An integer of a server's reply. Raises SessionStoreError: servers that imitate Redis return other text."""
+    try:
+        return int(value)
     except ValueError:
-        raise SessionStoreError("the server tells no number where Redis does") from None
+        raise SessionStoreError("the server's reply is not a number where Redis has one") from None
 
 
-def is_away(fact: Any) -> bool:
-    """Whether it is that its server could not be reached."""
-    return isinstance(fact, StoreUnavailable) and not isinstance(fact, AccessDenied)
+def named(reply: Any) -> Fields:
+    """A reply that is a map, as RESP3 has it, or a list of names and values, as RESP2 has it."""
+    pairs = reply.items() if isinstance(reply, Mapping) else zip(reply[::2], reply[1::2], strict=True)
+    return Fields((text(name), value) for name, value in pairs)
+
+
+def text(value: bytes | str) -> str:
+    """A string of a server's reply."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _megabytes(size: int) -> str:
     return f"{size / 2**20:,.0f} MB"
-
-
-NODE_CHECKS: Final[Mapping[str, tuple[str, Callable[[Node], Outcome]]]] = {
-    "server": ("the scripts and commands are tried on Redis 6.2 to 8 and Valkey 8 and 9", _version),
-    "role": ("a replica is read-only", _role),
-    "cluster": ("a slot that nobody serves is a conversation that can't be looked up", _cluster),
-    "eviction": ("volatile-ttl drops what was unused longest, and keeps leases and every counter", _eviction),
-    "memory": ("without a limit the system ends the server; with too low a one sessions go early", _memory),
-    "append-only": ("a crash of the server loses what was acknowledged and is not in the file", _append_only),
-    "appendfsync": (
-        "a power cut loses what was not synced: with everysec up to a second, with no half a minute",
-        _appendfsync,
-    ),
-    "disk": ("where the server can't write its files it refuses saves, or forgets them", _disk),
-    "replicas": ("a failover loses saves that no replica had to have", _replicas),
-}

@@ -1,20 +1,22 @@
-"""What the doctor makes of the way to the server, of the keys, and of the max age. Asks nothing."""
+"""Checks of the keys: session IDs and their TTLs, leases, counters, and the max age against what the agent keeps."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 from redis_sessions.agents import known_agents
-from redis_sessions.doctor.findings import BROKEN, OK, UNKNOWN, WARNING, Connection, Outcome, seen
+from redis_sessions.doctor.findings import BROKEN, OK, UNKNOWN, WARNING, Outcome, check
+from redis_sessions.doctor.server import Examination, text
 from redis_sessions.errors import InvalidSettings, SessionStoreError, StoreUnavailable
-from redis_sessions.operations.retime import RetimeResult
+from redis_sessions.keys import COUNTERS
+from redis_sessions.operations.command import Command, Op
+from redis_sessions.operations.retime import RetimeResult, retime
+from redis_sessions.operations.scan import Scan
 from redis_sessions.settings import DAY_MS, StoreSettings
 from redis_sessions.text import count, exact_duration
 
-SLOW_MS: Final = 50
-CLOCK_MS: Final = 1_000
 # How long runtimes keep what their IDs name; of the others it is not established.
 KEPT_MS: Final[Mapping[str, int]] = {
     "claude": 30 * DAY_MS,
@@ -25,113 +27,90 @@ KEPT_MS: Final[Mapping[str, int]] = {
 }
 
 
-def no_ttl(lives: RetimeResult, settings: StoreSettings) -> Outcome:
-    """Whether sessions never expire."""
-    if lives.given_ttl:
-        return BROKEN, f"{count(lives.given_ttl, 'session')} without a TTL", _retime(settings)
-    _sure(lives)
-    return OK, f"none of {count(lives.looked_at, 'key')}", None
+@check("no-ttl", why="a session that never expires is tried forever")
+def no_ttl(about: Examination) -> Op[Outcome]:
+    lives = yield from about.server.once("scan", _scan(about))
+    bad = BROKEN, f"{count(lives.given_ttl, 'session')} without a TTL", _retime(about.settings)
+    return bad if lives.given_ttl else _none(lives, f"none of {count(lives.looked_at, 'key')}")
 
 
-def over_max_age(lives: RetimeResult, settings: StoreSettings) -> Outcome:
-    """Whether sessions live longer than the max age."""
-    if lives.shortened:
-        found = f"more than {exact_duration(settings.session_max_age_ms)} left: {count(lives.shortened, 'session')}"
-        return WARNING, found, _retime(settings)
-    _sure(lives)
-    return OK, f"no session has more than {exact_duration(settings.session_max_age_ms)} left", None
+@check("max-age", why="these were saved when the max age was longer, and still live that long")
+def max_age(about: Examination) -> Op[Outcome]:
+    lives, age = (yield from about.server.once("scan", _scan(about))), exact_duration(about.settings.session_max_age_ms)
+    bad = WARNING, f"more than {age} left: {count(lives.shortened, 'session')}", _retime(about.settings)
+    return bad if lives.shortened else _none(lives, f"no session has more than {age} left")
 
 
-def values(lives: RetimeResult) -> Outcome:
-    """Whether something else stands where session IDs belong."""
+@check("values", why="a value that is not a session ID can't be resumed")
+def values(about: Examination) -> Op[Outcome]:
+    lives = yield from about.server.once("scan", _scan(about))
     if lives.invalid:
-        found = f"no session ID in {count(lives.invalid, 'key')}, {lives.invalid_no_ttl:,} of them for ever"
-        return WARNING, found, "redis-sessions report names them; find out who writes them, and delete them"
-    _sure(lives)
-    return OK, "every key holds a session ID", None
+        found = f"no session ID in {count(lives.invalid, 'key')}, {lives.invalid_no_ttl:,} of them without a TTL"
+        return WARNING, found, "find their names by redis-sessions report, stop what writes them, and delete them"
+    return _none(lives, "every key holds a session ID")
 
 
-def _sure(lives: RetimeResult) -> None:
-    if lives.approximate:
-        raise SessionStoreError(
-            "none was found, but slots moved, the server changed or INFO is denied: some may have been missed"
-        )
+@check("leases", why="a lease that never expires blocks its conversation until another worker asks for it")
+def leases(about: Examination) -> Op[Outcome]:
+    scan = Scan(about.settings, prefix=about.keys.lease_prefix, optional=True)
+    without = 0
+    while (pages := (yield from scan.next_pages())) is not None:
+        without += sum(page.pttls_ms.count(-1) for page in pages)
+    if scan.refused:
+        raise scan.refused
+    bad = WARNING, f"{count(without, 'lease')} without a TTL", "the next claim sets one; find out what created them"
+    return bad if without else (OK, "every lease expires", None)
 
 
-def leases(without_ttl: int) -> Outcome:
-    """Whether leases never lapse."""
-    if without_ttl:
-        return (
-            WARNING,
-            f"{count(without_ttl, 'lease')} without a TTL",
-            "the next claim on each gives it one; find out who took it",
-        )
-    return OK, "every lease lapses", None
-
-
-def counters(counters: Sequence[tuple[str, Any, Any]]) -> Outcome:
-    """Whether the counters, by Redis key, value and TTL, can be counted on."""
-    for redis_key, value, pttl_ms in counters:
-        try:
-            counts = value is None or _counts(seen(value))
-        except StoreUnavailable:
-            raise
-        except SessionStoreError:
-            counts = False
-        if not counts:
-            return BROKEN, f"{redis_key} holds no integer that can be counted on from", f"redis-cli SET {redis_key} 0"
-        if seen(pttl_ms) >= 0:
-            return WARNING, f"{redis_key} will expire", f"redis-cli PERSIST {redis_key}"
+@check("counters", why="the number of failures means something only beside the number of turns")
+def counters(about: Examination) -> Op[Outcome]:
+    for redis_key in map(about.keys.counter, COUNTERS):
+        name = redis_key.decode()
+        [value, pttl_ms] = yield [Command((command, redis_key), optional=True) for command in ("GET", "PTTL")]
+        if isinstance(value, StoreUnavailable):
+            raise value
+        if isinstance(value, SessionStoreError) or not (value is None or _counts(value)):
+            return BROKEN, f"{name} is not an integer that can be incremented", f"redis-cli SET {name} 0"
+        if isinstance(pttl_ms, SessionStoreError):
+            raise pttl_ms
+        if pttl_ms >= 0:
+            return WARNING, f"{name} will expire", f"redis-cli PERSIST {name}"
     return OK, "integers that never expire", None
 
 
-def _counts(value: bytes | str) -> bool:
-    """Whether INCR takes it: Python's own int() would let white space, underscores and any size pass."""
-    text = value if isinstance(value, str) else value.decode("utf-8", "replace")
-    return re.fullmatch(r"0|-?[1-9][0-9]{0,18}", text) is not None and -(2**63) <= int(text) < 2**63 - 1
+@check("agent", why="an ID that outlives its session costs a refused resume")
+def agent(about: Examination) -> Outcome:
+    return kept(about.settings.session_max_age_ms, about.agent)
+
+
+CHECKS: Final = (no_ttl, max_age, values, leases, counters, agent)
+
+
+def _scan(about: Examination) -> Op[RetimeResult]:
+    """Find out what `retime` would do, once for all checks."""
+    scan = Scan(about.settings, about.progress, prefix=about.keys.prefix, optional=True)
+    result = yield from retime(about.settings, dry_run=True, scan=scan)
+    if scan.refused:
+        raise scan.refused
+    return result
+
+
+def _none(lives: RetimeResult, found: str) -> Outcome:
+    if lives.approximate:
+        raise SessionStoreError("none found, but slots moved, the server changed or INFO is denied: some may be missing")
+    return OK, found, None
 
 
 def _retime(settings: StoreSettings) -> str:
-    return (
-        f"redis-sessions retime --namespace {settings.namespace} --max-age {exact_duration(settings.session_max_age_ms)}, "
-        "if that is the max age that workers have"
-    )
+    max_age = exact_duration(settings.session_max_age_ms)
+    command = f"redis-sessions retime --namespace {settings.namespace} --max-age {max_age}"
+    return f"{command}, if that is the max age that workers have"
 
 
-def round_trip(trip_ms: float) -> Outcome:
-    """How long one takes."""
-    if trip_ms >= SLOW_MS:
-        return WARNING, f"{trip_ms:.0f} ms", "bring workers and server closer together"
-    return OK, f"{trip_ms:.2f} ms", None
-
-
-def clock(ahead_ms: int) -> Outcome:
-    """How far the client's clock is from the server's."""
-    found = f"this machine is {abs(ahead_ms):,} ms {'ahead of' if ahead_ms >= 0 else 'behind'} the server"
-    return (WARNING, found, "set both by NTP") if abs(ahead_ms) > CLOCK_MS else (OK, found, None)
-
-
-def client(connection: Connection) -> Outcome:
-    """What is risky about the client."""
-    if connection.risks is None:
-        raise SessionStoreError("the client that was passed in is of no kind that is known")
-    if connection.risks:
-        found = "the redis-py client that was passed in " + "; and it ".join(connection.risks)
-        return WARNING, found, "SessionStore.from_url builds a safe one"
-    return OK, "retries no counter, and reads no other's reply", None
-
-
-def quorum(quorums: Sequence[object]) -> Outcome:
-    """Whether Sentinel could put another primary in place."""
-    lacking = [answer for answer in quorums if isinstance(answer, SessionStoreError)]
-    if len(lacking) == len(quorums) and all(isinstance(answer, StoreUnavailable) for answer in lacking):
-        raise lacking[0]
-    remedy = "start the sentinels that are down, or list those that are gone no more"
-    if any(not isinstance(answer, StoreUnavailable) for answer in lacking):
-        return BROKEN, "no quorum to fail over", remedy
-    if lacking:
-        return WARNING, f"{len(lacking)} of {len(quorums)} can't be reached", remedy
-    return OK, f"{len(quorums)} of {len(quorums)} see a quorum", None
+def _counts(value: bytes | str) -> bool:
+    """Whether INCR accepts it: Python's own int() allows white space, underscores and any size."""
+    digits = text(value)
+    return re.fullmatch(r"0|-?[1-9][0-9]{0,18}", digits) is not None and -(2**63) <= int(digits) < 2**63 - 1
 
 
 def kept(max_age_ms: int, agent: str | None) -> Outcome:

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 from redis_sessions.errors import InvalidKey, InvalidSessionID, LegacyFileError
 from redis_sessions.keys import SESSION_ID, check_session_id, escape
 from redis_sessions.legacy.atomic_file import Replacement
+from redis_sessions.text import duration
 
 AHEAD_MS: Final = 5 * 60_000
 # As milliseconds these are days in 1970 to 1973; as seconds, 1973 to 5138.
@@ -145,9 +146,7 @@ def expires_at_ms(entry: Entry, now_ms: int, max_age_ms: int, assumed_ms: int | 
     """
     used_at_ms = entry.used_at_ms if entry.used_at_ms is not None else assumed_ms or 0
     if used_at_ms > now_ms + AHEAD_MS:
-        ahead_s = (used_at_ms - now_ms) // 1000
-        ahead = f"{ahead_s // 86_400:,} days" if ahead_s >= 2 * 86_400 else f"{ahead_s:,} s"
-        return f"last used {ahead} in the future"
+        return f"last used {duration(used_at_ms - now_ms)} in the future"
     return min(used_at_ms, now_ms) + max_age_ms
 
 

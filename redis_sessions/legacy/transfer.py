@@ -7,7 +7,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import Final, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from redis_sessions.errors import InvalidSettings, StoreUnavailable
 from redis_sessions.keys import Keys
@@ -25,7 +25,7 @@ _ROW: Final = attrgetter("key", "session_id", "last_used_at_ms", "idle_ms")
 _CACHE_KIB: Final = 16_384
 
 
-class Reject(BaseModel):
+class Reject(BaseModel, frozen=True, defer_build=True):
     """An entry that was not imported.
 
     Attributes:
@@ -34,14 +34,12 @@ class Reject(BaseModel):
         source: its own JSON text, name and value, unaltered.
     """
 
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
     key: str
     reason: str
     source: str
 
 
-class ImportResult(BaseModel):
+class ImportResult(BaseModel, frozen=True, defer_build=True):
     """The outcome of an import; imported + expired + kept + rejected = total.
 
     Attributes:
@@ -53,8 +51,6 @@ class ImportResult(BaseModel):
         rejects: each of the rejected, in the order of the file.
     """
 
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
     total: int
     imported: int
     expired: int
@@ -63,7 +59,7 @@ class ImportResult(BaseModel):
     rejects: tuple[Reject, ...]
 
 
-class ExportResult(BaseModel):
+class ExportResult(BaseModel, frozen=True, defer_build=True):
     """The outcome of an export.
 
     Attributes:
@@ -72,8 +68,6 @@ class ExportResult(BaseModel):
         skipped: keys without a valid session ID; `report` names them.
         approximate: keys may have been missed, because cluster slots moved or the server changed during the scan.
     """
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
 
     exported: int
     not_timed: int

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import math
+import os
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 from redis_sessions.client.execute import side_by_side
-from redis_sessions.errors import InvalidSettings, MissingExtra
+from redis_sessions.errors import CorruptValue, InvalidSettings, MissingExtra, SessionStoreError
 from redis_sessions.keys import FRESH_STARTS, RESUME_FAILURES, RESUMES
-from redis_sessions.metrics.watch import Look, Turns, Watch
 from redis_sessions.operations.report import Report
 from redis_sessions.store import SessionStore
 
@@ -21,8 +26,12 @@ try:
 except ImportError:
     raise MissingExtra("metrics need prometheus_client", remedy="pip install 'redis-sessions[prometheus]'") from None
 
+log = logging.getLogger("redis_sessions")
+
 SCAN_MAX_AGE_MS: Final = 60_000
 SCAN_WAIT_MS: Final = 1_000
+# How long closing waits for the current page of a running scan.
+CLOSE_WAIT_S: Final = 1.0
 UP: Final = "redis_sessions_up"
 IDLE: Final = "redis_sessions_idle_seconds"
 _LABEL: Final = "namespace"
@@ -34,74 +43,168 @@ _COUNTERS: Final = {
 }
 
 
-def _of_report(value: Callable[[Report], float]) -> Callable[[Look], float | None]:
-    return lambda look: None if look.report is None else value(look.report)
+def _next_expiry_s(report: Report, age_s: float) -> float | None:
+    return None if report.soonest_expiry_ms is None else max(0.0, report.soonest_expiry_ms / 1000 - age_s)
 
 
-_Gauge = tuple[str, str, Callable[[Look], float | None]]
+# Name, help text, and value by the last report and its age in seconds.
+_Gauge = tuple[str, str, Callable[[Report, float], float | None]]
 _GAUGES: Final[tuple[_Gauge, ...]] = (
-    (UP, "Whether Redis gave the counters to this scrape.", lambda look: look.up),
-    ("redis_sessions_live_sessions", "Keys that hold a session ID.", _of_report(lambda report: report.live)),
-    ("redis_sessions_keys_without_ttl", "Session keys that will never expire.", _of_report(lambda report: report.no_ttl)),
-    (
-        "redis_sessions_keys_over_max_age",
-        "Session keys with more time left than the exporter's max age.",
-        _of_report(lambda report: report.over_max_age),
-    ),
-    ("redis_sessions_keys_invalid", "Session keys that hold no session ID.", _of_report(lambda report: report.invalid)),
-    (
-        "redis_sessions_next_expiry_seconds",
-        "Time until the next session known to the key scan expires.",
-        lambda look: look.next_expiry_s,
-    ),
-    ("redis_sessions_scan_age_seconds", "Time since the last key scan that succeeded.", lambda look: look.age_s),
-    (
-        "redis_sessions_scan_duration_seconds",
-        "How long the last key scan took.",
-        _of_report(lambda report: report.scan_ms / 1000),
-    ),
-    (
-        "redis_sessions_scan_approximate",
-        "Whether the last key scan may have missed keys.",
-        _of_report(lambda report: report.approximate),
-    ),
+    ("live_sessions", "Keys that hold a session ID.", lambda report, _: report.live),
+    ("keys_without_ttl", "Session keys that will never expire.", lambda report, _: report.no_ttl),
+    ("keys_over_max_age", "Session keys with more than the exporter's max age left.", lambda report, _: report.over_max_age),
+    ("keys_invalid", "Session keys that do not hold a session ID.", lambda report, _: report.invalid),
+    ("next_expiry_seconds", "Time until the next session known to the key scan expires.", _next_expiry_s),
+    ("scan_age_seconds", "Time since the last key scan that succeeded.", lambda _, age_s: age_s),
+    ("scan_duration_seconds", "How long the last key scan took.", lambda report, _: report.scan_ms / 1000),
+    ("scan_approximate", "Whether the last key scan may have missed keys.", lambda report, _: report.approximate),
 )
 
 
-# What was registered where, for as long as anybody has it: a registry asks for the names of a family once.
+class Reading(NamedTuple):
+    """What is known of a store at one time."""
+
+    namespace: str
+    counters: dict[str, int | None] | None  # None if they could not be read
+    report: Report | None  # of the last scan that succeeded, None before the first
+    scanned_s: float  # when that ended, on the monotonic clock
+    error: SessionStoreError | None  # why the counters, or else a newer scan, could not be had
+
+
+class ForkSafeLock:
+    """One lock per process; a child never inherits a held one."""
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.Lock] = {}
+
+    def __enter__(self) -> None:
+        self._locks.setdefault(os.getpid(), threading.Lock()).acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._locks[os.getpid()].release()
+
+
+class _Closed(Exception):
+    """Ends a scan whose result nobody needs any more."""
+
+
+@dataclass(eq=False)
+class StoreMonitor:
+    """Reads one store, and keeps its last key scan."""
+
+    store: SessionStore
+    scan_max_age_ms: int
+    scan_wait_ms: int | None  # None: until the scan ends
+    # Scans that share it run one after the other: side by side, each page would wait for all others, and workers with it.
+    scanning: ForkSafeLock
+    _lock: ForkSafeLock = field(default_factory=ForkSafeLock)
+    _closed: bool = False
+    _scan: threading.Thread | None = None
+    _scan_error: SessionStoreError | None = None
+    _report: tuple[Report, float] | None = None
+    _logged: dict[str, str | None] = field(default_factory=dict)
+
+    def read(self) -> Reading:
+        """Read the counters, and scan if the last scan is too old. If Redis is away, return what is known."""
+        counters, namespace = None, self.store.settings.namespace
+        error: SessionStoreError | None = None
+        try:
+            counters = self.store.counters()
+        except SessionStoreError as failure:
+            error = failure
+        else:
+            if scan := self._scan_if_old():
+                scan.join(None if self.scan_wait_ms is None else self.scan_wait_ms / 1000)
+            if None in counters.values():
+                what = f"a counter of namespace {namespace} is not an integer"
+                error = CorruptValue(what, remedy="redis-sessions doctor shows how to fix it")
+        self._log("counters", error)
+        report, scanned_s = self._report or (None, 0.0)
+        return Reading(namespace, counters, report, scanned_s, error or self._scan_error)
+
+    def close(self) -> None:
+        """Let a running scan end with its current page, log no more problems, and start no further scan."""
+        self._closed = True
+        with self._lock:
+            scan = self._scan
+        if scan is not None:
+            scan.join(CLOSE_WAIT_S)
+
+    def _scan_if_old(self) -> threading.Thread | None:
+        """The thread of a scan, already running or started here; None if the last one is new enough."""
+        with self._lock:
+            # After a fork the parent's is not alive here.
+            if self._scan is None or not self._scan.is_alive():
+                age_s = time.monotonic() - self._report[1] if self._report else math.inf
+                if self._closed or age_s < self.scan_max_age_ms / 1000:
+                    return None
+                # A daemon, so that a scan does not keep the process from ending.
+                self._scan = threading.Thread(target=self._scan_now, name="redis-sessions scan", daemon=True)
+                self._scan.start()
+            return self._scan
+
+    def _scan_now(self) -> None:
+        error = None
+        try:
+            with self.scanning:
+                self._stop_if_closed()
+                self._report = (self.store.report(self._stop_if_closed), time.monotonic())
+        except SessionStoreError as failure:
+            error = failure
+        except Exception:
+            # A client that is closed while it is being used may raise anything.
+            if not self._closed:
+                raise
+        self._scan_error = error
+        self._log("key scan", error)
+
+    def _stop_if_closed(self, *_: int) -> None:
+        if self._closed:
+            raise _Closed
+
+    def _log(self, what: str, error: SessionStoreError | None) -> None:
+        """Log a problem when it begins, changes or ends, not at every scrape."""
+        now = None if error is None else str(error)
+        with self._lock:
+            before, self._logged[what] = self._logged.get(what), now
+        if not self._closed and now != before:
+            state = f"the {what} can be read again" if now is None else f"no {what}: {now}"
+            log.warning("metrics of namespace %s: %s", self.store.settings.namespace, state)
+
+
+# What was registered where, for as long as anything uses it: a registry asks for the names of a family once.
 _registered: weakref.WeakKeyDictionary[CollectorRegistry, weakref.ref[Collector]] = weakref.WeakKeyDictionary()
-_registering = Turns()
+_registering = ForkSafeLock()
 
 
 def register(
     *stores: SessionStore,
     registry: CollectorRegistry = REGISTRY,
     scan_max_age_ms: int = SCAN_MAX_AGE_MS,
-    scan_wait_ms: int = SCAN_WAIT_MS,
+    scan_wait_ms: int | None = SCAN_WAIT_MS,
 ) -> Collector:
     """Export the metrics of one or more stores, each with its namespace as label.
 
-    Further stores of the same registry, registered later, join those before: the collector that is returned is theirs as
-    well. `registry.unregister` takes all of them back.
+    Further stores that are registered later on the same registry join the earlier ones: the same collector is returned for
+    all of them, and `registry.unregister` removes them all.
 
     Args:
-        stores: a namespace each.
-        registry: prometheus_client's default one unless given.
-        scan_max_age_ms: how old the key scan behind the gauges may get before a scrape has the keys scanned anew.
-        scan_wait_ms: how long a scrape waits for a scan that is under way, before it shows the last one.
+        stores: each of its own namespace.
+        registry: default: the default registry of prometheus_client.
+        scan_max_age_ms: how old the key scan behind the gauges may get before a scrape starts a new one.
+        scan_wait_ms: how long a scrape waits for a running scan before it shows the last one; None: until it ends.
 
     Raises InvalidSettings, also for a registry that exports these metrics already.
     """
     collector = Collector(*stores, scan_max_age_ms=scan_max_age_ms, scan_wait_ms=scan_wait_ms)
-    with _registering.mine():
+    with _registering:
         try:
             registry.register(collector)
         except ValueError:
             before = _registered.get(registry, lambda: None)()
             if before is None:
-                raise InvalidSettings(
-                    "this registry exports these metrics already", remedy="unregister what exports them, or take another"
-                ) from None
+                remedy = "unregister their collector, or use another registry"
+                raise InvalidSettings("this registry exports these metrics already", remedy=remedy) from None
             before.add(*stores, scan_max_age_ms=scan_max_age_ms, scan_wait_ms=scan_wait_ms)
             return before
         _registered[registry] = weakref.ref(collector)
@@ -109,101 +212,98 @@ def register(
 
 
 class Collector:
-    """A collector for prometheus_client, on any registry, or on many: what it knows of its stores is its own.
+    """A collector for prometheus_client, for one registry or many: it keeps what it knows of its stores itself.
 
-    Where a program makes a registry for each scrape, as under PROMETHEUS_MULTIPROC_DIR, let it make one Collector, and
-    register that. It takes what `register` does. Raises InvalidSettings likewise.
+    A program that makes a registry for each scrape, as under PROMETHEUS_MULTIPROC_DIR, should make one Collector and
+    register that. It takes what `register` does. Raises InvalidSettings in the same cases.
     """
 
     def __init__(
-        self, *stores: SessionStore, scan_max_age_ms: int = SCAN_MAX_AGE_MS, scan_wait_ms: int = SCAN_WAIT_MS
+        self, *stores: SessionStore, scan_max_age_ms: int = SCAN_MAX_AGE_MS, scan_wait_ms: int | None = SCAN_WAIT_MS
     ) -> None:
-        self._watches: tuple[Watch, ...] = ()
-        self._turns: dict[Any, Turns] = {}
+        self._monitors: list[StoreMonitor] = []
+        self._locks: dict[int, ForkSafeLock] = {}
         self.add(*stores, scan_max_age_ms=scan_max_age_ms, scan_wait_ms=scan_wait_ms)
 
-    def add(self, *stores: SessionStore, scan_max_age_ms: int = SCAN_MAX_AGE_MS, scan_wait_ms: int = SCAN_WAIT_MS) -> None:
+    def add(
+        self, *stores: SessionStore, scan_max_age_ms: int = SCAN_MAX_AGE_MS, scan_wait_ms: int | None = SCAN_WAIT_MS
+    ) -> None:
         """Export further stores. Raises InvalidSettings, and then exports none of them."""
         if not stores or not all(isinstance(store, SessionStore) for store in stores):
-            raise InvalidSettings(
-                "metrics are those of a SessionStore",
-                remedy="for an AsyncSessionStore make one of the same URL and settings",
-            )
-        namespaces = [watch.namespace for watch in self._watches] + [store.settings.namespace for store in stores]
+            remedy = "for an AsyncSessionStore make one of the same URL and settings"
+            raise InvalidSettings("metrics need a SessionStore", remedy=remedy)
+        namespaces = [store.settings.namespace for store in (*(each.store for each in self._monitors), *stores)]
         for namespace in namespaces:
             if namespaces.count(namespace) > 1:
-                raise InvalidSettings(
-                    f"namespace {namespace} is exported here already", remedy="give one registry to each of the two stores"
-                )
-        if min(scan_max_age_ms, scan_wait_ms) < 0:
+                remedy = "give each of the two stores its own registry"
+                raise InvalidSettings(f"namespace {namespace} is exported here already", remedy=remedy)
+        if min(scan_max_age_ms, scan_wait_ms or 0) < 0:
             raise InvalidSettings("scan_max_age_ms or scan_wait_ms is negative", remedy="give milliseconds, or 0")
-        self._watches += tuple(_watches(stores, self._turns, scan_max_age_ms, scan_wait_ms))
+        for store in stores:
+            scanning = self._locks.setdefault(id(store.client), ForkSafeLock())
+            self._monitors.append(StoreMonitor(store, scan_max_age_ms, scan_wait_ms, scanning))
+
+    def read(self) -> list[Reading]:
+        """Read the stores, side by side. Raises nothing because of Redis."""
+        return side_by_side([monitor.read for monitor in self._monitors])
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples: what the registry asks for instead of a first collect."""
         return families([])
 
     def collect(self) -> Iterable[Metric]:
-        """The families as of now. Raises nothing because of Redis; the stores are looked at side by side."""
-        return families(side_by_side([watch.look for watch in self._watches]))
+        """The current families. Raises nothing because of Redis."""
+        return families(self.read())
 
     def close(self) -> None:
-        """End the scans that are under way, for who is about to close the stores; what was seen stays."""
-        for watch in self._watches:
-            watch.close()
+        """End running scans, before the stores are closed; what was read stays."""
+        for monitor in self._monitors:
+            monitor.close()
 
 
-def _watches(
-    stores: Iterable[SessionStore], turns: dict[Any, Turns], scan_max_age_ms: int, scan_wait_ms: int | None
-) -> Iterator[Watch]:
-    """A watch for each store; those of one client scan in turn. `turns` are by client, and are added to."""
-    for store in stores:
-        yield Watch(store, scan_max_age_ms, scan_wait_ms, turns.setdefault(id(store.client), Turns()))
-
-
-class Once:
-    """A collector of a single look at each store, taken when it is made, which waited for the scans as long as they took.
+class Snapshot:
+    """A collector that reads each store once, when it is made, and waits for the scans as long as they take.
 
     Attributes:
         errors: why something is missing from it.
     """
 
     def __init__(self, *stores: SessionStore) -> None:
-        self._looks: Sequence[Look] = side_by_side([watch.look for watch in _watches(stores, {}, 0, None)])
-        self.errors = [look.error for look in self._looks if look.error is not None]
+        self._readings = Collector(*stores, scan_max_age_ms=0, scan_wait_ms=None).read()
+        self.errors = [reading.error for reading in self._readings if reading.error is not None]
 
     def collect(self) -> Iterable[Metric]:
-        return families(self._looks)
+        return families(self._readings)
 
     def text(self) -> str:
         """The samples in Prometheus' text format."""
         return generate_latest(self).decode()
 
 
-def families(looks: Iterable[Look]) -> Iterator[Metric]:
-    """What was seen, as families of samples, with what is not known left out."""
-    looks = list(looks)
+def families(readings: Sequence[Reading]) -> Iterator[Metric]:
+    """What was read, as families of samples; what is not known is left out."""
+    reports = [(each.namespace, each.report, time.monotonic() - each.scanned_s) for each in readings if each.report]
+    counted = [(each.namespace, each.counters) for each in readings if each.counters is not None]
     for counter, (name, text) in _COUNTERS.items():
-        family = CounterMetricFamily(name, text, labels=[_LABEL])
-        for look in looks:
-            if look.counters is not None and (count := look.counters[counter]) is not None:
-                family.add_metric([look.namespace], count)
-        yield family
+        yield _family(CounterMetricFamily, name, text, ((namespace, counts[counter]) for namespace, counts in counted))
+    up = ((each.namespace, each.counters is not None) for each in readings)
+    yield _family(GaugeMetricFamily, UP, "Whether Redis returned the counters to this scrape.", up)
     for name, text, value_of in _GAUGES:
-        gauge = GaugeMetricFamily(name, text, labels=[_LABEL])
-        for look in looks:
-            if (value := value_of(look)) is not None:
-                gauge.add_metric([look.namespace], value)
-        yield gauge
-    # Its add_metric wants a sum, which the report doesn't have.
-    idle = GaugeHistogramMetricFamily(
-        IDLE, "How long the live sessions of the last key scan had been idle.", labels=[_LABEL]
-    )
-    for look in looks:
-        if look.report is not None:
-            buckets = look.report.idle_histogram
-            bounds = [*(str(bucket.up_to_ms / 1000) for bucket in buckets), "+Inf"]
-            counts = [*itertools.accumulate(bucket.count for bucket in buckets)]
-            for bound, count in zip(bounds, [*counts, counts[-1]], strict=True):
-                idle.samples.append(Sample(f"{IDLE}_bucket", {_LABEL: look.namespace, "le": bound}, count))
+        values = ((namespace, value_of(report, age_s)) for namespace, report, age_s in reports)
+        yield _family(GaugeMetricFamily, f"redis_sessions_{name}", text, values)
+    idle = _family(GaugeHistogramMetricFamily, IDLE, "How long the live sessions of the last key scan had been idle.", ())
+    for namespace, report, _ in reports:
+        bounds = [*(str(bucket.up_to_ms / 1000) for bucket in report.idle_histogram), "+Inf"]
+        counts = [*itertools.accumulate(bucket.count for bucket in report.idle_histogram)]
+        for bound, count in zip(bounds, [*counts, counts[-1]], strict=True):
+            # Its add_metric needs a sum, which the report doesn't have.
+            idle.samples.append(Sample(f"{IDLE}_bucket", {_LABEL: namespace, "le": bound}, count))
     yield idle
+
+
+def _family(kind: Any, name: str, text: str, values: Iterable[tuple[str, float | None]]) -> Metric:
+    family: Any = kind(name, text, labels=[_LABEL])
+    for namespace, value in values:
+        if value is not None:
+            family.add_metric([namespace], value)
+    return family  # type: ignore[no-any-return]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from redis_sessions.errors import InexactScan
 from redis_sessions.keys import Keys, is_session_id
 from redis_sessions.operations.command import Op
 from redis_sessions.operations.scan import Page, Progress, Scan, session_rows
 from redis_sessions.settings import DAY_MS, StoreSettings
+from redis_sessions.text import safe
 
 MAX_EXAMPLES = 20
 
@@ -23,7 +24,7 @@ _BUCKETS_MS = (
 )
 
 
-class InvalidExample(BaseModel):
+class InvalidExample(BaseModel, frozen=True, defer_build=True):
     """A key that doesn't hold a valid session ID.
 
     Attributes:
@@ -31,13 +32,11 @@ class InvalidExample(BaseModel):
         reason: "wrong type", "no valid session ID" or "name outside the key scheme".
     """
 
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
     key: str
     reason: str
 
 
-class IdleBucket(BaseModel):
+class IdleBucket(BaseModel, frozen=True, defer_build=True):
     """Sessions that were idle for about the same time.
 
     Attributes:
@@ -45,13 +44,11 @@ class IdleBucket(BaseModel):
         count: their number; those of the buckets before are not included.
     """
 
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
     up_to_ms: int
     count: int
 
 
-class Report(BaseModel):
+class Report(BaseModel, frozen=True, defer_build=True):
     """The state of a namespace, read by a key scan that deletes nothing.
 
     Attributes:
@@ -66,8 +63,6 @@ class Report(BaseModel):
         approximate: keys may have been missed, because cluster slots moved or the server changed during the scan.
         scan_ms: how long the scan took, in milliseconds.
     """
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
 
     live: int
     no_ttl: int
@@ -166,9 +161,4 @@ class ReportFold:
         if len(self._examples) < MAX_EXAMPLES:
             wrong_value = "wrong type" if value is None else "no valid session ID"
             reason = "name outside the key scheme" if value is not None and is_session_id(value) else wrong_value
-            self._examples.append(InvalidExample(key=_printable(redis_key), reason=reason))
-
-
-def _printable(redis_key: bytes) -> str:
-    text = redis_key.decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+            self._examples.append(InvalidExample(key=safe(redis_key.decode("utf-8", "backslashreplace")), reason=reason))

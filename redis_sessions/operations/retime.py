@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from redis_sessions.keys import Keys
 from redis_sessions.operations.command import Command, Op
@@ -22,7 +22,7 @@ SHORTENED: Final = 1
 GIVEN_TTL: Final = 2
 
 
-class RetimeResult(BaseModel):
+class RetimeResult(BaseModel, frozen=True, defer_build=True):
     """How many keys were changed, by what was done; shortened + given_ttl + left + invalid = looked_at.
 
     Attributes:
@@ -34,8 +34,6 @@ class RetimeResult(BaseModel):
         invalid_no_ttl: those of the invalid that never expire.
         approximate: keys may have been missed, because cluster slots moved or the server changed during the scan.
     """
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
 
     looked_at: int
     shortened: int

@@ -14,7 +14,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import nullcontext, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from redis_sessions.errors import SessionStoreError
 from redis_sessions.operations.command import Op
@@ -28,16 +28,9 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 
-class Execute(Protocol):
-    """Drives one operation to its result, as SessionStore does on its client."""
-
-    def __call__(self, op: Op[T], /) -> T: ...
-
-
-class AsyncExecute(Protocol):
-    """Same as Execute, awaited."""
-
-    def __call__(self, op: Op[T], /) -> Coroutine[Any, Any, T]: ...
+# Drives one operation to its result, as a store does on its client.
+Execute: TypeAlias = Callable[[Op[Any]], Any]
+AsyncExecute: TypeAlias = Callable[[Op[Any]], Coroutine[Any, Any, Any]]
 
 
 def drive(renewer: LeaseRenewer, flow: Flow[ResumeResult[V]], run: Callable[[str | None], Any]) -> ResumeResult[V]:

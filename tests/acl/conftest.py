@@ -16,7 +16,7 @@ def guarded(binary, tmp_path_factory):
     printed = run("acl", *["--redis-6"] * old, env=VARIABLES)
     assert printed.stderr == ""
     file.write_text(f"{printed.stdout}{OPERATOR}\n")
-    # Debugging and modules are open to whoever may use them, so that it is by the list that nobody may.
+    # Debugging and modules are enabled, so that only the ACL forbids them.
     unlocked = {} if old else {"enable-debug-command": "yes", "enable-module-command": "yes"}
     with EmbeddedServer(binary=binary, extra={"aclfile": str(file)} | unlocked) as server:
         guarded = Guarded(server)

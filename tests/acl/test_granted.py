@@ -1,4 +1,4 @@
-"""Every grant in the ACL file is needed, on a server alone and on a cluster."""
+"""Every grant in the ACL file is needed, on a single server and on a cluster."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def test_a_cluster_that_refuses_a_password_is_not_asked_again(places, namespace,
     store.close()
 
 
-def test_a_slot_that_is_moving_is_followed(places, namespace):
-    """While a slot moves, a key that is gone already is asked for at its new place, with ASKING."""
+def test_a_slot_that_is_being_migrated(places, namespace):
+    """While a slot is migrated, a key that has moved already is asked for at the other node, with ASKING."""
     place = places.get("cluster-acl")
     place.set_users(namespace)
     slot = key_slot(Keys(namespace).session_id("a"))

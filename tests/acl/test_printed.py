@@ -1,4 +1,4 @@
-"""The ACL file: no password stands in it, and nothing enters its lines; a server reads back what its users wrote."""
+"""The ACL file: it contains no password, nothing can be injected, and a server loads what its users wrote."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tests.test_cli_support import run
 
 
 class TestLines:
-    def test_redis_6_is_given_no_pattern_that_it_does_not_know(self):
+    def test_redis_6_gets_no_read_only_pattern(self):
         assert any("%R~sessions:id:*" in line for line in acl_lines())
         assert not any("%" in line for line in acl_lines(read_only_keys=False))
 
     @pytest.mark.parametrize("namespace", ["", "a b", "a*", "a?", "a[b]", "a\n", "a:b", "ä", "x" * 129, "%R~a"])
-    def test_no_glob_space_or_line_can_enter(self, namespace):
+    def test_no_glob_space_or_line_break_in_a_namespace(self, namespace):
         with pytest.raises(InvalidSettings):
             acl_lines(namespace)
         run("acl", "--namespace", namespace, code=exits.USAGE)
 
-    def test_the_report_is_granted_no_command_that_writes(self, guarded):
+    def test_user_report_has_no_command_that_writes(self, guarded):
         with guarded.connection("operator") as send:
             writing = {name for name, _, flags in commands_of(send) if "write" in flags}
         assert "set" in writing
@@ -39,13 +39,13 @@ class TestLines:
 
 
 class TestPrinted:
-    def test_a_password_is_only_its_hash(self):
+    def test_only_hashes_of_passwords(self):
         shown = run("acl", env=VARIABLES)
         assert "s3cret" not in shown.output
         for user, password_hash in HASHES.items():
             assert f"\nuser {user} on #{password_hash} " in shown.stdout
 
-    def test_a_user_without_a_password_is_off_and_that_is_said(self):
+    def test_a_user_without_a_password_is_off(self):
         shown = run("acl", env={"REDIS_SESSIONS_WORKER_PASSWORD": "x" * 20, "REDIS_SESSIONS_ADMIN_PASSWORD": ""})
         lines = shown.stdout.splitlines()
         assert [line.split()[1:3] for line in lines] == [
@@ -60,21 +60,21 @@ class TestPrinted:
             "REDIS_SESSIONS_ADMIN_PASSWORD",
         ]
 
-    def test_passwords_that_can_be_guessed(self):
+    def test_passwords_that_are_too_short(self):
         shown = run("acl", env=VARIABLES | {"REDIS_SESSIONS_ADMIN_PASSWORD": "s3cret"})
         assert "s3cret" not in shown.output
         assert shown.stderr == (
-            "redis-sessions: the password of admin can be guessed from its hash: take 20 random characters or more\n"
+            "redis-sessions: the password of admin can be guessed from its hash: use 20 random characters or more\n"
         )
 
-    def test_its_options(self):
+    def test_options(self):
         printed = run("acl", "--namespace", "a@b", "--cluster", "--redis-6", env=VARIABLES).stdout.splitlines()
         assert printed == acl_lines("a@b", password_hashes=HASHES, cluster=True, read_only_keys=False)
         assert all("+cluster|slots" in line and " ~a@b:" in line for line in printed[1:])
 
 
-def test_what_its_users_wrote_is_there_after_a_restart(binary, tmp_path):
-    """Redis loads its append-only file as the default user, and drops what that one may not do."""
+def test_saves_survive_a_restart(binary, tmp_path):
+    """Redis loads its append-only file as the default user, and drops commands that it may not run."""
     (tmp_path / "users.acl").write_text(
         "\n".join(acl_lines(password_hashes=HASHES, read_only_keys=not is_redis_6(binary))) + "\n"
     )

@@ -1,4 +1,4 @@
-"""Whatever a server knows besides what the users are granted, it refuses them, in scripts too."""
+"""Commands and keys that a user is not granted are refused, in scripts, too."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.servers import is_redis_6
 
 
 def refused_commands(guarded, user, *, flag):
-    """What the user is not granted, in as many words as it takes; but for commands with a flag."""
+    """Commands that the user is not granted, with as many words as they take, without those that have a flag."""
     with guarded.connection("operator") as send:
         known = list(commands_of(send))
     granted = USERS[user].commands | USERS[user].alone
     some = {"flushall", "config|set", "acl|setuser", "shutdown", "script|load", "keys", "monitor"}
-    # Redis 6.2 tells of no subcommands.
+    # Redis 6.2 does not list subcommands.
     expected = {name.partition("|" if is_redis_6(guarded.server.binary) else " ")[0] for name in some | granted}
     assert expected - {"info|server"} <= {name for name, *_ in known}
     for name, count, flags in known:
@@ -36,10 +36,10 @@ def refused_commands(guarded, user, *, flag):
 
 @pytest.mark.parametrize("user", USERS)
 class TestRefused:
-    def test_every_command_that_is_not_granted(self, guarded, user):
+    def test_other_commands(self, guarded, user):
         refused = []
         with guarded.connection(user) as send:
-            # AUTH, HELLO, QUIT and RESET are for those who have not logged in, and can't be refused.
+            # AUTH, HELLO, QUIT and RESET are for clients that have not logged in, and can't be refused.
             for name, words in refused_commands(guarded, user, flag="no_auth"):
                 with pytest.raises(redis.exceptions.ResponseError, match=f"no permissions to run the '{re.escape(name)}'"):
                     send(*words)
@@ -47,7 +47,7 @@ class TestRefused:
             assert len(refused) > 200
             assert send("PING") == b"PONG"
 
-    def test_every_such_command_in_a_script(self, guarded, user):
+    def test_other_commands_in_a_script(self, guarded, user):
         with guarded.connection(user) as send:
             sha = guarded.raw.script_load("return redis.call(unpack(ARGV))")
             count = 0
@@ -58,7 +58,7 @@ class TestRefused:
                 count += 1
             assert count > 150
 
-    def test_every_key_that_is_not_its_own(self, guarded, user):
+    def test_other_keys(self, guarded, user):
         others = [b"sessions", b"sessions2:id:{a}", b"sessionsx:id:{a}", b"Sessions:id:{a}", b"x:sessions:id:{a}", b"*"]
         others += [b"sessions:id", b"sessions:counter", b"sessions:lease:{a}"] if user == "report" else []
         with guarded.connection(user) as send:
@@ -76,7 +76,7 @@ class TestRefused:
                         assert key.decode() not in str(error).replace("redis-sessions", "")
                 assert guarded.raw.get(key) == b"another's"
 
-    def test_every_channel(self, guarded, user):
+    def test_channels(self, guarded, user):
         assert guarded.raw.acl_getuser(user)["channels"] in ([], "")
 
 
@@ -107,8 +107,8 @@ def test_a_denied_command_is_named(guarded):
         ("PAGE", ["0", KEYS.prefix, "9", 0]),
     ],
 )
-def test_a_script_never_takes_what_is_denied_for_absent(guarded, name, words):
-    """Else a worker whose list lacks GET is told that its lease was taken, and a report that all values are invalid."""
+def test_scripts_do_not_take_denied_for_absent(guarded, name, words):
+    """Otherwise a worker without GET is told that its lease was taken, and a report that all values are invalid."""
     guarded.raw.set(KEYS.session_id("a"), "ID-1")
     guarded.raw.execute_command("ACL SETUSER", "operator2", "on", "nopass", "~*", "+@all", "-get", "-getrange", "+select")
     sha = guarded.raw.script_load(getattr(scripts, name).source)

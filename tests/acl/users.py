@@ -1,4 +1,4 @@
-"""A server whose users are those of the ACL file, and what the file is made with. No tests."""
+"""A server with the users of the ACL file, and their passwords. No tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Guarded:
 
     @contextmanager
     def connection(self, user):
-        """A connection that sends what it is told to, whatever it is."""
+        """A connection that sends any command."""
         with redis.Redis.from_url(self.url(user), driver_info=None) as client:
             connection = client.connection_pool.get_connection()
 

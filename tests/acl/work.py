@@ -1,4 +1,4 @@
-"""Whatever each of the users is for, and how a grant is taken back. No tests."""
+"""All that each user needs to do, and how a grant is revoked. No tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.servers import is_redis_6
 
 
 def converse(store, _):
-    """All that a worker does, whatever a server has cached."""
+    """All that a worker does, whether or not the server has cached the scripts."""
     store.set("a", "ID-1")
     store.get("a")
     store.peek("a")
@@ -49,7 +49,7 @@ def move(store, tmp_path):
     assert store.retime(60_000).shortened == 2
     diagnosis = store.doctor()
     unseen = {finding.check for finding in diagnosis.findings if finding.status == "unknown"}
-    # It fails for nothing that it may not see.
+    # The doctor raises nothing for what it may not see.
     if unseen - {"replicas", "login", "replay", "rights"}:
         raise AccessDenied(f"the doctor does not see {unseen}", remedy="grant it")
 
@@ -58,6 +58,6 @@ WORK = {"worker": converse, "report": scan, "admin": move}
 
 
 def without(grant, binary=None):
-    """The rule that takes a grant back. Not every server can take back a part of INFO alone, and Redis 6.2 no part."""
+    """The rule that revokes a grant. Not every server can revoke one subcommand of INFO, and Redis 6.2 none at all."""
     whole = grant == "info|server" or is_redis_6(binary)
     return f"-{grant.partition('|')[0] if whole else grant}"

@@ -29,11 +29,13 @@ BENCHMARKS: dict[str, Callable[[Lab], Iterable[Row | Chart]]] = {
 
 
 def main() -> None:
-    """Measure what the command line names, and show it."""
+    """Run the benchmarks that the command line names, and show their results."""
     parser = argparse.ArgumentParser(prog=table.COMMAND, description=purpose)
-    parser.add_argument("names", metavar="NAME", nargs="*", help=f"one of {', '.join(BENCHMARKS)}; all unless told")
-    parser.add_argument("--quick", action="store_true", help="small sizes: shows that all works, the figures mean nothing")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table there as well")
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"one of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes: shows that everything works, the figures mean nothing"
+    )
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="also write the table to this file")
     chosen = parser.parse_args()
     if unknown := set(chosen.names) - set(BENCHMARKS):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")

@@ -1,4 +1,4 @@
-"""The other side of comparisons, without code of ours: redis-py with the same safe settings, a socket, a short script."""
+"""The other side of comparisons, without our code: redis-py with the same safe settings, a socket, a short script."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 MAX_AGE_MS: Final = 86_400_000
 COUNT: Final = 1_000
 BATCH: Final = 10_000
-# The least that a report can ask for: which keys there are, and how long each has left.
+# The minimum for a report: which keys exist, and the TTL of each.
 SCAN_PTTL: Final = """
 local scan = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[2])
 local pttls = {}
@@ -69,7 +69,7 @@ def connected(url: str) -> socket.socket:
 
 
 def send_all(url: str, commands: Iterable[bytes], replies: int = 1) -> None:
-    """Send packed commands in batches; each is answered by so many lines, which are read."""
+    """Send packed commands in batches, and read their replies; `replies` is the number of lines per command."""
     pending = iter(commands)
     with connected(url) as connection, connection.makefile("rb") as lines:
         while batch := list(islice(pending, BATCH)):
@@ -80,12 +80,12 @@ def send_all(url: str, commands: Iterable[bytes], replies: int = 1) -> None:
 
 
 def conversation(number: int) -> str:
-    """The key of a conversation, one of any number."""
+    """The key of the conversation with this number."""
     return f"acme/shop#{number}:reviewer"
 
 
 def session_ids(seed: int = 1) -> Iterator[str]:
-    """Session IDs without end, of the 36 characters that most runtimes use; the same ones every time."""
+    """An endless sequence of session IDs, 36 characters long as most runtimes have them; always the same ones."""
     chance = random.Random(seed)
     while True:
         text = f"{chance.getrandbits(128):032x}"
@@ -93,7 +93,7 @@ def session_ids(seed: int = 1) -> Iterator[str]:
 
 
 def ages_ms(seed: int = 2) -> Iterator[int]:
-    """How long ago sessions were used last, without end: from now to 20 hours, so that none expires meanwhile."""
+    """An endless sequence of idle times, up to 20 hours, so that no session expires during a run."""
     chance = random.Random(seed)
     while True:
         yield chance.randrange(MAX_AGE_MS * 20 // 24)

@@ -1,4 +1,4 @@
-"""What a dispatch costs to keep book of, beside other places to keep session IDs, as these grow."""
+"""What looking up and saving a session ID costs, next to other places to keep session IDs, by their size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.benchmarks.rows import Chart, Row, each_second
 PROCESSES: Final = 4
 FLAT: Final = 0.9
 OURS: Final = "ours"
-# Only shown: what our lease costs on top, and the most that anything behind a socket can do.
+# Only shown: the extra cost of our lease, and the limit of anything behind a socket.
 LEASED, SOCKET = "ours with its lease (acquire + save)", "bare socket (the limit of any server)"
 FILE, SQLITE, UNFLUSHED = "sessions.json, locked", "SQLite, WAL", "SQLite, WAL, synchronous=NORMAL"
 DISKCACHE, OPENAI = "diskcache", " RedisSession (get_items + add_items)"
@@ -24,7 +24,7 @@ PACKAGES: Final = {DISKCACHE: "diskcache", OPENAI: "openai-agents"}
 
 
 class Place(NamedTuple):
-    """Where a side keeps its sessions: its kind of dispatch, what that is given, its server's processor time."""
+    """Where a side keeps its sessions: a kind of `peers.KINDS`, its target, and the processor time of its server."""
 
     kind: str
     target: str
@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 def bookkeeping(lab: Lab) -> Iterator[Row | Chart]:
-    """Look up and save by four processes, the same everywhere; and once with our lease, which others have nothing like."""
+    """Look up and save in four processes, the same for all sides; and once with our lease, which others don't have."""
     missing = {side for side, package in PACKAGES.items() if machine.installed(package) is None}
     for side in sorted(missing):
         yield Row("look up + save", "", f"{PACKAGES[side]}: not installed, pip install '.[bench]'")
@@ -61,7 +61,7 @@ def _contest(lab: Lab, what: str, places: dict[str, tuple[Place, int]]) -> Conte
 
 
 def _row(work: str, contest: Contest, side: str, other: str, to_reach: str | None, more_than: float) -> Row:
-    """How many times as many dispatches as the other a side gets done in a second."""
+    """How many times as many dispatches per second a side does as the other."""
     rate = 1 / contest.ratio(side, other)
     return Row(
         work,
@@ -85,7 +85,7 @@ def _ours(lab: Lab, size: int) -> Place:
 
 
 def _places(lab: Lab, size: int, missing: set[str]) -> dict[str, Place]:
-    """Each side's place, with so many sessions in it already."""
+    """Each side's place, with `size` sessions in it."""
     ours = _ours(lab, size)
     peers.fill_store(ours.target, size)
     places = {OURS: ours, LEASED: ours._replace(kind="leased"), SOCKET: ours._replace(kind="socket")}

@@ -1,4 +1,4 @@
-"""Single steps: `get` and `set`, beside redis-py's, with the bare socket as the limit."""
+"""Single operations: `get` and `set`, next to those of redis-py, with the bare socket as the limit."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _step(
 
 
 async def _stream(server: Server, request: bytes, reply_bytes: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Ask over an asyncio stream, and close it."""
+    """Two functions: send the request over an asyncio stream, and close the stream."""
     host, port = bare.address(server.url)
     reader, writer = await asyncio.open_connection(host, port)
 

@@ -1,7 +1,7 @@
-"""One job in a process of its own: `python -m tests.benchmarks.child DESCRIPTOR JOB ARGUMENT…`.
+"""Runs one job in its own process: `python -m tests.benchmarks.child DESCRIPTOR JOB ARGUMENT…`.
 
-What it took goes to the descriptor as JSON: a Sample. Time runs from when the job is ready to when it is done, so without
-the start of Python, except for a command line, which is measured as its user has it: whole.
+The result, a Sample, goes to the descriptor as JSON. Only the job is timed, not the start of Python; a command line is timed
+with its imports.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _scan(url: str) -> Callable[[], int]:
 
 
 def _pipelined(url: str, pages: str) -> Callable[[], int]:
-    """SCAN, then PTTL of each key in a pipeline: so many pages."""
+    """SCAN, then PTTL of each key in a pipeline, for `pages` pages."""
     from tests.benchmarks import bare
 
     client = bare.client(url)
@@ -85,7 +85,7 @@ def _pipelined(url: str, pages: str) -> Callable[[], int]:
 
 
 def _one_by_one(url: str, count: str) -> Callable[[], int]:
-    """SCAN, then PTTL of each key alone: of so many keys."""
+    """SCAN, then PTTL of each of `count` keys in its own round trip."""
     from tests.benchmarks import bare
 
     client = bare.client(url)
@@ -94,7 +94,7 @@ def _one_by_one(url: str, count: str) -> Callable[[], int]:
 
 
 def _packed(url: str, path: str) -> Callable[[], int]:
-    """What `redis-cli --pipe` does: commands from a file, as they are."""
+    """What `redis-cli --pipe` does: send packed commands from a file."""
     import threading
 
     from tests.benchmarks import bare
@@ -149,7 +149,7 @@ JOBS: dict[str, Callable[..., Callable[[], int]]] = {
 
 
 def main() -> None:
-    """Do the job that the command line names."""
+    """Run the job that the command line names."""
     descriptor, name, *arguments = sys.argv[1:]
     job = JOBS[name](*arguments)
     cpu_s, began_s = time.process_time(), time.perf_counter()
@@ -161,7 +161,7 @@ def main() -> None:
 
 def _peak_bytes() -> int:
     try:
-        # Not what getrusage says where this is known: that begins with the memory of the process that started this one.
+        # Preferred to getrusage, whose figure includes the memory of the parent process at the time of the fork.
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
     except OSError:

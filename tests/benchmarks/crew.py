@@ -1,8 +1,8 @@
-"""Worker processes that hammer a store for a while: `python -m tests.benchmarks.crew KIND TARGET SESSIONS` is one of them.
+"""Worker processes that put load on a store: `python -m tests.benchmarks.crew KIND TARGET SESSIONS` is one of them.
 
-A worker says that it is ready, then reads a number of seconds from its standard input, dispatches random conversations for
-so long, says what came of it, and waits for the next number; the end of its input ends it. All crews are started before the
-first timing, so that only work is timed.
+A worker reports that it is ready, reads a number of seconds from stdin, runs dispatches of random conversations for that
+time, reports the result, and waits for the next number; it ends with its stdin. All crews are started before the first
+timing, so only work is timed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.benchmarks.peers import KINDS
 
 
 class Crew:
-    """Workers of one kind. Use it in a `with`."""
+    """Workers of one kind, as a context manager."""
 
     def __init__(self, kind: str, target: str, sessions: int, workers: int) -> None:
         command = [sys.executable, "-m", "tests.benchmarks.crew", kind, target, str(sessions)]
@@ -46,17 +46,17 @@ class Crew:
             worker.communicate()
 
     def hammer(self, workers: int, seconds: float, server_cpu: Cpu) -> Sample:
-        """Let some of them work side by side: the time that a dispatch took, all of them taken as one worker."""
+        """Let the first `workers` of them work at once: a Sample of one dispatch, as if all were one worker."""
         chosen = self._workers[:workers]
         server_s = server_cpu()
         for worker in chosen:
             assert worker.stdin is not None
             worker.stdin.write(f"{seconds}\n")
             worker.stdin.flush()
-        told = [_answer(worker) for worker in chosen]
-        done = sum(each["done"] for each in told)
-        rate = sum(each["done"] / each["wall_s"] for each in told)
-        cpu_s = sum(each["cpu_s"] for each in told) + server_cpu() - server_s
+        answers = [_answer(worker) for worker in chosen]
+        done = sum(each["done"] for each in answers)
+        rate = sum(each["done"] / each["wall_s"] for each in answers)
+        cpu_s = sum(each["cpu_s"] for each in answers) + server_cpu() - server_s
         return Sample(1 / rate, cpu_s / done, done=done)
 
 
@@ -69,13 +69,13 @@ def _answer(worker: subprocess.Popen[str]) -> Any:
 
 
 def main() -> None:
-    """Be a worker."""
+    """Run as a worker."""
     kind, target, sessions = sys.argv[1:]
     with asyncio.Runner() as runner:
         dispatch = runner.run(KINDS[kind](target))
-        _tell({})
+        _put({})
         for line in sys.stdin:
-            _tell(runner.run(_hammer(dispatch, int(sessions), float(line))))
+            _put(runner.run(_hammer(dispatch, int(sessions), float(line))))
 
 
 async def _hammer(dispatch: Any, sessions: int, seconds: float) -> dict[str, float]:
@@ -94,7 +94,7 @@ async def _hammer(dispatch: Any, sessions: int, seconds: float) -> dict[str, flo
     return {"done": done, "wall_s": time.perf_counter() - began_s, "cpu_s": time.process_time() - cpu_s}
 
 
-def _tell(value: dict[str, float]) -> None:
+def _put(value: dict[str, float]) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 

@@ -10,7 +10,7 @@ from tests.benchmarks.rows import Chart, seconds
 
 
 def growth(lab: Lab) -> Iterator[Chart]:
-    """The time for each session of a store: bars of one length are a cost that grows as the store does."""
+    """The time per session: bars of equal length mean that the cost grows in proportion to the store."""
     scans: list[tuple[str, float, str]] = []
     imports: list[tuple[str, float, str]] = []
     target = lab.server(name="import")

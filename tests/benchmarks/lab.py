@@ -1,4 +1,4 @@
-"""Where the work is done: servers that are started once, processes of one job, and who is told how far it is."""
+"""Where benchmarks run: servers that are started once, processes that run one job, and progress."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Scale:
     """How much is measured.
 
     Attributes:
-        calls, rounds: single steps in one timing, and timings of each side.
-        long_rounds: timings of what takes seconds.
-        sessions: in the store that is scanned, imported and exported.
-        sizes: of stores as they grow.
-        starts: of each program.
-        hammer_s, hammer_rounds: how long worker processes go on for one timing, and timings of each side.
+        calls, rounds: calls per timing, and timings per side.
+        long_rounds: timings per side of work that takes seconds.
+        sessions: number of sessions in the store that is scanned, imported and exported.
+        sizes: numbers of sessions for what is measured by size.
+        starts: how often each program is started.
+        hammer_s, hammer_rounds: how long worker processes run for one timing, and timings per side.
     """
 
     calls: int = 100
@@ -55,36 +55,36 @@ QUICK: Final = Scale(
 )
 
 
-class Watch(Protocol):
-    """Is told how far the work is."""
+class ProgressDisplay(Protocol):
+    """Shows how far the work is."""
 
     def begin(self, what: str, total: int) -> None: ...
     def tick(self) -> None: ...
 
 
 class Server:
-    """One of the lab's servers, and a client to look into it."""
+    """One of the lab's servers, and a plain client for it."""
 
     def __init__(self, embedded: EmbeddedServer) -> None:
         self.url = embedded.url
         self.raw = redis.Redis.from_url(embedded.url, socket_timeout=60)
-        told: dict[str, Any] = self.raw.info("server")
-        self.name = "Valkey" if told.get("server_name") == "valkey" else "Redis"
-        self.version = str(told.get("valkey_version") or told["redis_version"])
+        info: dict[str, Any] = self.raw.info("server")
+        self.name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
+        self.version = str(info.get("valkey_version") or info["redis_version"])
 
     def cpu_s(self) -> float:
-        """Processor time that the server has taken so far."""
-        told = self.raw.info("cpu")
-        return float(told["used_cpu_user"]) + float(told["used_cpu_sys"])
+        """Processor time that the server has used so far, in seconds."""
+        info = self.raw.info("cpu")
+        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
 
 class Lab:
-    """Use it in a `with`: then everything it started is ended."""
+    """Servers and measures, as a context manager that ends everything it started."""
 
-    def __init__(self, scale: Scale, watch: Watch) -> None:
+    def __init__(self, scale: Scale, progress: ProgressDisplay) -> None:
         self.scale = scale
         self.versions: dict[str, None] = {}
-        self._watch = watch
+        self._progress = progress
         self._stack = ExitStack()
         self._servers: dict[tuple[bool, int, str], Server] = {}
 
@@ -96,9 +96,9 @@ class Lab:
         self._stack.close()
 
     def server(self, *, redis_kind: bool = False, sessions: int = 0, name: str = "") -> Server:
-        """A server that holds so many sessions, the same one each time: the embedded Valkey, or `redis-server`.
+        """A server with this number of sessions, the same for the same arguments: the embedded Valkey, or `redis-server`.
 
-        One with a `name` is apart from the others; with a name that ends in a slash it keeps its data, as in production.
+        A `name` asks for a separate server; if it ends in a slash the server writes an append-only file, as in production.
         """
         place = (redis_kind, sessions, name)
         if place not in self._servers:
@@ -109,23 +109,23 @@ class Lab:
             self._stack.callback(server.raw.close)
             self.versions[f"{server.name} {server.version}"] = None
             self._servers[place] = server
-            self._watch.begin(f"filling {server.name} with {sessions:,} sessions" if sessions else "starting", 1)
+            self._progress.begin(f"filling {server.name} with {sessions:,} sessions" if sessions else "starting", 1)
             fill(server, sessions)
         return self._servers[place]
 
     @property
     def has_redis(self) -> bool:
-        """Whether there is a `redis-server` on the PATH."""
+        """Whether `redis-server` is on the PATH."""
         return find_redis_server() is not None
 
     def contest(self, what: str, sides: Mapping[str, Measure], rounds: int | None = None) -> Contest:
-        """Measure sides in turn, and tell how far that is."""
+        """Measure the sides in turn, and show progress."""
         rounds = rounds or self.scale.rounds
-        self._watch.begin(what, rounds * len(sides))
-        return interleave(sides, rounds, self._watch.tick)
+        self._progress.begin(what, rounds * len(sides))
+        return interleave(sides, rounds, self._progress.tick)
 
     def job(self, server: Server, name: str, *arguments: object, then: Callable[[], object] | None = None) -> Measure:
-        """A measure of a job of `child.py`, in a process of its own; `then` is called after each, untimed."""
+        """A measure of a job of `child.py` in its own process; `then` is called after each run, untimed."""
 
         def measure() -> Sample:
             cpu_s = server.cpu_s()
@@ -138,7 +138,7 @@ class Lab:
         return measure
 
     def program(self, server: Server | None, *command: str, stdin: Path | None = None, then: Any = None) -> Measure:
-        """A measure of a whole process, from its start to its end."""
+        """A measure of a whole process, from start to end."""
 
         def measure() -> Sample:
             cpu_s = server.cpu_s() if server else 0.0
@@ -152,7 +152,7 @@ class Lab:
 
 
 def run_job(name: str, *arguments: object) -> Sample:
-    """Run a job of `child.py` once, in a process of its own."""
+    """Run a job of `child.py` once, in its own process."""
     reader, writer = os.pipe()
     with os.fdopen(reader) as figures:
         command = [sys.executable, "-m", "tests.benchmarks.child", str(writer), name, *map(str, arguments)]
@@ -160,10 +160,10 @@ def run_job(name: str, *arguments: object) -> Sample:
             child = subprocess.Popen(command, stdout=subprocess.DEVNULL, pass_fds=[writer], cwd=ROOT)
         finally:
             os.close(writer)
-        told = figures.read()
+        written = figures.read()
     if child.wait():
         raise RuntimeError(f"{name} ended with {child.returncode}")
-    return Sample(**json.loads(told))
+    return Sample(**json.loads(written))
 
 
 def run_program(command: tuple[str, ...], stdin: Path | None = None) -> tuple[float, float]:
@@ -182,7 +182,7 @@ def run_program(command: tuple[str, ...], stdin: Path | None = None) -> tuple[fl
 
 
 def fill(server: Server, sessions: int) -> None:
-    """Put sessions into a server that has none, as `set` would have, some time ago."""
+    """Put sessions into an empty server, as if `set` had done so some time ago."""
     keys = Keys(NAMESPACE)
     rows = zip(range(sessions), bare.session_ids(), bare.ages_ms(), strict=False)
 
@@ -195,5 +195,5 @@ def fill(server: Server, sessions: int) -> None:
 
 
 def redis_cli() -> str | None:
-    """Where `redis-cli` is, or `valkey-cli`."""
+    """The path of `redis-cli`, or else of `valkey-cli`."""
     return shutil.which("redis-cli") or shutil.which("valkey-cli")

@@ -1,4 +1,4 @@
-"""What the figures were measured on, in words."""
+"""Describes the machine that the figures were measured on."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 def load() -> float:
-    """How many processes want a processor now, by the last minute: 0 on a machine that is quiet."""
+    """The load average of the last minute; 0 on an idle machine."""
     return os.getloadavg()[0]
 
 
 def facts(servers: list[str], load_before: float) -> list[str]:
-    """Machine, system, Python, servers, packages; and how busy the machine was before, as that is in every figure."""
+    """Machine, system, Python, servers, packages, and the load before the run, which affects every figure."""
     system = f"{platform.system()} {platform.release()}"
     return [
         f"{_processor()}, {os.cpu_count()} cores, {system}, load average {load_before:.1f} before the run",
@@ -24,7 +24,7 @@ def facts(servers: list[str], load_before: float) -> list[str]:
 
 
 def installed(package: str) -> str | None:
-    """The version of an installed package."""
+    """The version of a package, None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

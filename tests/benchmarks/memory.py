@@ -1,4 +1,4 @@
-"""What a session costs the server in memory, beside a bare SET."""
+"""How much memory of the server a session takes, next to a bare SET."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEY_BYTES: Final = 13
 
 
 def bytes_(lab: Lab) -> Iterator[Row]:
-    """The same ID of 36 characters with its TTL: under our key, and under the conversation's own of 13 bytes."""
+    """An ID of 36 characters with its TTL, under our key and under the bare conversation key of 13 bytes."""
     for redis_kind in (False, True):
         if redis_kind and not lab.has_redis:
             yield Row("bytes a session, Redis", "", "no redis-server on the PATH")
@@ -52,6 +52,6 @@ def _each(server: Server, count: int, redis_key: Callable[[str], bytes]) -> floa
 
 
 def _used(server: Server) -> int:
-    """Memory that is used when nobody but the one who asks is connected, so that no buffer counts."""
+    """Used memory while no other client is connected, so without the buffers of clients."""
     wait_until(lambda: server.raw.info("clients")["connected_clients"] == 1, "others have left")
     return int(server.raw.info("memory")["used_memory"])

@@ -1,4 +1,4 @@
-"""A whole sessions.json into the store and out of it, by the command line as its user has it."""
+"""Import and export of a whole sessions.json by the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROWTH: Final = 1.25
 
 
 def import_(lab: Lab) -> Iterator[Row]:
-    """Records with their times, their JSON read, into an empty store."""
+    """Import records with times into an empty store."""
     count = lab.scale.sessions
     server = lab.server(name="import")
     records, commands = lab.directory / "sessions.json", lab.directory / "commands"
@@ -47,7 +47,7 @@ def import_(lab: Lab) -> Iterator[Row]:
 
 
 def write_records(records: Path, commands: Path, count: int) -> None:
-    """A sessions.json, and the commands that write the same to Redis."""
+    """Write a sessions.json, and a file of the packed commands that write the same to Redis."""
     keys = Keys(NAMESPACE)
     now_ms = time.time_ns() // 1_000_000
     rows = zip(range(count), bare.session_ids(), bare.ages_ms(), strict=False)
@@ -62,7 +62,7 @@ def write_records(records: Path, commands: Path, count: int) -> None:
 
 
 def export(lab: Lab) -> Iterator[Row]:
-    """All sessions into a file."""
+    """Export all sessions to a file."""
     count = lab.scale.sessions
     target = lab.directory / "exported.json"
     small, whole = lab.server(sessions=count // 10), lab.server(sessions=count)

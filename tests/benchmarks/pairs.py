@@ -1,4 +1,4 @@
-"""Timing in pairs: every side has its turn in every round, A B A B, so that what disturbs the machine disturbs all."""
+"""Interleaved timing: every side runs in every round, A B A B, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one piece of work took: by the clock, and of the processors, client and server together.
+    """What one piece of work took: wall time, and processor time of client and server together, in seconds.
 
     Attributes:
-        peak_bytes: most memory that was resident, of work in a process of its own.
-        done: what the work counted, for the caller to check.
+        peak_bytes: peak resident memory, for work in its own process.
+        done: how many things the work has done.
     """
 
     wall_s: float
@@ -30,7 +30,7 @@ Cpu: TypeAlias = Callable[[], float]
 
 
 class Contest:
-    """The samples of all sides, round by round."""
+    """The samples of all sides, by round."""
 
     def __init__(self, samples: Mapping[str, list[Sample]]) -> None:
         self._samples = samples
@@ -44,20 +44,20 @@ class Contest:
         return median(sample.cpu_s for sample in self._samples[side])
 
     def peak_bytes(self, side: str) -> int:
-        """The most memory that a side ever had."""
+        """The peak memory of a side in all rounds."""
         return max(sample.peak_bytes for sample in self._samples[side])
 
     def ratio(self, side: str, other: str) -> float:
-        """How many times as long as the other a side takes: the median of the rounds' ratios."""
+        """How many times as long as the other a side takes: the median of the ratios per round."""
         return median(a.wall_s / b.wall_s for a, b in zip(self._samples[side], self._samples[other], strict=True))
 
     def cpu_ratio(self, side: str, other: str) -> float:
-        """Same as ratio, of processor time: hardly disturbed by a busy machine, and blind to waiting."""
+        """Same as ratio, for processor time: other load hardly affects it, and it does not include waiting."""
         return median(a.cpu_s / b.cpu_s for a, b in zip(self._samples[side], self._samples[other], strict=True))
 
 
 def interleave(sides: Mapping[str, Measure], rounds: int, tick: Callable[[], None]) -> Contest:
-    """Measure all sides in turn, as many times as there are rounds; `tick` is called after each."""
+    """Measure all sides in turn, once per round; `tick` is called after each measure."""
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, measure in sides.items():
@@ -67,7 +67,7 @@ def interleave(sides: Mapping[str, Measure], rounds: int, tick: Callable[[], Non
 
 
 def extrapolated(measure: Measure, total: int) -> Measure:
-    """A measure of a part, given as if it had done so many."""
+    """A measure of a part, scaled as if it had done `total` things."""
 
     def measure_all() -> Sample:
         part = measure()
@@ -77,7 +77,7 @@ def extrapolated(measure: Measure, total: int) -> Measure:
 
 
 def clocked(work: Callable[[], object], times: int, server_cpu: Cpu) -> Sample:
-    """Do work once that is so many calls; the sample is of one of them."""
+    """Run work that makes `times` calls; the sample is of one call."""
     server_s = server_cpu()
     cpu_s, began_s = time.process_time(), time.perf_counter()
     work()
@@ -86,7 +86,7 @@ def clocked(work: Callable[[], object], times: int, server_cpu: Cpu) -> Sample:
 
 
 def repeated(call: Callable[[], Any], times: int, server_cpu: Cpu) -> Measure:
-    """A measure of one call, taken over many in a row. It is made once at once, to connect and to warm up."""
+    """A measure of one call, as the mean of `times` calls. Calls it once at once, to connect and to warm up."""
 
     def work() -> None:
         for _ in range(times):
@@ -97,7 +97,7 @@ def repeated(call: Callable[[], Any], times: int, server_cpu: Cpu) -> Measure:
 
 
 def arepeated(loop: asyncio.AbstractEventLoop, call: Callable[[], Awaitable[Any]], times: int, server_cpu: Cpu) -> Measure:
-    """Same as repeated, awaited one after the other in a loop that runs only then."""
+    """Same as repeated, for calls that are awaited one after the other in `loop`."""
 
     async def work() -> None:
         for _ in range(times):

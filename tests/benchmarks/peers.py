@@ -1,8 +1,8 @@
-"""One dispatch, a look up and a save, as each way to keep session IDs has it.
+"""One dispatch, a look up and a save, in each place to keep session IDs.
 
-`KINDS[kind](target)` is awaited in a worker and gives a function of a conversation's number. A worker that is killed loses
-nothing anywhere. A power cut loses up to a second with the store's server, whose append-only file is flushed that often;
-nothing with SQLite unless it is told otherwise; and with the others what the system had not written yet.
+`KINDS[kind](target)` is awaited in a worker and returns a function that takes a conversation's number. A killed worker loses
+nothing in any of them. A power cut loses up to a second with the store's server, which flushes its append-only file every
+second; nothing with SQLite's defaults; with the others, what the system had not written yet.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _now_ms() -> int:
 
 
 async def _leased(url: str) -> Callable[[int], object]:
-    """Ours, whole: claim, then save."""
+    """Our store with its lease: acquire, then save."""
     from redis_sessions import Lease, SessionStore
 
     store = SessionStore.from_url(url)
@@ -46,7 +46,7 @@ async def _leased(url: str) -> Callable[[int], object]:
 
 
 async def _ours(url: str) -> Callable[[int], object]:
-    """The steps of ours that redis-py has, too: get, then set."""
+    """Our store without a lease: get, then set."""
     from redis_sessions import SessionStore
 
     store = SessionStore.from_url(url)
@@ -88,7 +88,7 @@ async def _socket(url: str) -> Callable[[int], object]:
 
 
 async def _json_file(path: str) -> Callable[[int], object]:
-    """A sessions.json: read whole to look up; under a lock read whole, change and replace it to save."""
+    """A sessions.json: read it to look up; read, change and replace it under a lock to save."""
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT)
 
     def dispatch(number: int) -> None:
@@ -139,7 +139,7 @@ async def _diskcache(path: str) -> Callable[[int], object]:
 
 
 async def _openai(url: str) -> Callable[[int], object]:
-    """RedisSession of OpenAI Agents, a list of items for each conversation: get the last one, add one that holds the ID."""
+    """RedisSession of OpenAI Agents, a list of items per conversation: get the last one, add one with the ID."""
     session = importlib.import_module("agents.extensions.memory.redis_session").RedisSession
     client = bare.aclient(url)
 
@@ -166,7 +166,7 @@ KINDS: Final = {
 
 
 def fill_json_file(path: Path, sessions: int) -> None:
-    """A sessions.json of so many records."""
+    """Write a sessions.json of `sessions` records."""
     rows = zip(range(sessions), bare.session_ids(), bare.ages_ms(), strict=False)
     now_ms = _now_ms()
     records = {
@@ -176,7 +176,7 @@ def fill_json_file(path: Path, sessions: int) -> None:
 
 
 def fill_sqlite(path: Path, sessions: int) -> None:
-    """A table of so many rows."""
+    """Write a table of `sessions` rows."""
     database = _database(str(path))
     with database:
         database.execute("BEGIN")
@@ -185,14 +185,14 @@ def fill_sqlite(path: Path, sessions: int) -> None:
 
 
 def fill_diskcache(path: Path, sessions: int) -> None:
-    """A cache of so many entries."""
+    """Write a cache of `sessions` entries."""
     with importlib.import_module("diskcache").Cache(str(path)) as cache, cache.transact():
         for key, session_id in _pairs(sessions):
             cache.set(key, session_id, expire=bare.MAX_AGE_MS / 1000)
 
 
 def fill_openai(url: str, sessions: int) -> None:
-    """So many conversations of one item, under the names that RedisSession gives them."""
+    """Write `sessions` conversations of one item, under the names that RedisSession uses."""
     bare.send_all(
         url,
         (
@@ -209,7 +209,7 @@ def fill_openai(url: str, sessions: int) -> None:
 
 
 def fill_store(url: str, sessions: int) -> None:
-    """So many sessions of ours."""
+    """Write `sessions` sessions as our store does."""
     keys = Keys("sessions")
     px = b"%d" % bare.MAX_AGE_MS
     bare.send_all(

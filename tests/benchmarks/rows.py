@@ -1,4 +1,4 @@
-"""The one kind of row, the small charts, and how numbers are written."""
+"""Rows and charts of the results, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ BAR_WIDTH: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison, in words.
+    """One comparison, as text.
 
     Attributes:
-        work: what is done.
-        ours: what it takes here.
-        compared: with what, and what that takes.
-        ratio: ours by the other.
-        cpu_ratio: the same of processor time, client and server together.
-        to_reach: what was promised; "" where a figure is only shown.
-        reached: whether it is; None where nothing was promised.
+        work: what is measured.
+        ours: our figure.
+        compared: the alternative and its figure.
+        ratio: ours divided by the other.
+        cpu_ratio: the same for processor time, client and server together.
+        to_reach: the goal; "" for none.
+        reached: whether the goal is reached; None for no goal.
     """
 
     work: str
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """How something grows: bars with a label and a text each."""
+    """How something grows: bars, each with a label, a value and a text."""
 
     title: str
     bars: tuple[tuple[str, float, str], ...]
@@ -53,7 +53,7 @@ class Chart:
 
 
 def timed(work: str, contest: Contest, ours: str, other: str, at_most: float | None = None) -> Row:
-    """A row from a contest: how many times as long ours takes, which is to be at most so much."""
+    """A row from a contest: how many times as long ours takes; the goal is `at_most` times."""
     ratio = contest.ratio(ours, other)
     return Row(
         work,
@@ -67,12 +67,12 @@ def timed(work: str, contest: Contest, ours: str, other: str, at_most: float | N
 
 
 def limited(work: str, figure: float, text: str, limit: float, limit_text: str, *, compared: str = "") -> Row:
-    """A row of a figure that is to be at most so much."""
+    """A row of a figure whose goal is to be at most `limit`."""
     return Row(work, text, compared, to_reach=f"≤ {limit_text}", reached=figure <= limit)
 
 
 def seconds(value_s: float) -> str:
-    """A time in the unit that suits it."""
+    """A time in a suitable unit."""
     if value_s < 0.001:
         return f"{value_s * 1e6:.0f} µs"
     if value_s < 0.1:
@@ -86,5 +86,5 @@ def mebibytes(size_bytes: float) -> str:
 
 
 def each_second(value_s: float) -> str:
-    """How many of what takes so long there are in a second."""
+    """How many things that take `value_s` each fit into a second."""
     return f"{1 / value_s:,.0f}/s"

@@ -1,4 +1,4 @@
-"""What walks over all sessions: `report`, `sessions()`, `list --json`, beside the shortest script that could."""
+"""Scans of all sessions: `report`, `sessions()`, `list --json`, next to the shortest script that scans."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _report(lab: Lab, server: Server) -> Iterator[Row]:
 
 
 def _calls_ms(server: Server, job: str) -> list[float]:
-    """How long the server worked on each page of a job, in ascending order."""
+    """How long the server worked on each page of a job, in ascending order, in milliseconds."""
     server.raw.config_set("slowlog-max-len", 100_000)
     server.raw.config_set("slowlog-log-slower-than", 0)
     server.raw.slowlog_reset()
@@ -69,7 +69,7 @@ def _calls_ms(server: Server, job: str) -> list[float]:
 
 
 def _longest(runs: list[list[float]]) -> tuple[float, float]:
-    """The longest call of all, and of the quickest 99 in 100: the medians of the runs."""
+    """The longest call, and the longest of the fastest 99 %: medians of the runs."""
     return median(run[-1] for run in runs), median(run[(len(run) - 1) * 99 // 100] for run in runs)
 
 
@@ -78,7 +78,7 @@ def _words(longest_ms: tuple[float, float]) -> str:
 
 
 def list_(lab: Lab) -> Iterator[Row]:
-    """Every session, with idle time and expiry."""
+    """List all sessions, with idle time and expiry."""
     server = lab.server(sessions=lab.scale.sessions)
     sides = {
         "sessions()": lab.job(server, "sessions", server.url),

@@ -1,4 +1,4 @@
-"""How long until something has started: the import, and two commands."""
+"""How long the import of the package, and two commands, take to start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMMAND: Final = "import sys; from redis_sessions.cli import main; main()"
 
 
 def start(lab: Lab) -> Iterator[Row]:
-    """Whole processes, the start of Python included."""
+    """Time whole processes, including the start of Python."""
     server = lab.server()
     server.raw.set(f"sessions:id:{{{KEY}}}", SESSION_ID, ex=86_400)
     sides = {

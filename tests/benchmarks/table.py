@@ -1,4 +1,4 @@
-"""The table, at the terminal and as Markdown, and the progress while it is made."""
+"""The table of results at a terminal and as Markdown, and the progress bars."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Found = dict[str, list[Row | Chart]]
 
 
 class Bars:
-    """Two bars on stderr: of all benchmarks, and of the one that runs. Says nothing where nobody looks."""
+    """Two bars on stderr: for all benchmarks, and for the one that runs. Silent if stderr is not a terminal."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress = progress
@@ -43,7 +43,7 @@ class Bars:
 
 @contextmanager
 def bars(total: int) -> Iterator[Bars]:
-    """Show progress for as long as the block runs."""
+    """Show progress while the block runs."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -51,7 +51,7 @@ def bars(total: int) -> Iterator[Bars]:
 
 
 def show(found: Found, facts: Iterable[str]) -> None:
-    """Write all to stdout: coloured at a terminal, elsewhere plain and wide."""
+    """Print everything to stdout: in color at a terminal, elsewhere plain and wide."""
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH, no_color=True, highlight=False, markup=False, emoji=False)

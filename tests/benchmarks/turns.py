@@ -1,4 +1,4 @@
-"""A dispatch with its lease, and a whole turn that does nothing, beside a bare GET and SET."""
+"""A dispatch with its lease, and a whole turn that does nothing, next to a bare GET and SET."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PEER = "redis-py get + set"
 
 
 def dispatch(lab: Lab) -> Iterator[Row]:
-    """Claim a conversation, then save: what happens around a turn at least."""
+    """Acquire a conversation, then save: the minimum for a turn."""
 
     def ours(store: SessionStore) -> None:
         lease = store.acquire(KEY)
@@ -34,7 +34,7 @@ def dispatch(lab: Lab) -> Iterator[Row]:
 
 
 def resume(lab: Lab) -> Iterator[Row]:
-    """A whole turn: claim, run, keep the lease meanwhile, save, count."""
+    """A whole turn: acquire, run while the lease is renewed, save, count."""
 
     async def turn(_: str | None) -> Turn[None]:
         return Turn(SESSION_ID, None)
@@ -86,7 +86,7 @@ def _beside_get_and_set(
 
 
 def _counted(name: str, server: Server, call: Callable[[], Any], trips: int) -> Row:
-    """How many commands reach the server for one call; what a script does inside is none."""
+    """How many commands of clients reach the server per call, without those inside scripts."""
     times = 50
     with closing(bare.client(server.url)) as marker:
         marker.ping()

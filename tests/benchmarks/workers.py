@@ -1,4 +1,4 @@
-"""How many dispatches a second some worker processes get done, beside as many with bare redis-py."""
+"""How many dispatches per second worker processes do, next to the same number of them with bare redis-py."""
 
 from __future__ import annotations
 

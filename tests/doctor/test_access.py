@@ -1,4 +1,4 @@
-"""The doctor on who gets in, what they may do, and who can read it on the way."""
+"""The doctor's checks of logins, permissions and TLS."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import redis
 
 from redis_sessions import SessionStore
 from redis_sessions.doctor.connection import login, place_of, replay, rights, tls
-from redis_sessions.doctor.findings import LOOK_RIGHTS
-from redis_sessions.doctor.server import Node
+from redis_sessions.doctor.findings import LOOK_RIGHTS, ClientFacts
 from redis_sessions.errors import SessionStoreError
 from redis_sessions.server import EmbeddedServer
-from tests.doctor.looking import NEEDED, found, healthy, troubles
+from tests.doctor.support import NEEDED, about, finding_of, found, healthy, replies, troubles
 from tests.servers import is_redis_6
 from tests.test_cli_support import run
 
 pytestmark = pytest.mark.plants_immortal_keys
 
 
-def test_who_gets_in(tmp_path):
-    # An address that this machine doesn't have, which the dash allows: nobody else gets in meanwhile.
+def test_login(tmp_path):
+    # An address that this machine doesn't have, as the dash allows: nobody else can log in meanwhile.
     with healthy(tmp_path / "data") as (store, raw):
         raw.config_set("bind", "127.0.0.1 -192.0.2.1")
         assert troubles(store.doctor()) == {}
@@ -31,7 +30,7 @@ def test_who_gets_in(tmp_path):
         assert troubles(store.doctor()) == {}
 
 
-def test_a_user_with_rights_that_no_worker_needs(tmp_path):
+def test_more_permissions_than_a_worker_needs(tmp_path):
     with healthy(tmp_path / "data", user="") as (store, raw):
         assert troubles(store.doctor()) == {"rights": "warning"}
         assert found(store.doctor(), "rights").found == "user default is granted +@all, all keys"
@@ -47,8 +46,8 @@ def test_a_user_with_rights_that_no_worker_needs(tmp_path):
             raw.close()
 
 
-def test_what_the_server_will_not_read_back(binary, tmp_path):
-    """Where the doctor finds nothing, a restart loses no save; its remedy brings that about."""
+def test_replay_after_a_restart(binary, tmp_path):
+    """Where the doctor finds nothing, a restart loses no save; its fix achieves that."""
     (tmp_path / "users.acl").write_text("user default off -@all\nuser operator on nopass ~* &* +@all\n")
     extra = {"aclfile": str(tmp_path / "users.acl")}
     with EmbeddedServer(directory=tmp_path / "data", binary=binary, extra=extra) as server:
@@ -87,9 +86,10 @@ def test_what_the_server_will_not_read_back(binary, tmp_path):
         ("-@all +@all", ["~*"], "broken"),
     ],
 )
-def test_what_the_default_user_must_be_granted(commands, keys, status):
-    node = Node({"aof_enabled": 1, "redis_version": "7.4.1"}, {})
-    assert replay({"commands": commands, "keys": keys}, node)[0] == status
+def test_permissions_of_the_default_user(commands, keys, status):
+    server = replies({"aof_enabled": 1, "redis_version": "7.4.1"})
+    server.answers["ACL", "GETUSER", "default"] = {"flags": ["on"], "commands": commands, "keys": keys}
+    assert finding_of(replay, about(server)).status == status
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,29 @@ def test_what_the_default_user_must_be_granted(commands, keys, status):
         *(("8.8.8.8:6379", "open"), ("[2606:4700::1]:1", "open"), ("*:6379", "open"), ("0.0.0.0:1", "private")),
     ],
 )
-def test_where_an_address_is(address, place):
+def test_place_of_an_address(address, place):
     assert place_of(address) == place
 
 
-def test_what_was_granted_and_taken_back_is_not_granted():
-    for commands, status in (("+@all -@all +get", "ok"), ("-@all +config -config", "ok"), ("-@all +keys", "warning")):
-        assert rights("u", {"commands": commands, "keys": ["~sessions:*"]}, "sessions", clustered=False)[0] == status
-    assert rights("u", {"commands": "+get", "keys": ["*"]}, "sessions", clustered=False)[0] == "warning"
+@pytest.mark.parametrize(
+    ("commands", "keys", "status"),
+    [
+        ("+@all -@all +get", "~sessions:*", "ok"),
+        ("-@all +config -config", "~sessions:*", "ok"),
+        ("-@all +keys", "~sessions:*", "warning"),
+        ("+get", "*", "warning"),
+    ],
+)
+def test_revoked_permissions_do_not_count(commands, keys, status):
+    server = replies()
+    server.answers |= {
+        ("CLIENT", "INFO"): "id=1 user=u",
+        ("ACL", "GETUSER", "u"): {"flags": ["on"], "commands": commands, "keys": [keys]},
+    }
+    assert finding_of(rights, about(server)).status == status
 
 
-def test_what_a_selector_grants_is_granted(tmp_path, binary):
+def test_permissions_by_selector(tmp_path, binary):
     if is_redis_6(binary):
         pytest.skip("it has no selectors")
     with healthy(tmp_path / "data", binary=binary) as (store, raw):
@@ -118,14 +130,29 @@ def test_what_a_selector_grants_is_granted(tmp_path, binary):
         assert found(store.doctor(), "rights").found == "user sessions is granted +@all, all keys"
 
 
-def test_who_gets_in_from_elsewhere_and_who_reads_on_the_way():
-    nobody = Node(SessionStoreError("unseen"), {})
-    open_to_all = {"flags": ["on", "nopass"]}
-    assert login(open_to_all, "10.0.0.9:6379", nobody)[0] == "warning"
-    assert login(open_to_all, "8.8.8.8:6379", nobody)[0] == "broken"
-    assert login({"flags": ["off", "nopass"]}, "8.8.8.8:6379", nobody)[0] == "ok"
-    assert tls(used=False, address="10.0.0.9:6379")[0] == "warning"
-    assert tls(used=True, address="10.0.0.9:6379")[0] == tls(used=False, address="/run/redis.sock:0")[0] == "ok"
+@pytest.mark.parametrize(
+    ("flag", "address", "status"),
+    [
+        ("on", "10.0.0.9:6379", "warning"),
+        ("on", "8.8.8.8:6379", "broken"),
+        ("off", "8.8.8.8:6379", "ok"),
+    ],
+)
+def test_login_from_other_machines(flag, address, status):
+    server = replies(SessionStoreError("unseen"))
+    user = {"flags": [flag, "nopass"], "commands": "+@all", "keys": "~*"}
+    server.answers |= {("CLIENT", "INFO"): f"laddr={address}", ("ACL", "GETUSER", "default"): user}
+    assert finding_of(login, about(server)).status == status
+
+
+@pytest.mark.parametrize(
+    ("used", "address", "status"),
+    [(False, "10.0.0.9:6379", "warning"), (True, "10.0.0.9:6379", "ok"), (False, "/run/redis.sock:0", "ok")],
+)
+def test_tls(used, address, status):
+    server = replies()
+    server.answers["CLIENT", "INFO"] = f"laddr={address}"
+    assert finding_of(tls, about(server, client=ClientFacts(tls=used))).status == status
 
 
 def test_no_secret_is_shown(tmp_path):

@@ -8,10 +8,10 @@ import subprocess
 import pytest
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
-from redis_sessions.doctor import sessions as upkeep
+from redis_sessions.doctor.connection import sentinel as quorum_check
 from redis_sessions.errors import SessionStoreError
 from redis_sessions.server import EmbeddedServer
-from tests.doctor.looking import found, healthy, troubles
+from tests.doctor.support import about, finding_of, found, healthy, troubles
 from tests.servers import find_redis_server, wait_until
 from tests.stores import Blocking
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.plants_immortal_keys
 
 
 def test_a_cluster(places, namespace):
-    """Its nodes keep no data, and let the default user in."""
+    """Its nodes have no append-only file, and allow the default user."""
     place = places.get("cluster")
     with place.sync(StoreSettings(namespace=namespace)) as store:
         expected = {"append-only": "broken", "rights": "warning"}
@@ -41,7 +41,7 @@ def test_a_cluster(places, namespace):
             place.raw.execute_command("CONFIG SET", "appendonly", "no", target_nodes=one)
 
 
-def test_a_cluster_with_a_slot_that_nobody_serves(tmp_path):
+def test_a_cluster_with_an_unserved_slot(tmp_path):
     with healthy(tmp_path / "data", cluster_enabled="yes") as (store, raw):
         raw.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16_383)
         wait_until(lambda: b"cluster_state:ok" in raw.execute_command("CLUSTER", "INFO"), "the cluster serves")
@@ -60,17 +60,16 @@ def test_a_cluster_with_a_slot_that_nobody_serves(tmp_path):
         assert "redis+cluster://" in found(store.doctor(), "cluster").remedy
 
 
-def test_sentinels_that_see_no_quorum():
+def test_sentinels_without_a_quorum():
     away, denied = StoreUnavailable("away"), SessionStoreError("h refused a command (NOQUORUM)")
-    for quorums, status in (([True, True], "ok"), ([True, away], "warning"), ([away, denied], "broken")):
-        assert upkeep.quorum(quorums)[0] == status
-    with pytest.raises(StoreUnavailable):
-        upkeep.quorum([away, away])
+    cases = (([True, True], "ok"), ([True, away], "warning"), ([away, denied], "broken"), ([away, away], "unknown"))
+    for quorums, status in cases:
+        assert finding_of(quorum_check, about(quorums=quorums)).status == status
 
 
 @pytest.fixture
 def sentinel(tmp_path):
-    """A Sentinel that watches a server in two ways: alone it is enough for the one, and not for the other."""
+    """A Sentinel that monitors one server under two names: alone it is a quorum for the first, not for the second."""
     binary = find_redis_server()
     if binary is None:
         pytest.skip("no redis-server on the PATH")

@@ -1,16 +1,16 @@
-"""The doctor where servers differ: who gets in by version and by unix socket, and numbers that are none."""
+"""The doctor where servers differ: logins by version and unix socket, and replies that are not numbers."""
 
 from __future__ import annotations
 
 import pytest
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
+from redis_sessions.doctor import server as checks
 from redis_sessions.doctor.connection import login, place_of
-from redis_sessions.doctor.server import NODE_CHECKS, Node, of_nodes
 from redis_sessions.errors import SessionStoreError
 from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer
-from tests.doctor.looking import found
+from tests.doctor.support import about, finding_of, found, replies
 from tests.servers import Cluster, find_redis_server
 from tests.stores import Blocking
 
@@ -18,7 +18,7 @@ BINARIES = [
     None,
     pytest.param(find_redis_server(), marks=pytest.mark.skipif(not find_redis_server(), reason="no redis-server")),
 ]
-OPEN_TO_ALL = {"flags": ["on", "nopass"]}
+OPEN_TO_ALL = {"flags": ["on", "nopass"], "commands": "+@all", "keys": "~*"}
 REDIS_6, REDIS_7, VALKEY = (
     {"redis_version": "6.2.14"},
     {"redis_version": "7.0.15"},
@@ -29,7 +29,7 @@ REDIS_6, REDIS_7, VALKEY = (
 @pytest.mark.parametrize(
     ("info", "bind", "protected", "status"),
     [
-        # Tried by hand from another address: Redis 6.2 minds protected mode only where no address is bound.
+        # Tried by hand from another address: Redis 6.2 respects protected mode only where no address is bound.
         (REDIS_6, "", "yes", "ok"),
         (REDIS_6, "", "no", "broken"),
         (REDIS_6, "0.0.0.0", "yes", "broken"),
@@ -41,19 +41,23 @@ REDIS_6, REDIS_7, VALKEY = (
         (REDIS_7, "", "no", "ok"),
         (VALKEY, "0.0.0.0", "yes", "ok"),
         (VALKEY, "0.0.0.0", "no", "broken"),
-        # Nothing has to be known of who listens on loopback only.
+        # On loopback only, the version doesn't matter.
         (SessionStoreError("unseen"), "127.0.0.1", "no", "ok"),
     ],
 )
-def test_who_gets_in_without_a_password(info, bind, protected, status):
-    node = Node(info, {"bind": bind, "protected-mode": protected})
-    assert login(OPEN_TO_ALL, "127.0.0.1:6379", node)[0] == status
+def test_login_without_a_password(info, bind, protected, status):
+    assert login_from_here(info, bind, protected).status == status
 
 
-def test_who_gets_in_is_unknown_where_the_version_is():
-    node = Node(SessionStoreError("unseen"), {"bind": "0.0.0.0", "protected-mode": "yes"})
-    with pytest.raises(SessionStoreError, match="unseen"):
-        login(OPEN_TO_ALL, "127.0.0.1:6379", node)
+def test_login_is_unknown_if_the_version_is():
+    finding = login_from_here(SessionStoreError("unseen"), "0.0.0.0", "yes")
+    assert (finding.status, finding.found) == ("unknown", "unseen")
+
+
+def login_from_here(info, bind, protected):
+    server = replies(info, **{"bind": bind, "protected-mode": protected})
+    server.answers |= {("ACL", "GETUSER", "default"): OPEN_TO_ALL, ("CLIENT", "INFO"): "id=1 laddr=127.0.0.1:6379"}
+    return finding_of(login, about(server))
 
 
 @pytest.mark.parametrize("binary", BINARIES, ids=["valkey", "redis"])
@@ -65,33 +69,32 @@ def test_a_unix_socket_is_on_this_machine(binary, tmp_path):
 
 
 @pytest.mark.parametrize("address", ["/run/s:0", "[/run/s:0]:0", "run/s:0", "[/run/a"])
-def test_an_address_of_a_unix_socket(address):
+def test_addresses_of_unix_sockets(address):
     assert place_of(address) == "here"
 
 
 @pytest.mark.parametrize("version", ["", "unstable"])
 def test_a_version_without_a_number_is_unknown(version):
-    [server, *_] = of_nodes([Node({"redis_version": version}, {})])
-    assert (server.check, server.status) == ("server", "unknown")
+    assert finding_of(checks.version, replies({"redis_version": version})).status == "unknown"
 
 
-def test_what_is_no_number_is_unknown():
-    """Servers that are like Redis tell what they like."""
+def test_replies_that_are_not_numbers_are_unknown():
+    """Servers that imitate Redis return any text."""
     words = ("maxmemory", "used_memory", "aof_enabled", "connected_slaves", "cluster_enabled")
-    node = Node(dict.fromkeys(words, "some") | {"maxmemory_policy": "noeviction"}, {"min-replicas-to-write": "x"})
-    statuses = {finding.check: finding.status for finding in of_nodes([node])}
-    assert {*statuses.values()} == {"unknown"}
-    assert [finding.status for finding in of_nodes([Node({}, {}, {})]) if finding.check == "cluster"] == ["unknown"]
+    server = replies(dict.fromkeys(words, "some") | {"maxmemory_policy": "noeviction"}, **{"min-replicas-to-write": "x"})
+    assert {finding_of(check, server).status for check in checks.CHECKS} == {"unknown"}
+    clustered = replies(handle="a primary")
+    clustered.answers |= {("CLUSTER", "INFO"): b"", ("CLUSTER", "NODES"): b""}
+    assert finding_of(checks.cluster, clustered).status == "unknown"
 
 
-def test_the_remedy_for_a_small_limit_is_no_lifting_of_it():
-    _, look = NODE_CHECKS["memory"]
+def test_the_fix_of_a_small_limit_does_not_remove_it():
     info = {"maxmemory": 300_000, "used_memory": 1, "maxmemory_policy": "volatile-ttl", "evicted_keys": 4}
-    assert look(Node(info, {}))[2] == "redis-cli CONFIG SET maxmemory 1mb"
+    assert finding_of(checks.memory, replies(info)).remedy == "redis-cli CONFIG SET maxmemory 1mb"
 
 
 @pytest.mark.parametrize("value", [b"7\n", b"1_000", b" 7", b"+7", b"007", b"", b"7.0", b"9" * 18 + b"99", b"1" * 5_000])
-def test_a_counter_that_can_not_be_counted_on(valkey, namespace, value):
+def test_counters_that_can_not_be_incremented(valkey, namespace, value):
     """Python takes some of these for integers. The server does not, and refuses the next INCR."""
     with valkey.sync(StoreSettings(namespace=namespace)) as store:
         redis_key = Keys(namespace).counter("resume_failures_total")
@@ -109,8 +112,8 @@ def test_a_counter_that_can_not_be_counted_on(valkey, namespace, value):
 
 
 @pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
-def test_a_cluster_of_which_a_primary_is_away(kind, loop):
-    """That is when it is wanted: what can be seen is told, and what can't is unknown."""
+def test_a_cluster_with_an_unreachable_primary(kind, loop):
+    """What can be seen is reported, and what can't is unknown."""
     with Cluster() as cluster:
         cluster.nodes[2].kill()
         store = kind.from_url(cluster.url, StoreSettings(deadline_ms=1_200))
@@ -134,12 +137,15 @@ def test_a_cluster_of_which_a_primary_is_away(kind, loop):
     ("cluster", "serves"),
     [
         (None, True),
-        ({"cluster_state": "ok", "cluster_slots_ok": "16384"}, True),
-        # With cluster-require-full-coverage off the rest is served all the same.
-        ({"cluster_state": "ok", "cluster_slots_ok": "16383"}, False),
-        ({"cluster_state": "fail", "cluster_slots_ok": "16384"}, False),
+        (b"cluster_state:ok\r\ncluster_slots_ok:16384\r\n", True),
+        # With cluster-require-full-coverage off the other slots are still served.
+        (b"cluster_state:ok\r\ncluster_slots_ok:16383\r\n", False),
+        (b"cluster_state:fail\r\ncluster_slots_ok:16384\r\n", False),
         (SessionStoreError("unseen"), True),
     ],
 )
-def test_whether_every_key_can_be_asked_for(cluster, serves):
-    assert Node({}, {}, cluster).serves is serves
+def test_whether_every_key_is_served(cluster, serves):
+    server = checks.Server(None if cluster is None else "a primary", {("CLUSTER", "INFO"): cluster})
+    with pytest.raises(StopIteration) as done:
+        next(server.serves())
+    assert done.value.value is serves

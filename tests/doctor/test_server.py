@@ -1,12 +1,12 @@
-"""The doctor on a server: its settings, its disk, its replicas; each remedy mends what it stands under."""
+"""The doctor's checks of a server: its settings, disk and replicas; each fix solves its finding."""
 
 from __future__ import annotations
 
 import pytest
 
-from redis_sessions.doctor.server import NODE_CHECKS, Node
+from redis_sessions.doctor import server as checks
 from redis_sessions.settings import DAY_MS
-from tests.doctor.looking import CHECKS, found, healthy, troubles
+from tests.doctor.support import CHECKS, finding_of, found, healthy, replies, troubles
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.plants_immortal_keys
@@ -40,7 +40,7 @@ def test_a_healthy_server_has_no_fault(tmp_path, binary):
     ],
     ids=lambda value: " ".join(f"{name}={word}" for name, word in value.items()),
 )
-def test_settings_of_the_server(tmp_path, binary, settings, expected):
+def test_server_settings(tmp_path, binary, settings, expected):
     # Redis 6.2 does not take it as one word of its command line.
     snapshots = {name: value for name, value in settings.items() if name == "save"}
     started_with = {name: value for name, value in settings.items() if name not in snapshots}
@@ -52,7 +52,7 @@ def test_settings_of_the_server(tmp_path, binary, settings, expected):
     assert all(found(diagnosis, check).remedy for check in expected)
 
 
-def test_the_remedy_for_the_server_mends_it(tmp_path):
+def test_fixes_of_server_settings_work(tmp_path):
     with healthy(tmp_path / "data", maxmemory="0", maxmemory_policy="allkeys-lru", appendonly="no") as (store, raw):
         for check in troubles(store.doctor()):
             words = found(store.doctor(), check).remedy.removeprefix("redis-cli ").split()
@@ -61,14 +61,14 @@ def test_the_remedy_for_the_server_mends_it(tmp_path):
         assert troubles(store.doctor()) == {}
 
 
-def test_sessions_that_were_evicted(tmp_path):
+def test_evicted_keys(tmp_path):
     with healthy(tmp_path / "data", maxmemory="3mb") as (store, raw):
         for number in range(400):
             raw.set(f"other:{number}", "x" * 10_000, px=DAY_MS)
         assert troubles(store.doctor()) == {"memory": "warning"}
 
 
-def test_a_disk_that_can_not_be_written(tmp_path):
+def test_failed_snapshot(tmp_path):
     (tmp_path / "data").mkdir(mode=0o700)
     (tmp_path / "data" / "taken").mkdir()
     with healthy(tmp_path / "data", dbfilename="taken") as (store, raw):
@@ -77,7 +77,7 @@ def test_a_disk_that_can_not_be_written(tmp_path):
         assert troubles(store.doctor()) == {"disk": "broken"}
 
 
-def test_replicas_that_no_save_waits_for(tmp_path):
+def test_replicas_not_needed_for_a_save(tmp_path):
     with healthy(tmp_path / "one", repl_diskless_sync_delay="0") as (store, raw):
         port = raw.get_connection_kwargs()["port"]
         with healthy(tmp_path / "two", replicaof=f"127.0.0.1 {port}") as (replica, raw_replica):
@@ -101,5 +101,4 @@ def test_replicas_that_no_save_waits_for(tmp_path):
     ],
 )
 def test_versions(info, status):
-    _, look = NODE_CHECKS["server"]
-    assert look(Node(info, {}))[0] == status
+    assert finding_of(checks.version, replies(info)).status == status

@@ -1,4 +1,4 @@
-"""The doctor takes nothing for ok that it could not look at; and its command."""
+"""What the doctor can't see is unknown, never ok; and its command."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pytest
 from redis_sessions import StoreSettings, StoreUnavailable
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.doctor.findings import LOOK_RIGHTS
-from tests.doctor.looking import CHECKS, NEEDED, found, healthy, troubles
+from tests.doctor.support import CHECKS, NEEDED, found, healthy, troubles
 from tests.test_cli_support import run
 
 pytestmark = pytest.mark.plants_immortal_keys
 
 
-def test_fakeredis_has_much_that_can_not_be_seen(places):
+def test_fakeredis_answers_few_questions(places):
     diagnosis = places.get("fakeredis").sync(StoreSettings()).doctor()
     unknown = [*CHECKS[:9], "login", "replay"]
     assert troubles(diagnosis) == dict.fromkeys(unknown, "unknown") | {"rights": "warning", "client": "unknown"}
 
 
-def test_what_may_not_be_looked_at_is_unknown_and_never_ok(tmp_path):
+def test_refused_questions_are_unknown(tmp_path):
     with healthy(tmp_path / "data", rights=NEEDED) as (store, _):
         diagnosis = store.doctor()
         unseen = [*CHECKS[:9], "login", "replay", "rights", "tls", "no-ttl", "max-age", "values"]
@@ -43,9 +43,9 @@ def test_the_command(tmp_path):
         shown = run("doctor", *url, code=exits.PARTLY)
         assert shown.stderr == ""
         lines = shown.stdout.splitlines()
-        assert "broken  eviction     allkeys-lru takes counters, too" in lines
-        [remedy] = [line.strip() for line in lines if line.strip().startswith("mend: ")]
-        assert remedy == "mend: redis-cli CONFIG SET maxmemory-policy volatile-ttl"
+        assert "broken  eviction     allkeys-lru evicts counters, too" in lines
+        [remedy] = [line.strip() for line in lines if line.strip().startswith("fix: ")]
+        assert remedy == "fix: redis-cli CONFIG SET maxmemory-policy volatile-ttl"
         assert lines[-1] == f"1 broken, 0 warnings, 0 unknown, {len(CHECKS) - 1} ok"
         result = json.loads(run("doctor", "--json", *url, code=exits.PARTLY).stdout)
         assert list(result) == ["findings", "broken", "warnings", "unknown", "ok"]
@@ -58,7 +58,7 @@ def test_the_command(tmp_path):
         assert run("doctor", *url).stdout.endswith(f"0 broken, 1 warning, 0 unknown, {len(CHECKS) - 1} ok\n")
 
 
-def test_a_gate_is_strict(tmp_path):
+def test_strict(tmp_path):
     with healthy(tmp_path / "data") as (_, raw):
         url = ["--url", f"redis://sessions:s3cret%2Fx@127.0.0.1:{raw.get_connection_kwargs()['port']}"]
         run("doctor", "--strict", *url)

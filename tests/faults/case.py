@@ -1,4 +1,4 @@
-"""One call of an operation while something goes wrong, and what may be true afterwards: the ground for every operation."""
+"""Base class for one call of an operation during a fault, with checks of what may be true afterwards."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ OLD, NEW = "OLD", "NEW"
 
 
 def add(tally: Tally, other: Tally) -> None:
-    """Add up what a thread of its own has counted."""
+    """Add the counts of another tally."""
     for field in fields(Tally)[1:]:
         setattr(tally, field.name, getattr(tally, field.name) + getattr(other, field.name))
 
 
 class Case:
-    """One call of one operation, on a conversation of its own.
+    """One call of one operation, on its own conversation.
 
-    `prepare` makes it ready past the proxy, `act` calls the store under test, and one of `answered` and `refused` looks
-    at what the server holds. Each `lost` or `wrong` becomes an entry of `harms`.
+    `prepare` makes it ready past the proxy, `act` calls the store under test, and one of `answered` and `refused` checks
+    what the server holds. Each `lost` or `wrong` becomes an entry of `harms`.
     """
 
-    # Whether one fault is ridden out by sending again, so that nobody notices.
+    # Whether one fault goes unnoticed, because the command is sent again.
     rides_out = True
 
     def __init__(self, world: Any, number: int) -> None:

@@ -1,3 +1,5 @@
+"""Fixtures of the fault tests."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -10,13 +12,13 @@ from tests.stores import Place
 
 @pytest.fixture(scope="session")
 def ledger() -> Ledger:
-    """`ledger("replies dropped, sync")` is the Tally to write down what was injected and what came of it."""
+    """`ledger("replies dropped, sync")` is the Tally that counts what was injected and its effects."""
     return LEDGER
 
 
 @pytest.fixture
 def clean(namespace: str) -> Iterator[Callable[[Place], Place]]:
-    """Cleans the places that it is shown."""
+    """A function that has a place cleaned up after the test."""
     shown: list[Place] = []
 
     def show(place: Place) -> Place:

@@ -1,4 +1,4 @@
-"""What was injected, how often, and what came of it: tests write it down here, and pytest prints the table at its end."""
+"""Counts which faults were injected and what their effects were; pytest prints the table at its end. No tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Tally:
         wrong: replies that were another key's, or no reply to what was asked.
         untyped: errors that were not this package's.
         double_runs: two runs of one conversation at a time, by workers that kept contact with the server.
-        reported: runs beyond the promise (no contact, lease lost in a failover), each of which was told to its worker.
+        reported: runs beyond the promise (no contact, lease lost in a failover), each of which its worker was informed of.
     """
 
     fault: str
@@ -54,16 +54,16 @@ class Ledger:
         return self._tallies[-1]
 
     def dump(self) -> list[dict[str, str | int]]:
-        """All of it, for another process to take up."""
-        # Of a name that is a member of an enumeration no more than the text can be handed over.
+        """All tallies, for another process."""
+        # A name may be a member of an enumeration, of which only the text can be passed to another process.
         return [asdict(tally) | {"fault": str.__str__(tally.fault)} for tally in self._tallies]
 
     def take(self, dumped: list[dict[str, Any]]) -> None:
-        """Take up what another process dumped."""
+        """Add what another process dumped."""
         self._tallies += [Tally(**values) for values in dumped]
 
     def lines(self) -> list[str]:
-        """The table: a row for each fault, and at last the sums."""
+        """The table: a row for each fault, and the sums at the end."""
         if not self._tallies:
             return []
         rows: dict[str, list[int]] = {}

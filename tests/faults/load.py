@@ -1,7 +1,7 @@
 """Work on a store while its server fails, written down as each worker saw it, and held against what is there afterwards.
 
 Each worker is a thread. Some set IDs under keys of their own, and read them back; some resume conversations that all share;
-some count. An ID names its key and its number, so that any reply can be told from another key's or an older one.
+some count. An ID names its key and its number, so that no reply can be mistaken for another key's or an older one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ AWAY: Final = "store unavailable"
 
 @contextmanager
 def both(url: str, loop: Loop, namespace: str, **settings: Any) -> Iterator[tuple[SessionStore, Any]]:
-    """A store of each flavour, called alike."""
+    """A store of each flavor, called alike."""
     chosen = StoreSettings(namespace=namespace, **settings)
     with SessionStore.from_url(url, chosen) as sync:
         other = Blocking(AsyncSessionStore.from_url(url, chosen), loop)
@@ -54,7 +54,7 @@ class Save:
 
 @dataclass(slots=True)
 class Ran:
-    """One run of a shared conversation, and what its caller was told."""
+    """One run of a shared conversation, and what its caller learned."""
 
     asked: str | None
     gave: str
@@ -66,7 +66,7 @@ class Ran:
     reason: str | None = None
 
     @property
-    def told(self) -> bool:
+    def informed(self) -> bool:
         """Whether its caller knows that something was amiss."""
         return not self.saved or self.reason is not None
 
@@ -78,7 +78,7 @@ class Findings:
     Attributes:
         young: acknowledged saves and counts that are gone, but had been acknowledged just before a fault.
         longest_s: the longest operation.
-        errors: the first few untyped errors, and what was lost, for whoever has to look into it.
+        errors: the first few untyped errors, and what was lost, for debugging.
     """
 
     young: int = 0
@@ -158,8 +158,8 @@ class Load:
         for key, runs in self.runs.items():
             self._follow(key, runs, store.get(key))
             for one, other in _overlaps(runs):
-                reported += one.told or other.told
-                doubles += not (one.told or other.told)
+                reported += one.informed or other.informed
+                doubles += not (one.informed or other.informed)
         lost, young = self._gone(young_s)
         total = store.resume_failures_total()
         same = len(self.counted) - len({count for count, _ in self.counted})

@@ -1,6 +1,6 @@
-"""A TCP proxy that spoils what passes: replies that never come, come late, in half or in single bytes; lost requests.
+"""A TCP proxy that injects faults: replies that are lost, late, cut in half or split into bytes; lost requests. No tests.
 
-It knows as much of RESP as it takes to tell messages apart, so that a fault is for one command wherever its bytes begin or
+It parses enough of RESP to separate messages, so that a fault is for one command wherever its bytes begin or
 end, in a pipeline too. As in TCP nothing is ever left out of the middle: once a reply is withheld, so is all that follows.
 """
 
@@ -153,7 +153,7 @@ class Proxy:
             return chosen
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A task of our own: the one that asyncio would make tells of its cancellation as of an error.
+        # An explicit task: the one that asyncio would make reports its cancellation as an error.
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -173,7 +173,7 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._listener.wait_closed()
-        await _some_rounds()  # what was closed last is told so in the loop's next one
+        await _some_rounds()  # what was closed last learns it in the next round of the loop
 
 
 async def _some_rounds() -> None:
@@ -210,7 +210,7 @@ class _Connection:
             for task in (upward, downward):
                 task.cancel()
             self._server_writer.close()  # before anything is awaited, where the proxy's end may cancel this
-            # A peer that has gone is no error here: it is what these tests are about.
+            # A peer that has gone is not an error here.
             await asyncio.gather(upward, downward, return_exceptions=True)
             with contextlib.suppress(OSError):
                 await self._server_writer.wait_closed()
@@ -252,7 +252,7 @@ class _Connection:
                             self._writer.write(half)
                         await asyncio.Event().wait()  # until the client closes, or the proxy ends
                     case Fault.REPLY_LATE:
-                        # At the latest to who asks something else meanwhile: then it is the wrong reply.
+                        # Sent at the latest when the client asks something else: then it is the wrong reply.
                         self._asked_again.clear()
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(self._asked_again.wait(), self._proxy.late_s)

@@ -1,4 +1,4 @@
-"""As much of RESP, 2 and 3, as it takes to tell messages apart and to read a command."""
+"""Parses as much of RESP 2 and 3 as is needed to separate messages and to read a command. No tests."""
 
 from __future__ import annotations
 

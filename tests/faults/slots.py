@@ -1,4 +1,4 @@
-"""Slots of a cluster on the move, by hand: as any tool does that spreads a cluster's keys anew."""
+"""Moves slots of a cluster step by step, as tools that rebalance a cluster do. No tests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Slots:
             node.close()
 
     def begin(self, slot: int, to: int | None = None) -> None:
-        """From now on the source sends on whoever asks for a key that has left, and the target serves who was sent."""
+        """From now on the source redirects clients that ask for a key that has left, and the target serves them."""
         here = self._at[slot]
         self._to[slot] = there = random.choice([n for n in range(len(self._nodes)) if n != here]) if to is None else to
         self._tell(there, "SETSLOT", slot, "IMPORTING", self._ids[here])
@@ -61,7 +61,7 @@ class Slots:
             self._tell(node, "SETSLOT", slot, "NODE", self._ids[there])
         self._at[slot] = there
         self.moves += 1
-        # Who takes the next slot must know this one's epoch: with the same they would contest each other's.
+        # The node that takes the next slot must know this epoch: two nodes with the same would conflict.
         wait_until(lambda: len({self._epoch(node, there) for node in range(len(self._nodes))}) == 1, "all know its epoch")
 
     def bring_home(self) -> None:
@@ -83,7 +83,7 @@ class Slots:
                     slot = random.choice(slots)
                     self.begin(slot)
                     self.end(slot)
-            except BaseException as error:  # noqa: BLE001 - raised again by who waits
+            except BaseException as error:  # noqa: BLE001 - raised again in the main thread
                 failures.append(error)
 
         thread = threading.Thread(target=move)

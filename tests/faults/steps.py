@@ -1,4 +1,4 @@
-"""What is done while it is interrupted, and looked at: random steps on many keys, whose values tell them apart."""
+"""Random steps on many keys, to be interrupted; their values show which key they belong to. No tests."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Steps:
         except StoreUnavailable:
             self.tally.refused += 1
         except SessionStoreError:
-            self.tally.wrong += 1  # a value that nobody wrote, as of another type
+            self.tally.wrong += 1  # a value that was never written, such as one of another type
         except Exception:  # noqa: BLE001
             self.tally.untyped += 1
 
@@ -115,7 +115,7 @@ class Steps:
                 self.agree(isinstance(peek, Peek) and type(peek.expires_in_ms) is int)
                 self.look(number, peek and peek.session_id)
             case 3:
-                # A signal that hits the very way out of a turn leaves a lease, which would lapse by itself.
+                # A signal at the very end of a turn leaves a lease, which would lapse.
                 if isinstance(lease := store.acquire(key, f"claim{number}"), Held):
                     store.release(Lease(key, lease.holder))
                 else:
@@ -164,7 +164,7 @@ class Steps:
         return Turn(self.fresh(number), None)
 
     def end(self, values: list[str | None], counted: int, clients: int) -> None:
-        """What must hold at the end: each key has an ID of its own, counts moved by 0 or 1 each, no connection is left."""
+        """What must hold at the end: each key has its own ID, counts moved by 0 or 1 each, no connection is left."""
         for number, value in enumerate(values):
             self.look(number, value)
         asked, answered = self.counts

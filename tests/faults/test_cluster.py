@@ -76,7 +76,7 @@ def legacy_file(path: Path, name: str) -> dict[str, str]:
 
 
 def look(store: Any, expected: set[str], over: threading.Event, tally: Tally, outcomes: set[str]) -> None:
-    """Scan until told: what calls itself exact has it all."""
+    """Scan until stopped: a scan that says it is exact has found all."""
     while not over.is_set():
         report = store.report()
         outcomes.add("approximate" if report.approximate else "exact")
@@ -126,12 +126,12 @@ def work_while_slots_move(stores: tuple[Any, Any], slots: Slots, directory: Path
         tally.lost += found is None
         tally.wrong += found not in (None, session_id)
     assert not findings.errors
-    # A count is sent once, and redis-py may hang up on it when it looks anew at who serves what.
+    # A count is sent once, and redis-py may hang up on it when it refreshes its map of slots.
     assert {what for what, _ in load.refusals} <= {"count"}
     assert {"approximate", "no IDs"} <= outcomes
 
 
-def test_a_scan_while_a_slot_is_between_two_primaries_says_so(slots, stores, namespace):
+def test_a_scan_during_a_slot_migration_is_approximate(slots, stores, namespace):
     key, slot = "somebody", slot_of(namespace, "somebody")
     stores[0].set(key, "ID-1")
     slots.begin(slot)
@@ -148,7 +148,7 @@ def test_a_scan_while_a_slot_is_between_two_primaries_says_so(slots, stores, nam
         assert store.live_session_ids() == {"ID-1"}
 
 
-def test_a_scan_during_which_a_slot_went_and_came_back_says_so(slots, stores, namespace):
+def test_a_scan_during_which_a_slot_moved_away_and_back_is_approximate(slots, stores, namespace):
     for number in range(100):
         stores[0].set(f"key{number}", "ID-1")
     for store in stores:
@@ -166,10 +166,10 @@ def test_a_scan_during_which_a_slot_went_and_came_back_says_so(slots, stores, na
 
 
 @pytest.mark.parametrize("first", ["id", "lease"])
-@pytest.mark.parametrize("flavour", [0, 1], ids=["sync", "async"])
-def test_a_conversation_split_between_two_primaries_is_waited_for(cluster, slots, stores, namespace, first, flavour):
+@pytest.mark.parametrize("flavor", [0, 1], ids=["sync", "async"])
+def test_a_conversation_split_between_two_primaries_is_waited_for(cluster, slots, stores, namespace, first, flavor):
     """Neither of the two can run a script that needs both keys: TRYAGAIN, more often than redis-py puts up with."""
-    store, key, keys = stores[flavour], "somebody", Keys(namespace)
+    store, key, keys = stores[flavor], "somebody", Keys(namespace)
     slot = slot_of(namespace, key)
     store.set(key, "ID-1")
     lease = store.acquire(key)

@@ -1,4 +1,4 @@
-"""A server that is killed, or stopped, at work: what it acknowledged is there afterwards, and nobody is kept waiting."""
+"""A server that is killed or stopped under load: what it acknowledged is there afterwards, and no caller waits too long."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POSTPONED_S = 3.0
 DEADLINE_MS = 1_500
 # Servers count whole milliseconds, and a key is still there in the one in which it expires.
 STILL_ALIVE_MS = 1
-# What a thread may have to wait for a processor before it can tell the time, on a small machine with all its workers busy.
+# How long a thread may wait for a processor before it can read the clock, on a small machine with all workers busy.
 SLACK_S = 2.0
 
 
@@ -44,7 +44,7 @@ def durable(binary: Path | None, sync: str, tmp_path: Path) -> Iterator[Embedded
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(60, marks=LONG)])
 @pytest.mark.parametrize("sync", ["always", pytest.param("everysec", marks=LONG)])
-def test_killed_under_load_it_has_all_it_acknowledged(durable, sync, rounds, loop, namespace, ledger):
+def test_a_server_killed_under_load_has_all_that_it_acknowledged(durable, sync, rounds, loop, namespace, ledger):
     tally = ledger(f"server killed, file synced {sync}")
     keys = Keys(namespace)
     short = SessionStore.from_url(durable.url, StoreSettings(namespace=namespace, session_max_age_ms=SHORT_MS))
@@ -87,7 +87,7 @@ def test_killed_under_load_it_has_all_it_acknowledged(durable, sync, rounds, loo
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=LONG)])
-def test_stopped_for_longer_than_the_deadline_nobody_waits_longer_and_no_late_reply_harms(rounds, loop, namespace, ledger):
+def test_no_caller_waits_past_the_deadline_and_no_late_reply_harms(rounds, loop, namespace, ledger):
     tally = ledger("server stopped beyond the deadline")
     settings = {"deadline_ms": DEADLINE_MS, "socket_timeout_ms": 300, "connect_timeout_ms": 300, "lease_ms": 1_000}
     with EmbeddedServer() as server, both(server.url, loop, namespace, **settings) as stores:

@@ -1,4 +1,4 @@
-"""Import and export killed at any point: run again, one ends as if undisturbed; the other's file is whole, old or new."""
+"""Import and export killed at any point: an import can be run again; an export leaves the whole old or new file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FEW_OR_MANY = [2, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout
 
 @pytest.fixture(params=["valkey", "redis"])
 def server(request):
-    """One of its own, so that DBSIZE tells how far an import has come."""
+    """A separate server, so that DBSIZE shows how far an import has come."""
     binary = find_redis_7() if request.param == "redis" else None
     if request.param == "redis" and binary is None:
         pytest.skip("no redis-server since 7 on the PATH")
@@ -91,7 +91,7 @@ def state(client, keys, numbers=range(RECORDS)):
 
 
 @pytest.mark.parametrize("kills", FEW_OR_MANY)
-def test_an_import_killed_and_run_again_ends_as_if_undisturbed(server, client, start, kills, tmp_path, ledger):
+def test_a_killed_import_that_is_run_again_has_the_same_result(server, client, start, kills, tmp_path, ledger):
     tally, path = ledger("import killed and run again"), tmp_path / "sessions.json"
     killed, whole = Keys("killed"), Keys("whole")
     words = ("import", "--json", "--url", server.url, "--namespace", "killed", path)
@@ -123,8 +123,8 @@ def test_an_import_killed_and_run_again_ends_as_if_undisturbed(server, client, s
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 @pytest.mark.parametrize("kills", FEW_OR_MANY)
-def test_an_export_killed_leaves_the_old_file_whole_or_the_new_one(server, client, start, kills, tmp_path, ledger):
-    """What it had begun stays beside it, as `.NAME.xxxxxxxx`, for its owner alone; it is in nobody's way."""
+def test_a_killed_export_leaves_the_whole_old_or_new_file(server, client, start, kills, tmp_path, ledger):
+    """Its unfinished file stays beside it, as `.NAME.xxxxxxxx`, readable by its owner only, and does no harm."""
     tally, path = ledger("export killed"), tmp_path / "sessions.json"
     write_records(path, client)
     with SessionStore.from_url(server.url) as store:

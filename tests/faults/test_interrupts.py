@@ -1,4 +1,4 @@
-"""Signals and cancellations at any moment: never another's reply, never a connection lost, and all works afterwards."""
+"""Signals and cancellations at any moment: no mixed-up replies, no lost connections, and everything works afterwards."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def test_signals_at_random_moments(kind, count, places, clean, settings, ledger)
     ],
 )
 def test_cancellations_at_random_moments(kind, count, places, clean, settings, ledger):
-    """Each is heeded: the task that was cancelled ends as cancelled, and never with a result as if nothing had been."""
+    """Each takes effect: a cancelled task ends as cancelled, never with a result."""
     place = clean(places.get("cluster" if kind == "cluster" else "valkey"))
     tally = ledger("task cancelled in the middle of a call")
     steps = Steps(tally)
     before = clients_of(place)
-    workers = 4  # each with keys of its own
+    workers = 4  # each with its own keys
 
     async def cancel(store: AsyncSessionStore, worker: int) -> None:
         while tally.injected < count:

@@ -57,7 +57,7 @@ def fill(client, keys, sessions):
 
 
 @pytest.mark.parametrize("sessions", [20_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
-def test_what_was_unused_longest_goes_first(server, client, store, sessions, ledger):
+def test_the_longest_unused_sessions_are_evicted_first(server, client, store, sessions, ledger):
     """Eviction samples, so it is not exact; but what was used lately, leases and counters stay.
 
     Where an exact one would have taken all sessions older than A and none younger, the youngest that went was measured at
@@ -89,7 +89,7 @@ def test_what_was_unused_longest_goes_first(server, client, store, sessions, led
     tally.check()
 
 
-def test_a_server_that_evicts_nothing_refuses_writes_and_goes_on_reading(client, store, ledger):
+def test_a_server_that_evicts_nothing_refuses_writes_and_still_reads(client, store, ledger):
     tally, keys = ledger("memory full, noeviction"), Keys(StoreSettings().namespace)
     store.set("a", "R")
     store.set("b", "R")

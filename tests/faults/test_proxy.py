@@ -1,4 +1,4 @@
-"""The proxy itself: it tells messages apart however they are cut, and does what it is told to the one it is told."""
+"""The proxy itself: it separates messages however they are cut, and injects a fault only where it should."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STREAM = [
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_messages_are_told_apart_however_they_are_cut(size):
+def test_messages_are_separated_however_they_are_cut(size):
     messages, stream, found = Messages(), b"".join(STREAM), []
     for start in range(0, len(stream), size):
         found += messages.feed(stream[start : start + size])
@@ -53,7 +53,7 @@ def client(proxy, request):
 
 
 @pytest.mark.parametrize("fault", Fault)
-def test_a_fault_hits_what_it_is_for_and_nothing_else(proxy, client, valkey, namespace, fault):
+def test_a_fault_hits_its_command_and_nothing_else(proxy, client, valkey, namespace, fault):
     order = proxy.inject(fault, 1, named("INCRBY"))
     assert client.incr(namespace) == 1
     if fault is Fault.REPLY_IN_BYTES:
@@ -70,7 +70,7 @@ def test_a_fault_hits_what_it_is_for_and_nothing_else(proxy, client, valkey, nam
 
 
 @pytest.mark.parametrize("fault", [fault for fault in Fault if not fault.hangs])
-def test_in_a_pipeline_what_goes_before_is_answered(proxy, client, valkey, namespace, fault):
+def test_in_a_pipeline_earlier_commands_are_answered(proxy, client, valkey, namespace, fault):
     pipeline = client.pipeline(transaction=False)
     for _ in range(5):
         pipeline.incr(namespace)
@@ -85,7 +85,7 @@ def test_in_a_pipeline_what_goes_before_is_answered(proxy, client, valkey, names
     valkey.raw.delete(namespace)
 
 
-def test_a_late_reply_comes_to_who_asks_next_on_that_connection(proxy, client, valkey, namespace):
+def test_a_late_reply_reaches_the_next_command_on_that_connection(proxy, client, valkey, namespace):
     """What the package must never do: read on after a timeout. Here a client does, and gets the wrong reply."""
     valkey.raw.mset({f"{namespace}-a": "A", f"{namespace}-b": "B"})
     connection = client.connection_pool.get_connection()

@@ -17,8 +17,8 @@ import redis
 from redis_sessions import AsyncSessionStore, SessionStore, SessionStoreError, StoreSettings
 from redis_sessions.client import pool as pools
 from tests.faults.case import add
-from tests.faults.case_steps import STEPS, Acquire, Get, Increment, PeekIt, Set
-from tests.faults.case_wholes import WHOLES
+from tests.faults.case_long import WHOLES
+from tests.faults.case_short import STEPS, Acquire, Get, Increment, PeekIt, Set
 from tests.faults.ledger import Tally
 from tests.faults.proxy import Fault, Proxy, named
 from tests.servers import find_redis_server, standalone
@@ -37,15 +37,15 @@ OPERATION_BOUND_S = 30
 class World:
     """A server, a proxy before it, a store behind that, and conversations that others read all the time on the same pool."""
 
-    def __init__(self, flavour, loop, stack, directory):
+    def __init__(self, flavor, loop, stack, directory):
         self.directory = directory
         self._common = {"namespace": f"test-{uuid.uuid4().hex}", **COMMON}
-        # One of each kind: the proxy sees both flavours and both servers.
-        server = stack.enter_context(standalone(find_redis_server() if flavour == "async" else None))
+        # One of each kind: the proxy sees both flavors and both servers.
+        server = stack.enter_context(standalone(find_redis_server() if flavor == "async" else None))
         self.raw = stack.enter_context(redis.Redis.from_url(server.url))
         self.direct = stack.enter_context(SessionStore.from_url(server.url, StoreSettings(**self._common, **PATIENT)))
         self.proxy = stack.enter_context(Proxy(server.port, loop, late_s=HASTY["socket_timeout_ms"] / 1000 * 1.5))
-        self.flavour, self._loop = flavour, loop
+        self.flavor, self._loop = flavor, loop
         self.hasty, self.patient = self.new_store(HASTY), self.new_store(PATIENT)
         stack.callback(self.hasty.close)
         stack.callback(self.patient.close)
@@ -58,7 +58,7 @@ class World:
     def new_store(self, times):
         """A store behind the proxy."""
         settings = StoreSettings(**self._common, **times)
-        if self.flavour == "sync":
+        if self.flavor == "sync":
             return SessionStore.from_url(self.proxy.url, settings)
         return Blocking(AsyncSessionStore.from_url(self.proxy.url, settings), self._loop)
 
@@ -74,7 +74,7 @@ class World:
         case.prepare()
         self.raw.script_flush()
         dropped = self.store.client.connection_pool.disconnect(inuse_connections=False)
-        if self.flavour == "async":
+        if self.flavor == "async":
             self._loop.run(dropped)
         return case
 
@@ -138,7 +138,7 @@ def positions(world, kind, fault, harms, match, *, every):
     """Which replies to spoil: each, or a choice.
 
     Of a run of the same command, as of a scan's pages, the choice is the first, a middle, the last; and of all these every
-    second, which the other flavour makes up for.
+    second, which the other flavor makes up for.
     """
     case = world.case(kind)
     world.proxy.commands.clear()
@@ -152,7 +152,7 @@ def positions(world, kind, fault, harms, match, *, every):
         size = len(list(run))
         found += sorted({start, start + size // 2, start + size - 1})
         start += size
-    return found[(list(Fault).index(fault) + (world.flavour == "sync")) % 2 :: 2]
+    return found[(list(Fault).index(fault) + (world.flavor == "sync")) % 2 :: 2]
 
 
 def call(world, case, tally, harms):
@@ -231,7 +231,7 @@ def test_every_operation(fault, worlds, ledger, every):
         *(pytest.param(fault, True, marks=[pytest.mark.long, pytest.mark.timeout(1800)]) for fault in SPOILING),
     ],
 )
-def test_every_operation_that_is_spoiled_each_time(fault, worlds, ledger, every):
+def test_every_operation_with_every_try_spoiled(fault, worlds, ledger, every):
     """From some command on all are spoiled, so that sending again is of no use: what isn't known isn't claimed."""
     row = f"{fault.row}, again and again"
     calls, answers = spoil_all(worlds, ledger(row), fault, every=every, times=1_000, match=of_case_connected)
@@ -240,7 +240,7 @@ def test_every_operation_that_is_spoiled_each_time(fault, worlds, ledger, every)
 
 @pytest.mark.parametrize("fault", [Fault.REPLY_DROPPED, Fault.REPLY_LATE, Fault.REPLY_HALVED_OPEN, Fault.REQUEST_LOST])
 def test_a_health_check(fault, worlds, ledger, monkeypatch):
-    """A PING goes before each command of this store, as after a pause: its reply is nobody's, and INCR doesn't go twice."""
+    """A PING goes before each command of this store, as after a pause: replies aren't mixed up, and INCR isn't resent."""
     monkeypatch.setattr(pools, "HEARD_OF_S", -1)
     tally, harms, world = ledger("health check spoiled"), [], worlds.get()
     usual, world.store = world.store, world.new_store(HASTY if fault.hangs else PATIENT)

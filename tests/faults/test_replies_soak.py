@@ -26,7 +26,7 @@ FAULTS_AT_LEAST = 20
 
 
 class Writer:
-    """The only one who writes to its keys. `ids` has all that a key may hold: one, unless the fate of a write is unknown."""
+    """The only writer of its keys. `ids` has all that a key may hold: one, unless the outcome of a write is unknown."""
 
     def __init__(self, name, store, proxy, raw, namespace, seed):
         self.name, self.store, self.proxy, self.tally = name, store, proxy, Tally(name)
@@ -93,7 +93,7 @@ class Writer:
         self.ids[key] = {None} if asked is None else (before - {asked}) | ({None} if asked in before else set())
 
     def turn(self, key):
-        """A lease taken, renewed, and given back in one of three ways; a claim in doubt is repeated with its token."""
+        """A lease is taken, renewed, and released in one of three ways; an uncertain claim is repeated with its token."""
         token = self.tokens.setdefault(key, f"{self.name}:1:{self.fresh(key)}")
         claim = self.store.acquire(key, token)
         if not isinstance(claim, Lease):
@@ -127,7 +127,7 @@ class Writer:
             asked.append(resumed)
             if not resumed or self.dice.random() < 0.7:
                 return Turn(session_id, key)
-            self.uncertain += 1  # whether it was counted isn't told
+            self.uncertain += 1  # whether it was counted is unknown
             raise RuntimeError("No conversation found")
 
         before = set(self.ids[key])
@@ -155,9 +155,9 @@ class Writer:
                 self.harm("lost", f"{key} has not its whole time")
 
 
-@pytest.mark.parametrize("flavour", ["sync", "async"])
+@pytest.mark.parametrize("flavor", ["sync", "async"])
 @pytest.mark.parametrize("seconds", [2, pytest.param(120, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
-def test_many_at_once_while_any_reply_may_be_spoiled(flavour, seconds, loop, ledger):
+def test_many_at_once_while_any_reply_may_be_spoiled(flavor, seconds, loop, ledger):
     tally, seed = ledger("any of these, by chance"), random.randrange(10**6)
     settings = StoreSettings(
         namespace=f"test-{uuid.uuid4().hex}",
@@ -167,11 +167,11 @@ def test_many_at_once_while_any_reply_may_be_spoiled(flavour, seconds, loop, led
         lease_ms=1_000,
     )
     with (
-        standalone(find_redis_server() if flavour == "async" else None) as server,
+        standalone(find_redis_server() if flavor == "async" else None) as server,
         redis.Redis.from_url(server.url) as raw,
         Proxy(server.port, loop, late_s=0.2) as proxy,
     ):
-        if flavour == "sync":
+        if flavor == "sync":
             store = SessionStore.from_url(proxy.url, settings)
         else:
             store = Blocking(AsyncSessionStore.from_url(proxy.url, settings), loop)

@@ -42,7 +42,7 @@ def users(watcher: Any) -> set[str]:
         return {one["user"] for one in client.client_list() if one["cmd"] == "sentinel|masters"}
 
 
-def test_the_primarys_password_is_not_for_the_sentinels_and_closing_closes_all(watched, loop, namespace):
+def test_the_primarys_password_is_not_sent_to_the_sentinels_and_closing_closes_all(watched, loop, namespace):
     for server in watched.servers:
         with redis.Redis.from_url(server.url) as client:
             client.acl_setuser(USER, enabled=True, passwords=[f"+{PASSWORD}"], keys=["*"], commands=["+@all"])
@@ -56,7 +56,7 @@ def test_the_primarys_password_is_not_for_the_sentinels_and_closing_closes_all(w
     wait_until(lambda: not any(map(users, watched.watchers)), "both stores have left the sentinels")
 
 
-def test_a_wrong_password_is_the_primarys_to_refuse(watched, loop, namespace):
+def test_the_primary_refuses_a_wrong_password(watched, loop, namespace):
     with both(watched.url.replace("://", "://nobody:wr0ng@"), loop, namespace) as stores:
         for store in stores:
             with pytest.raises(StoreUnavailable, match="password") as caught:
@@ -76,7 +76,7 @@ def test_no_sentinel_is_forgotten_when_several_workers_ask_at_a_time(watched, lo
                 assert len(set(known)) == len(watched.watchers) + 1
 
 
-def test_a_sentinel_amid_a_failover_is_not_listened_to(watched, loop, namespace, ledger):
+def test_a_sentinel_during_a_failover_is_not_trusted(watched, loop, namespace, ledger):
     """It names the old primary until every replica follows the new one; the old one may be up, and lose what it takes."""
     tally = ledger("Sentinel's failover half-way")
     old, leader = watched.primary(), watched.watchers[0]
@@ -143,7 +143,7 @@ def stop_and_go_on(watched: Watched, stores: tuple[Any, Any], idle: tuple[Any, A
             load.goes_on(fault_s)
         for number, store in enumerate(idle):
             store.set(f"idle{number}", "after")
-        assert role(primary) == "master", "it had been told too early that it is none any more"
+        assert role(primary) == "master", "it was demoted too early"
         load.goes_on()
         assert role(primary) == "master"
     new = watched.primary(besides=primary)
@@ -156,7 +156,7 @@ def stop_and_go_on(watched: Watched, stores: tuple[Any, Any], idle: tuple[Any, A
     assert {what for what, _ in load.refusals} <= {"count"}
 
 
-def test_a_lease_that_a_failover_lost_is_told_of_and_overwrites_nothing(watched, loop, namespace, ledger):
+def test_a_lease_lost_in_a_failover_is_reported_and_overwrites_nothing(watched, loop, namespace, ledger):
     """The promise of one run at a time ends there. Neither replica has heard of the lease when one of them takes over."""
     tally = ledger("Sentinel's failover loses a lease")
     old, key = watched.primary(), "acme/shop#42"
@@ -180,7 +180,7 @@ def test_a_lease_that_a_failover_lost_is_told_of_and_overwrites_nothing(watched,
     tally.check()
 
 
-def test_a_primary_that_refuses_to_write_is_doubted(watched, loop, namespace, monkeypatch):
+def test_a_primary_that_refuses_writes_is_looked_up_again(watched, loop, namespace, monkeypatch):
     """As one does that was cut off from its replicas: a further try asks Sentinel first, however busy the connection is."""
     with both(watched.url, loop, namespace, deadline_ms=500) as stores, redis.Redis.from_url(watched.primary().url) as raw:
         for store in stores:

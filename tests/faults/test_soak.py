@@ -1,6 +1,6 @@
-"""Workers on three conversations, stopped, woken and killed at random; what they tell is held against what the server did.
+"""Workers on three conversations, stopped, continued and killed at random; their logs are compared with the server's.
 
-MONITOR gives one order of everything: who claimed when, and what was really written.
+MONITOR gives the order of everything: which worker claimed when, and what was really written.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Chaos:
             process.stdin.close()
 
 
-class Told:
-    """A turn as its worker tells it."""
+class LoggedTurn:
+    """A turn as its worker logged it."""
 
     def __init__(self, events, killed_at_s):
         self.points = {event["point"]: event for event in events}
@@ -132,7 +132,7 @@ def read_turns(path, killed_at_s):
     for line in path.read_text().splitlines():
         event = json.loads(line)
         events.setdefault(event["turn"], []).append(event)
-    turns = [Told(of_turn, killed_at_s.get(int(name.split("-")[0]))) for name, of_turn in events.items()]
+    turns = [LoggedTurn(of_turn, killed_at_s.get(int(name.split("-")[0]))) for name, of_turn in events.items()]
     return {turn.points["claimed"]["token"]: turn for turn in turns if "claimed" in turn.points}, events
 
 

@@ -1,4 +1,4 @@
-"""Workers stopped or killed at every point of a turn: the next one gets its turn, and loses nothing to a late one."""
+"""Workers stopped or killed at each point of a turn: the next one gets its turn, and loses nothing to a late one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHORT_MS = DAY_MS // 2
 
 
 class Worker:
-    """A worker process, told what to do a line at a time. Its process is ended by `close`, whatever state it is in."""
+    """A worker process that is given one order per line. `close` ends it in any state."""
 
     def __init__(self, url, settings):
         command = [sys.executable, "-m", "tests.faults.worker", url, settings.model_dump_json()]
@@ -93,7 +93,7 @@ def scene(request, places, namespace):
         yield lambda lease_ms: Scene(places.get(request.param), namespace, stack, lease_ms)
 
 
-def test_killed_with_a_lease_the_next_one_waits_it_out_and_no_longer(scene, ledger):
+def test_after_a_kill_the_next_worker_waits_for_the_lease_and_no_longer(scene, ledger):
     tally, scene = ledger("worker killed with a lease"), scene(LEASE_MS)
     victims = {point: scene.worker() for point in POINTS}
     for point, victim in victims.items():
@@ -117,11 +117,11 @@ def test_killed_with_a_lease_the_next_one_waits_it_out_and_no_longer(scene, ledg
             [ran_at_s] = ran
             tally.operations += 1
             tally.double_runs += ran_at_s < allowed_at_s - 0.005  # PTTL is rounded
-            assert ran_at_s < asked_at_s + LEASE_MS / 1000 + 10  # far above what it takes: «not for ever»
+            assert ran_at_s < asked_at_s + LEASE_MS / 1000 + 10  # far above what it takes: "not forever"
     tally.check()
 
 
-def test_killed_between_save_and_counter_loses_only_the_count(scene, ledger):
+def test_a_kill_between_save_and_counter_loses_only_the_count(scene, ledger):
     tally, scene = ledger("worker killed between save and count"), scene(LEASE_MS)
     worker = scene.worker()
     scene.store.set("a", "R")
@@ -134,7 +134,7 @@ def test_killed_between_save_and_counter_loses_only_the_count(scene, ledger):
     tally.check()
 
 
-def test_stopped_past_its_lease_it_takes_nothing_from_its_successor(scene, ledger):
+def test_a_worker_stopped_past_its_lease_takes_nothing_from_its_successor(scene, ledger):
     """At every point of the turn, for every fate of the successor, with the same ID and with another."""
     tally = ledger("worker stopped past its lease")
     scene = scene(60)  # renewed every 20 ms, so that on waking the renewal is due at once

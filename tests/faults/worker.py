@@ -1,7 +1,7 @@
 """A worker to be stopped and killed: `python -m tests.faults.worker URL SETTINGS-JSON [KEYS LOG]`.
 
-Without KEYS it obeys: each line of its stdin is a turn, `{"key", "gives", "stop_at"}`. It says `{"at", "asked"}` at the
-point `stop_at`, waits there for a line, and ends with `{"saved", "reason", "log"}`.
+Without KEYS it takes orders: each line of its stdin is a turn, `{"key", "gives", "stop_at"}`. It prints `{"at", "asked"}`
+at the point `stop_at`, waits there for a line, and ends with `{"saved", "reason", "log"}`.
 
 With KEYS (comma-separated) it runs turns on any of them until its stdin ends, and appends what it does to the file LOG.
 """
@@ -24,7 +24,7 @@ WORK_S = 0.15
 
 
 class Watched(SessionStore):
-    """Tells at which point of a turn it is: «claimed», «ran» (and not saved), «saved» (and not counted), «renewed»."""
+    """Reports the points of a turn: "claimed", "ran" (and not saved), "saved" (and not counted), "renewed"."""
 
     at: Callable[..., None]
 

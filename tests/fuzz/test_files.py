@@ -1,4 +1,4 @@
-"""Files that people hand over: any bytes are read or refused, and what is read is what JSON says."""
+"""Legacy files: any bytes are read or refused, and what is read is what `json` reads."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_any_bytes_are_read_or_refused(store, amount, tmp_path):
 
 
 @amounts(300, 6_000)
-def test_an_entry_is_read_as_json_reads_it(amount, tmp_path):
-    """The usual shape has a way of its own past `json`; what nearly has it must not slip through."""
+def test_an_entry_is_read_like_json_reads_it(amount, tmp_path):
+    """The usual shape is read by a regular expression; what is only similar must be read the same as by `json`."""
     path = tmp_path / "sessions.json"
 
     def check(drawn):

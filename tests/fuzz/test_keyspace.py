@@ -1,4 +1,4 @@
-"""What stands in Redis: only the keys that were meant are written, and what is found there is read for what it is."""
+"""Keys in Redis: only the intended ones are written, and what a scan finds is classified correctly."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tests.fuzz.texts import amounts, any_text, fuzz, keys, pieces
 
 @amounts(100, 2_500)
 def test_nothing_but_the_keys_that_were_meant(store, amount):
-    """Ten texts an input. A command, glob or Lua would leave other traces; neighbours stay out of sight and unharmed."""
+    """Ten texts per input. An injected command, glob or Lua would leave traces; neighboring keys are not seen or changed."""
     raw, scheme = store.client, store._ops.keys
 
     def check(texts):
         raw.flushdb()
-        neighbours = {
+        neighbors = {
             f"{near}:id:{{{number}}}".encode() for number, near in enumerate(("nS", "ns2", "n", "xns", "ns:id", "n?"))
         }
-        neighbours |= {b"ns:idx:{a}", b"ns:id:a", b"ns:id:{%41}", b"ns", b"*", b"ns:id:{a}b"}
-        raw.mset(dict.fromkeys(neighbours, "ID-other"))
+        neighbors |= {b"ns:idx:{a}", b"ns:id:a", b"ns:id:{%41}", b"ns", b"*", b"ns:id:{a}b"}
+        raw.mset(dict.fromkeys(neighbors, "ID-other"))
         saved, leased = {}, {}
         for number, text in enumerate(texts):
             try:
@@ -38,21 +38,21 @@ def test_nothing_but_the_keys_that_were_meant(store, amount):
             assert store.renew(leased[text])
         assert {row.key: row.session_id for row in store.sessions()} == saved
         report = store.report()
-        assert (report.live, report.invalid) == (len(saved), 1)  # the one whose name could only be ours
-        assert set(raw.keys()) == neighbours | {name(key) for key in saved for name in (scheme.session_id, scheme.lease)}
+        assert (report.live, report.invalid) == (len(saved), 1)  # `ns:id:{%41}`, which has the prefix and an invalid name
+        assert set(raw.keys()) == neighbors | {name(key) for key in saved for name in (scheme.session_id, scheme.lease)}
         for text, lease in leased.items():
             assert store.get(text) == saved[text]
             assert not store.delete(text, "ID-none")
             assert store.reject(lease)
             assert store.release(lease)
-        assert set(raw.keys()) == neighbours
-        assert set(raw.mget(neighbours)) == {b"ID-other"}
+        assert set(raw.keys()) == neighbors
+        assert set(raw.mget(neighbors)) == {b"ID-other"}
 
     fuzz(amount, st.lists(any_text, max_size=10, unique=True), check)
 
 
 @amounts(300, 6_000)
-def test_a_page_is_read_as_its_keys_are_one_by_one(amount):
+def test_a_page_is_read_like_its_keys_one_by_one(amount):
     chosen = StoreSettings(namespace="ns")
     scheme = Keys("ns")
 

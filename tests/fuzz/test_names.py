@@ -1,4 +1,4 @@
-"""Names of keys and IDs: none is another's, and none is more than a name."""
+"""Names of keys and IDs: all are distinct, and none is more than a name."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_foreign_name_is_never_taken_for_ours(amount):
 
 
 @amounts(600, 10_000)
-def test_a_session_id_is_one_word_and_no_flag(amount):
+def test_a_session_id_is_one_word_and_not_a_flag(amount):
     def check(text):
         try:
             raw = check_session_id("the-key", text)

@@ -1,4 +1,4 @@
-"""Texts that would rather be more than data, and tests that take many of them: 100 000 in all if long. No tests."""
+"""Texts that try to be more than data, and a decorator for tests that use many of them: 100,000 in all if long. No tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FRAGMENTS = [
     *("/", "//", "A", "a", "1", ".", "\x90q"),
 ]
 pieces = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=8).map("".join)
-# With half pairs, as from a JSON file or a command line that is no UTF-8.
+# With half pairs, as from a JSON file or a command line that is not UTF-8.
 any_text = pieces | st.text(st.characters(codec=None, exclude_categories=[]), max_size=8)
 keys = pieces.filter(lambda key: 1 <= len(key.encode()) <= MAX_KEY_BYTES)
 namespaces = st.from_regex(r"[A-Za-z0-9_.@-]{1,8}", fullmatch=True)

@@ -1,3 +1,5 @@
+"""Fixtures of the tests of `resume`."""
+
 from __future__ import annotations
 
 import pytest
@@ -15,7 +17,7 @@ def counters(raw, namespace):
 
 @pytest.fixture
 def free(store):
-    """Whether nobody holds the conversation."""
+    """Whether the conversation is free."""
 
     def check():
         claim = store.acquire(KEY)

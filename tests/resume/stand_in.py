@@ -1,4 +1,4 @@
-"""An agent that answers what a test tells it to, and a judge of what it raises. No tests."""
+"""A stand-in agent with prepared answers, and a judge of what it raises. No tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class AgentError(Exception):
 
 
 class Agent:
-    """A stand-in that gives one answer a run: an ID (None for none), or an exception to raise."""
+    """A stand-in agent with one answer for each run: an ID, None, or an exception to raise."""
 
     def __init__(self, *answers):
         self.answers = list(answers)

@@ -1,4 +1,4 @@
-"""What `resume` takes for a refusal when nobody tells it: the phrase of Claude Code, and nothing else."""
+"""The default judge of `resume`: only Claude Code's phrase is a refusal."""
 
 from __future__ import annotations
 

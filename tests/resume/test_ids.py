@@ -1,4 +1,4 @@
-"""What may be resumed and saved: an ID that can be none of the agent's is no failure of a resume, and is never kept."""
+"""Which IDs are resumed and saved: one that can't be the agent's is neither, and is not a resume failure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gives(session_id, asked):
 
 class TestFound:
     @pytest.mark.parametrize("lease", [True, False])
-    def test_what_can_be_none_is_nothing_to_resume_and_is_saved_over(self, store, counters, caplog, lease):
+    def test_an_invalid_id_is_nothing_to_resume_and_is_overwritten(self, store, counters, caplog, lease):
         store.set(KEY, "5f2c9a")
         asked = []
         result = store.resume(KEY, gives(E, asked), judge=says(Verdict.gone), accepts=CAN_BE, lease=lease)
@@ -70,7 +70,7 @@ class TestGiven:
         ],
     )
     @pytest.mark.parametrize("previous", [None, R])
-    def test_what_can_be_none_is_named_and_not_saved(self, store, raw, namespace, caplog, given, shown, why, previous):
+    def test_an_invalid_id_is_named_and_not_saved(self, store, raw, namespace, caplog, given, shown, why, previous):
         if previous:
             store.set(KEY, previous)
             raw.pexpire(Keys(namespace).session_id(KEY), 60_000)
@@ -80,16 +80,16 @@ class TestGiven:
         assert result.reason == f"the turn gave {shown} as its session, which {why}: not saved"
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
         assert store.get(KEY) == previous
-        # The session that was resumed has been used: its time starts anew, as after a turn that gave none.
+        # The session that was resumed has been used: it gets a new TTL, as after a turn that gave no ID.
         assert previous is None or raw.pttl(Keys(namespace).session_id(KEY)) > 60_000
 
-    def test_without_being_told_any_valid_id_will_do(self, store):
+    def test_by_default_any_valid_id_is_accepted(self, store):
         assert store.resume(KEY, gives("s-1", [])).saved
         assert store.resume(KEY, gives("--x", [])).session_id == "s-1"
 
 
 @pytest.mark.parametrize(("held", "saved"), [("5f2c9a", True), (R, False)])
-def test_back_by_the_end_of_the_turn_only_what_could_be_resumed_goes_first(held, saved):
+def test_after_an_outage_only_an_id_that_could_be_resumed_is_kept(held, saved):
     settings = StoreSettings(deadline_ms=1_500, socket_timeout_ms=300)
     with EmbeddedServer() as server, SessionStore.from_url(server.url, settings) as store:
         server.kill()

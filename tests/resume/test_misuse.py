@@ -1,4 +1,4 @@
-"""`resume` called as it should not be: refused before anything is run, or said in the words of who has to mend it."""
+"""Wrong arguments of `resume`: refused before anything is run, with an error that says what to fix."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def answer(session_id):
     ],
     ids=str,
 )
-def test_a_choice_that_is_none_is_refused_before_anything_is_run(store, options):
+def test_an_invalid_option_is_refused_before_anything_is_run(store, options):
     [name] = options
     with pytest.raises(InvalidSettings, match=name) as caught:
         store.resume(KEY, lambda _: pytest.fail("must not run"), **options)
@@ -41,7 +41,7 @@ def test_a_choice_that_is_none_is_refused_before_anything_is_run(store, options)
 
 
 @pytest.mark.parametrize("given", [True, None, Verdict.gone, "gone"])
-def test_a_judge_that_gives_no_judgement_is_named_and_hides_no_error(store, given):
+def test_a_judge_that_returns_something_else_is_named_and_hides_no_error(store, given):
     def my_judge(error):
         return given
 
@@ -50,10 +50,10 @@ def test_a_judge_that_gives_no_judgement_is_named_and_hides_no_error(store, give
         store.resume(KEY, fail, judge=my_judge)
     assert isinstance(caught.value.__cause__, AgentError)
     assert store.get(KEY) == "R"
-    assert store.resume(KEY, lambda _: Turn("E", None)).how == "resumed"  # the lease was given back
+    assert store.resume(KEY, lambda _: Turn("E", None)).how == "resumed"  # the lease was released
 
 
-def test_an_async_judge_is_told_so_and_leaves_no_coroutine(store):
+def test_an_async_judge_is_refused_and_leaves_no_coroutine(store):
     async def my_judge(error):
         return Judgement(Verdict.gone)
 
@@ -62,8 +62,8 @@ def test_an_async_judge_is_told_so_and_leaves_no_coroutine(store):
         store.resume(KEY, fail, judge=my_judge)
 
 
-def test_a_run_of_the_other_kind_is_no_failure_of_the_agents(namespace, valkey, loop):
-    """It is said as the mistake that it is, and no judge is asked: this one would have deleted the ID."""
+def test_a_run_of_the_other_flavor_is_not_a_failure_of_the_agent(namespace, valkey, loop):
+    """It is a TypeError and the judge is not called: this one would have deleted the ID."""
     settings = StoreSettings(namespace=namespace)
     with SessionStore.from_url(valkey.url, settings) as store:
         store.set(KEY, "R")
@@ -81,7 +81,7 @@ def test_a_run_of_the_other_kind_is_no_failure_of_the_agents(namespace, valkey, 
     valkey.raw.delete(*valkey.raw.keys(f"{namespace}:*"))
 
 
-def test_async_choices_are_refused_when_it_is_awaited(loop):
+def test_invalid_async_options_are_refused_when_awaited(loop):
     async def misused():
         async with fake_async_store() as store:
             await store.resume(KEY, answer, on_outage="rais")

@@ -1,4 +1,4 @@
-"""The truth table of `resume`, row by row, on every server and in both flavours."""
+"""The truth table of `resume`, row by row, on every server and in both flavors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TestNothingToResume:
         assert counters() == (0, 0, 1)
         assert free()
 
-    def test_a_failure_saves_nothing_and_is_raised_as_it_is(self, store, counters, free):
+    def test_a_failure_saves_nothing_and_is_raised_unchanged(self, store, counters, free):
         failure = AgentError("No conversation found, says a model that was asked nothing")
         with pytest.raises(AgentError) as caught:
             store.resume(KEY, Agent(failure), judge=says(Verdict.gone))
@@ -52,7 +52,7 @@ class TestNothingToResume:
         assert store.get(KEY) is None
         assert free()
 
-    def test_a_value_that_is_no_session_id_is_nothing_to_resume(self, store, raw, namespace):
+    def test_an_invalid_value_is_nothing_to_resume(self, store, raw, namespace):
         raw.set(Keys(namespace).session_id(KEY), "two words", px=60_000)
         agent = Agent("E")
         result = store.resume(KEY, agent)
@@ -64,7 +64,7 @@ class TestNothingToResume:
 
 class TestResumed:
     @pytest.mark.parametrize("answer", ["R", None])
-    def test_the_same_id_or_none_starts_the_whole_ttl_anew(self, store, raw, namespace, counters, free, answer):
+    def test_the_same_id_or_none_starts_a_new_ttl(self, store, raw, namespace, counters, free, answer):
         store.set(KEY, "R")
         shorten(raw, namespace)
         agent = Agent(answer)
@@ -76,7 +76,7 @@ class TestResumed:
         assert counters() == (0, 1, 0)
         assert free()
 
-    def test_another_id_is_saved_and_said(self, store, counters, free):
+    def test_another_id_is_saved_and_reported(self, store, counters, free):
         store.set(KEY, "R")
         result = store.resume(KEY, Agent("E"))
         assert (result.how, result.session_id, result.previous) == ("resumed", "E", "R")
@@ -162,7 +162,7 @@ class TestRefused:
         assert counters() == (1, 0, 0)
         assert free()
 
-    def test_a_lease_taken_meanwhile_forbids_the_fresh_run(self, store, raw, namespace, counters, lapse, verdict):
+    def test_a_lease_taken_meanwhile_prevents_the_fresh_run(self, store, raw, namespace, counters, lapse, verdict):
         store.set(KEY, "R")
 
         def run(session_id):
@@ -173,7 +173,7 @@ class TestRefused:
         with pytest.raises(LeaseHeld) as caught:
             store.resume(KEY, run, judge=says(verdict))
         assert caught.value.key == KEY
-        assert store.get(KEY) == "R"  # it is the successor's to judge
+        assert store.get(KEY) == "R"  # only the successor may judge it
         assert counters() == (1, 0, 0)
         assert isinstance(store.acquire(KEY), Held)
 
@@ -197,7 +197,7 @@ def test_what_run_returns_must_be_a_turn(store, free):
     assert free()
 
 
-def test_a_judge_that_fails_gives_the_lease_back(store, free):
+def test_a_judge_that_raises_releases_the_lease(store, free):
     store.set(KEY, "R")
     with pytest.raises(ZeroDivisionError):
         store.resume(KEY, Agent(AgentError()), judge=lambda _: 1 / 0)

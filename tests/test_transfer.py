@@ -1,4 +1,4 @@
-"""sessions.json into Redis and out again, on every server and in both flavours."""
+"""Import and export of sessions.json, on every server and in both flavors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def figures(result):
     return (result.imported, result.expired, result.kept, result.rejected)
 
 
-def test_each_entry_gets_its_verdict_and_what_lives_its_remaining_life(store, raw, namespace, now_ms, file):
+def test_each_entry_gets_its_outcome_and_its_remaining_ttl(store, raw, namespace, now_ms, file):
     store.set("live", "ID-live")
     path = file(
         {
@@ -98,7 +98,7 @@ def test_of_a_broken_file_nothing_is_written(store, file, text):
     assert list(store.sessions()) == []
 
 
-def test_batches_and_what_progress_hears(make_store, now_ms, file):
+def test_batches_and_progress(make_store, now_ms, file):
     store = make_store(batch_size=10)
     heard = []
     path = file({f"key{n}": record(f"ID-{n}", now_ms) for n in range(95)})
@@ -153,7 +153,7 @@ def test_an_export_imported_again_gives_the_same_store(make_store, raw, namespac
 
 
 @pytest.mark.plants_immortal_keys
-def test_an_export_of_what_has_no_time_counts_it_as_used_now(store, raw, namespace, now_ms, tmp_path):
+def test_an_export_counts_sessions_without_a_time_as_used_now(store, raw, namespace, now_ms, tmp_path):
     keys = Keys(namespace)
     store.set("immortal", "ID-1")
     raw.persist(keys.session_id("immortal"))
@@ -167,7 +167,7 @@ def test_an_export_of_what_has_no_time_counts_it_as_used_now(store, raw, namespa
     assert all(abs(entry["last_used_at"] - now_ms) < 20_000 for entry in written.values())
 
 
-def test_an_export_that_fails_leaves_what_was_there(store, tmp_path):
+def test_an_export_that_fails_leaves_the_old_file(store, tmp_path):
     store.set("a", "ID-1")
     path = tmp_path / "out.json"
     path.write_text("old")

@@ -1,7 +1,7 @@
-"""Somebody meddles with the keys of a healthy server: values overwritten, TTLs taken away.
+"""Foreign values under the keys of a healthy server, and TTLs that were removed.
 
 What may be written over: `set` and `save` replace whatever stands at the session key, of any type; a claim replaces a lease
-that has lapsed, whoever wrote it, if it is a string; `delete` without an ID deletes the session key. All else leaves alone
+that has lapsed, if it is a string; `delete` without an ID deletes the session key. All else leaves alone
 what this package did not write.
 """
 
@@ -28,7 +28,7 @@ def keys(namespace):
 
 @pytest.fixture
 def plant(raw):
-    """Write a foreign value where a key of ours is, with a TTL unless told otherwise; returns how to read it back."""
+    """Write a foreign value where a key of ours is, with a TTL by default; returns a function that reads it back."""
 
     def plant(redis_key, value, px=HOUR_MS):
         raw.delete(redis_key)
@@ -59,7 +59,7 @@ def gives(tally, operation, right):
 
 class TestAForeignSessionValue:
     @pytest.mark.parametrize("value", GARBAGE, ids=range(len(GARBAGE)))
-    def test_every_operation_ends_typed_or_right(self, store, raw, keys, plant, value, tmp_path, ledger):
+    def test_every_operation_is_right_or_raises_a_typed_error(self, store, raw, keys, plant, value, tmp_path, ledger):
         self.meddle(ledger("session value overwritten"), store, raw, keys, plant, value, tmp_path)
 
     @pytest.mark.parametrize("place", ["valkey", "redis"], indirect=True)
@@ -122,7 +122,7 @@ class TestAForeignSessionValue:
 
 class TestAForeignLease:
     @pytest.mark.parametrize("value", GARBAGE[1:], ids=range(1, len(GARBAGE)))
-    def test_that_never_expires_gets_a_time_and_lapses(self, store, raw, keys, plant, value, lapse, ledger):
+    def test_that_never_expires_gets_a_ttl_and_lapses(self, store, raw, keys, plant, value, lapse, ledger):
         tally, redis_key = ledger("lease overwritten"), keys.lease(KEY)
         store.set(KEY, "ID-1")
         lease = store.acquire(KEY)

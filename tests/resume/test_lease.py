@@ -1,4 +1,4 @@
-"""The lease of a turn: one run at a time, kept while it lasts; what was taken over is overwritten by nobody and said."""
+"""The lease of a turn: one run at a time, renewed while it lasts; a takeover is reported and nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_no_other_worker_runs_meanwhile_and_the_holder_is_named(store, free):
     assert free()
 
 
-def test_whoever_waits_gets_its_turn(store, monkeypatch):
+def test_a_waiting_worker_gets_its_turn(store, monkeypatch):
     asked_in_vain = threading.Event()
     monkeypatch.setattr(resume, "Pause", lambda seconds: asked_in_vain.set() or Pause(seconds))
 
@@ -43,7 +43,7 @@ def test_whoever_waits_gets_its_turn(store, monkeypatch):
     assert (second.how, second.previous) == ("resumed", "E")
 
 
-def test_waiting_ends(store):
+def test_waiting_ends_after_wait_ms(store):
     claim = store.acquire(KEY)
     with pytest.raises(LeaseHeld) as caught:
         store.resume(KEY, lambda _: pytest.fail("must not run"), wait_ms=60)
@@ -63,7 +63,7 @@ def test_it_is_renewed_while_the_turn_lasts(make_store, raw, namespace):
     assert store.resume(KEY, run).saved
 
 
-def test_taken_over_it_overwrites_nothing_and_says_so(store, counters, lapse):
+def test_after_a_takeover_nothing_is_overwritten_and_the_result_says_so(store, counters, lapse):
     def run(session_id):
         lapse(KEY)
         store.save(store.acquire(KEY), "S")
@@ -77,7 +77,7 @@ def test_taken_over_it_overwrites_nothing_and_says_so(store, counters, lapse):
 
 
 @pytest.mark.parametrize("answer", [None, AgentError("boom")])
-def test_taken_over_with_nothing_to_save_the_log_says_so(store, lapse, answer, caplog):
+def test_a_takeover_with_nothing_to_save_is_logged(store, lapse, answer, caplog):
     agent = Agent(answer)
 
     def run(session_id):
@@ -94,7 +94,7 @@ def test_taken_over_with_nothing_to_save_the_log_says_so(store, lapse, answer, c
     assert isinstance(store.acquire(KEY), Held)
 
 
-def test_lapsed_and_untaken_it_still_saves(store, lapse):
+def test_a_lapsed_lease_that_nobody_took_still_saves(store, lapse):
     def run(session_id):
         lapse(KEY)
         return Turn("E", None)
@@ -103,7 +103,7 @@ def test_lapsed_and_untaken_it_still_saves(store, lapse):
     assert store.get(KEY) == "E"
 
 
-def test_two_threads_of_one_process_never_share_one(store):
+def test_two_threads_of_one_process_never_share_a_lease(store):
     alone, ran = threading.Lock(), []
 
     def run(session_id):
@@ -130,7 +130,7 @@ def test_without_a_lease_the_table_is_the_same(store, counters):
     assert store.release(claim)
 
 
-def test_without_a_lease_a_bad_value_is_nothing_to_resume(store, raw, namespace):
+def test_without_a_lease_an_invalid_value_is_nothing_to_resume(store, raw, namespace):
     raw.lpush(Keys(namespace).session_id(KEY), "x")
     raw.pexpire(Keys(namespace).session_id(KEY), 60_000)
     result = store.resume(KEY, Agent("E"), lease=False)

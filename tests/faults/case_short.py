@@ -1,4 +1,4 @@
-"""The operations on one conversation, or on the counter: what may be true after one was disturbed."""
+"""The operations on one conversation or on the counter, with what may be true after a fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server as the doctor finds nothing wrong with it, and how its findings are read. No tests."""
+"""A server with which the doctor finds no fault, and ways to run single checks and to read findings. No tests."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 import redis
 
-from redis_sessions import SessionStore
+from redis_sessions import SessionStore, StoreSettings
 from redis_sessions.acl import USERS
-from redis_sessions.doctor.findings import LOOK_RIGHTS
+from redis_sessions.doctor.findings import LOOK_RIGHTS, ClientFacts
+from redis_sessions.doctor.server import Examination, Server
 from redis_sessions.server import EmbeddedServer
 
 ADMIN = USERS["admin"]
@@ -19,6 +20,26 @@ CHECKS = [
     *("login", "replay", "rights", "tls", "round-trip", "clock", "client"),
     *("no-ttl", "max-age", "values", "leases", "counters", "agent"),
 ]
+
+
+def replies(info=None, handle=None, **settings):
+    """A server that has answered INFO and CONFIG GET already, and can be asked nothing else."""
+    answers = {("CONFIG", "GET", name): {name: value} for name, value in settings.items()}
+    return Server(handle, answers | {("INFO",): {} if info is None else info})
+
+
+def about(server=None, *, client=ClientFacts(), **facts):  # noqa: B008 - a constant
+    return Examination(server or Server(), StoreSettings(), client, **facts)
+
+
+def finding_of(check, subject):
+    """The finding of a check whose questions have all been answered before."""
+    finding = check.finding(subject)
+    try:
+        asked = next(finding)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError(f"{check.name} asks {asked}")
 
 
 def troubles(diagnosis):

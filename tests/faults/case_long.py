@@ -1,4 +1,4 @@
-"""The operations that take many round trips: scans, import and export, and a whole turn by `resume`."""
+"""The operations of many round trips: scans, import, export, and `resume`."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class ResumeRefused(_Resume):
 
 
 class ResumeFailed(_Resume):
-    """The agent fails for a reason of its own: nothing is saved or counted, and the lease is given back."""
+    """The agent fails for its own reasons: nothing is saved or counted, and the lease is released."""
 
     def run(self, session_id):
         super().run(session_id)
@@ -174,7 +174,7 @@ class ResumeFailed(_Resume):
 
 
 class ResumeOrRaise(_Resume):
-    """For who prefers to know: the agent isn't started when the store is away."""
+    """With `on_outage="raise"` the agent isn't started when the store is away."""
 
     how, counted = "resumed", {RESUMES: (0, 1)}
 

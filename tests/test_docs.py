@@ -1,0 +1,145 @@
+"""The manual as a whole: its command, its links, its size; nothing is unreachable."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.manual import DOCS, PAGES, ROOT, prose, read
+
+NAMES = [name for name in PAGES if name != "README"]
+LINKS = [
+    (name, *link) for name in PAGES for link in re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", prose(name))
+]  # page, path, anchor
+
+
+def docs(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "redis_sessions.cli", "docs", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def anchors(path):
+    """The anchors that a page has, as GitHub makes them from its headings."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_without_a_page_it_lists_them_with_their_first_lines():
+    done = docs()
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert listed == {name: read(name).splitlines()[0].removeprefix("# ") for name in NAMES}
+    assert next(iter(listed)) == "index"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_a_pipe_a_page_is_plain_markdown(name):
+    done = docs(name)
+    assert (done.returncode, done.stdout, done.stderr) == (0, read(name), "")
+
+
+def test_a_page_may_be_named_by_its_file():
+    assert docs("keys.md").stdout == read("keys")
+
+
+def at_a_terminal(page, columns):
+    """What a terminal is sent."""
+    leader, follower = pty.openpty()
+    try:
+        command = [sys.executable, "-m", "redis_sessions.cli", "docs", page]
+        environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm-256color"}
+        with subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=environment) as process:
+            os.close(follower)
+            printed = b""
+            # Linux reports the end of a terminal as an error.
+            try:
+                while piece := os.read(leader, 65_536):
+                    printed += piece
+            except OSError:
+                pass
+    finally:
+        os.close(leader)
+    assert process.returncode == 0
+    return printed.decode()
+
+
+def test_at_a_terminal_a_page_is_formatted():
+    text = at_a_terminal("keys", 100)
+    assert "\x1b[" in text
+    assert "# Keys" not in text
+    assert "| --- |" not in text
+    assert "ns:lease:{key}" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_cut_off_at_a_narrow_terminal(name):
+    assert at_a_terminal(name, 60).count("…") == read(name).count("…")
+
+
+def test_an_unknown_page_names_those_there_are():
+    done = docs("nothing")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert all(name in done.stderr for name in NAMES)
+
+
+def test_the_pages_are_part_of_the_package():
+    # What hatchling takes into the wheel is all of this folder but what Git ignores.
+    assert DOCS.parent == ROOT / "redis_sessions"
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert not {"docs/", "*.md", "*.svg"} & set(ignored)
+
+
+def test_the_readme_is_short_and_so_are_the_pages():
+    lines = {name: read(name).count("\n") for name in PAGES}
+    assert lines.pop("README") <= 160
+    del lines["speed"]
+    assert max(lines.values()) <= 250
+
+
+@pytest.mark.parametrize(("page", "path", "anchor"), LINKS)
+def test_links_lead_somewhere(page, path, anchor):
+    target = (PAGES[page].parent / path).resolve() if path else PAGES[page]
+    assert target.is_file()
+    assert target.is_relative_to(ROOT if page == "README" else DOCS), "a link that the wheel does not have"
+    if anchor:
+        assert anchor in anchors(target)
+
+
+@pytest.mark.parametrize("start", ["README", "index"])
+def test_every_page_is_one_click_away(start):
+    linked = {Path(path).stem for page, path, _ in LINKS if page == start}
+    assert set(NAMES) - {start} <= linked
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_page_links_back_to_the_index(name):
+    assert name == "index" or read(name).splitlines()[2] == "[Manual](index.md)"
+
+
+def test_messages_in_the_troubleshooting_are_messages_of_the_code():
+    texts = [
+        node.value
+        for path in (ROOT / "redis_sessions").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    said = "\n".join(texts)
+    section = read("troubleshooting").split("## By error message")[1].split("## Questions")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    assert len(messages) > 20
+    assert [message for message in messages if message not in said] == []
