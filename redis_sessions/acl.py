@@ -48,7 +48,7 @@ def words(text: str) -> frozenset[str]:
 _ALWAYS: Final = words("ping eval evalsha get pttl")
 _ALONE: Final = words("select")
 _SCAN_ALONE: Final = words("mget")
-_CONVERSE: Final = words("set del pexpire incr")
+_CONVERSE: Final = words("set del pexpire incr time hget hmget hset hdel hincrby")
 _SCAN: Final = words("scan time dbsize info|server")
 _IMPORT: Final = words("set exists time")
 # What the doctor sends, without CONFIG GET and ACL GETUSER: these show passwords, or their hashes.

@@ -176,6 +176,10 @@ class SessionStore(BaseStore[SyncClient]):
         """Delete the session ID that this lease found, if it is still there; False if the lease was taken over."""
         return self._run(self._ops.reject(lease)).mine
 
+    def fail(self, lease: Lease) -> bool:
+        """Count an undecided failure of the session that this lease found, and release the lease; False if it was lost."""
+        return self._run(self._ops.fail(lease))
+
     def release(self, lease: Lease) -> bool:
         """Release a lease without saving; False if it was not held any more."""
         return self._run(self._ops.release(lease)).mine
@@ -416,6 +420,10 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
     async def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there. Same as SessionStore.reject."""
         return (await self._run(self._ops.reject(lease))).mine
+
+    async def fail(self, lease: Lease) -> bool:
+        """Count an undecided failure of the session that this lease found. Same as SessionStore.fail."""
+        return await self._run(self._ops.fail(lease))
 
     async def release(self, lease: Lease) -> bool:
         """Release a lease without saving. Same as SessionStore.release."""

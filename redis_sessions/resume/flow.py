@@ -10,8 +10,8 @@
 | R | busy (another writer) | keep, TTL untouched | | raise SessionBusy |
 | R | unavailable: provider, login, usage limit, network | keep, TTL untouched | | raise the agent's error |
 | R | anything else | keep, TTL untouched; failures +1 (3) | | raise the agent's error |
-| any | failed or cut short after the model had answered in E | save E, complete=0 (4) | as for a turn | raise the agent's error |
-| nothing, or fresh after a refusal | failure before that | nothing is saved | a refusal stays counted | raise the agent's error |
+| any | failed or cut short after an answer in E | save E, complete=0 (4) | as for a turn | raise the agent's error |
+| nothing, or fresh after a refusal | failure before that | nothing is saved | | raise the agent's error |
 
 A value in Redis that is not a session ID, or that the caller doesn't accept as one of its agent, counts as "nothing". An
 ID of that kind that a turn gives is not saved, as if the turn had given none. The result's reason says which it was.
@@ -131,7 +131,7 @@ class _Turn:
                 turn = yield from self._run(asked)
             except InvalidTurn:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - raised again unless the agent refused the session
                 yield from self._handle_failure(error, asked)
                 self.how = "restarted"
                 turn = yield from self._run_fresh()
@@ -260,7 +260,7 @@ class _Turn:
         self.undecided = asked is not None and verdict is Verdict.other and not judgement.cut_short
         if self.undecided and self.request.judge is judge_by_phrase and self.claim.record.failures:
             log.warning(
-                "conversation %r: session %s failed again, and no judge says whether it is gone: pass agent= or judge= to resume",
+                "conversation %r: session %s failed again, and no judge can say whether it is gone: pass agent= to resume",
                 self.key,
                 asked,
             )

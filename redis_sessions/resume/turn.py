@@ -28,8 +28,8 @@ class Verdict(StrEnum):
         invalid_id: the agent says that the ID can't be that of a session.
         busy: another writer has it.
         unusable: it exists and can't be continued (context full, transcript corrupt).
-        unavailable: the provider or the login keeps the agent from working: 401, 403, 429, 5xx, a usage limit, no network. It
-            says nothing of the session.
+        unavailable: the provider or the login keeps the agent from working: 401, 403, 429, 5xx, a usage limit, no network.
+            It says nothing of the session.
         other: any other failure, and every one that can't be decided.
     """
 
@@ -99,7 +99,7 @@ class Turn(Generic[V]):
     Attributes:
         session_id: the session's ID as the agent gave it, which the next turn is to resume; None if it gave none.
         value: whatever the caller of `resume` wants back, in its result's `value`; default: None.
-        complete: False if the turn was cut short after the model had answered, and its session is to be resumed; default: True.
+        complete: False if the turn was cut short after the model had answered; default: True.
         context_tokens: size of the session's context after the turn, in tokens; None if it is not known.
         previous_gone: the agent did not resume the session it was asked to, because that was gone, and started this one.
 

@@ -17,7 +17,7 @@ def converse(store, _):
     store.set("a", "ID-1")
     store.get("a")
     store.peek("a")
-    for step in (store.renew, store.reject, store.release):
+    for step in (store.renew, store.reject, store.fail, store.release):
         lease = store.acquire("a")
         assert isinstance(lease, Lease)
         store.acquire("a")

@@ -11,8 +11,19 @@ from tests.resume.stand_in import KEY
 
 @pytest.fixture
 def counters(raw, namespace):
-    """The three counters: failures, resumes, fresh starts."""
-    return lambda: tuple(int(raw.get(Keys(namespace).counter(name)) or 0) for name in COUNTERS)
+    """Three of the counters: failures, resumes, fresh starts."""
+    return lambda: tuple(int(raw.get(Keys(namespace).counter(name)) or 0) for name in COUNTERS[:3])
+
+
+@pytest.fixture
+def record(raw, namespace):
+    """The record of the conversation's session, by field; what the server measured is left out."""
+
+    def read():
+        fields = {name.decode(): value.decode() for name, value in raw.hgetall(Keys(namespace).record(KEY)).items()}
+        return {name: value for name, value in fields.items() if name not in ("started_ms", "used_ms")}
+
+    return read
 
 
 @pytest.fixture
