@@ -10,8 +10,7 @@ from typing import Generic, Literal, Self, TypeVar
 
 from redis_sessions.client import connect as clients
 from redis_sessions.client import url as urls
-from redis_sessions.client.exchange import Link
-from redis_sessions.client.execute import arun, run
+from redis_sessions.client.execute import Link, arun, run
 from redis_sessions.doctor.findings import Connection, Diagnosis
 from redis_sessions.errors import StoreUnavailable
 from redis_sessions.keys import RESUME_FAILURES

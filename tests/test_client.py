@@ -16,7 +16,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
 from redis_sessions.client import callers as risks
-from redis_sessions.client.exchange import Link
+from redis_sessions.client.execute import Link
 from redis_sessions.client.pool import AsyncPool, Pool
 
 QUIET = MaintNotificationsConfig(enabled=False)

@@ -11,7 +11,7 @@ import redis
 from redis import exceptions as redis_errors
 
 from redis_sessions import AsyncSessionStore, SessionStore, SessionStoreError, StoreSettings, StoreUnavailable
-from redis_sessions.client.translate import explain
+from redis_sessions.client.translate import translate
 from redis_sessions.errors import AccessDenied, CorruptValue
 from redis_sessions.server import EmbeddedServer
 from tests.stores import Blocking
@@ -53,7 +53,7 @@ from tests.stores import Blocking
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_the_table(error, kind, passing, says):
-    refusal = explain(error, "key", "h:1")
+    refusal = translate(error, "key", "h:1")
     assert type(refusal.error) is kind
     assert refusal.passing is passing
     assert says in refusal.error.message
@@ -67,7 +67,7 @@ def test_a_mistake_of_ours_is_not_taken_for_an_outage(error, cluster):
     try:
         raise error
     except Exception as raised:  # noqa: BLE001
-        assert explain(raised, "key", "h:1", cluster=cluster) is None
+        assert translate(raised, "key", "h:1", cluster=cluster) is None
 
 
 class TestAClusterClientThatStumbles:
@@ -163,7 +163,7 @@ def test_a_second_loop_is_told_apart_from_other_runtime_errors():
 
     with pytest.raises(RuntimeError) as caught:
         asyncio.run(other())
-    assert explain(caught.value, None, "h:1") is None
+    assert translate(caught.value, None, "h:1") is None
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis_sessions.client import callers as risks
 from redis_sessions.client.cluster import AsyncCluster, Cluster
 from redis_sessions.client.connection import AsyncTLSConnection, AsyncWatched, TLSConnection, Watched
-from redis_sessions.client.exchange import Link
+from redis_sessions.client.execute import Link
 from redis_sessions.client.pool import AsyncPool, Pool
 from redis_sessions.client.sentinel import AsyncPrimaryPool, AsyncSentinel, PrimaryPool, Sentinel
 from redis_sessions.client.url import Target

@@ -98,7 +98,7 @@ _STUMBLES: Final = (AttributeError, TypeError, KeyError, IndexError)
 _OTHER_LOOP = re.compile(r"event loop is closed|different (event )?loop", re.IGNORECASE)
 
 
-class Refusal(NamedTuple):
+class Translation(NamedTuple):
     """The error to raise, whether the same command may succeed a moment later, and whether it is known not to be sent."""
 
     error: SessionStoreError
@@ -106,7 +106,7 @@ class Refusal(NamedTuple):
     unsent: bool = False
 
 
-def explain(error: Exception, key: str | None, address: str, *, cluster: bool = False) -> Refusal | None:
+def translate(error: Exception, key: str | None, address: str, *, cluster: bool = False) -> Translation | None:
     """Translate an error of redis-py or of the operating system; None if it is neither.
 
     Args:
@@ -121,10 +121,10 @@ def explain(error: Exception, key: str | None, address: str, *, cluster: bool = 
         crowded = StoreUnavailable(
             f"all connections to {address} are in use", key=key, remedy="raise max_connections, or use fewer threads"
         )
-        return Refusal(crowded, passing=True, unsent=True)
+        return Translation(crowded, passing=True, unsent=True)
     for pattern, words, remedy in _SETTLED:
         if any(re.search(pattern, str(cause)) for cause in _chain(error)):
-            return Refusal(StoreUnavailable(f"{address} {words}", key=key, remedy=remedy), passing=False)
+            return Translation(StoreUnavailable(f"{address} {words}", key=key, remedy=remedy), passing=False)
     code = _code(error)
     if isinstance(error, _BECAUSE):
         code = next((cause for cause in map(_code, _chain(error)) if cause in _DENIED), None)
@@ -132,9 +132,9 @@ def explain(error: Exception, key: str | None, address: str, *, cluster: bool = 
         denied, remedy = _DENIED[code]
         if code == "NOPERM":
             denied = f"{denied} {_not_granted(error)}"
-        return Refusal(AccessDenied(f"{address} {denied} ({code})", key=key, remedy=remedy), False)
+        return Translation(AccessDenied(f"{address} {denied} ({code})", key=key, remedy=remedy), False)
     if code in _NOT_NOW:
-        return Refusal(
+        return Translation(
             StoreUnavailable(f"{address} can't serve now ({code})", key=key, remedy="look at the server's log"),
             _NOT_NOW[code],
         )
@@ -142,19 +142,19 @@ def explain(error: Exception, key: str | None, address: str, *, cluster: bool = 
         garbled = StoreUnavailable(
             f"{address} answers, but not as Redis does", key=key, remedy="check that the URL names a Redis server"
         )
-        return Refusal(garbled, passing=True)
+        return Translation(garbled, passing=True)
     if isinstance(error, _UNREACHED):
         wrong_certificate = _tls_refused(error)
         words = "TLS failed" if wrong_certificate else _socket_words(error)
         remedy = "check its certificate and yours" if wrong_certificate else _remedy(error)
-        return Refusal(
+        return Translation(
             StoreUnavailable(f"{address} can't be reached ({words})", key=key, remedy=remedy), not wrong_certificate
         )
     if code == "WRONGTYPE" or "not an integer" in str(error):
         what = "a counter holds no integer" if key is None else f"the key of conversation {key!r} holds no string"
-        return Refusal(CorruptValue(what, key=key, remedy="find out who wrote it, and delete it"), False)
+        return Translation(CorruptValue(what, key=key, remedy="find out who wrote it, and delete it"), False)
     said = code or type(error).__name__
-    return Refusal(
+    return Translation(
         SessionStoreError(f"{address} refused a command ({said})", key=key, remedy="check the server's version and log"),
         False,
     )
@@ -168,21 +168,21 @@ def answers(error: redis_errors.ResponseError) -> bool:
     return _code(error) == "MISCONF"
 
 
-def _stray(error: Exception, key: str | None, address: str, *, cluster: bool) -> Refusal | None:
+def _stray(error: Exception, key: str | None, address: str, *, cluster: bool) -> Translation | None:
     if isinstance(error, RuntimeError) and _OTHER_LOOP.search(str(error)):
         elsewhere = SessionStoreError(
             f"the connection to {address} belongs to another event loop",
             key=key,
             remedy="make one AsyncSessionStore for each event loop, and close it there",
         )
-        return Refusal(elsewhere, passing=False)
+        return Translation(elsewhere, passing=False)
     if cluster and isinstance(error, _STUMBLES) and _raised_by_redis_py(error):
         stumbled = StoreUnavailable(
             f"the client stumbled over changes of the cluster at {address} ({type(error).__name__})",
             key=key,
             remedy="try again when it is at rest",
         )
-        return Refusal(stumbled, passing=True)
+        return Translation(stumbled, passing=True)
     return None
 
 

@@ -1,7 +1,7 @@
 """What an operation may ask for: a Command, or several at once, which are one round trip.
 
 An operation is a generator: it yields lists of Commands, is sent the list of their replies (bytes, integers, None,
-lists of these), and returns its result. It holds no client and awaits nothing; `wire.py` drives it, in both flavours.
+lists of these), and returns its result. It holds no client and awaits nothing; `client/execute.py` carries it out.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
-from redis_sessions.client.exchange import Link
+from redis_sessions.client.execute import Link
 from tests.faults.clients.own_keys import aread, read
 
 
