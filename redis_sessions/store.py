@@ -40,11 +40,16 @@ class BaseStore(Generic[C]):
 
     _awaits: bool
 
-    def __init__(self, client: C, settings: StoreSettings | None, link: Link | None) -> None:
-        self.client = client
+    def __init__(self, client: C | clients.PerProcess[C], settings: StoreSettings | None, link: Link | None) -> None:
+        self._client = client
         self.settings = _checked(settings)
         self._ops = Operations(self.settings)
         self._link = link or clients.callers_link(client, awaits=self._awaits)
+
+    @property
+    def client(self) -> C:
+        """The redis-py client underneath; of a store from a URL, that of this process and event loop."""
+        return self._client.get() if isinstance(self._client, clients.PerProcess) else self._client
 
 
 class SessionStore(BaseStore[clients.SyncClient]):
@@ -64,7 +69,11 @@ class SessionStore(BaseStore[clients.SyncClient]):
     _awaits = False
 
     def __init__(
-        self, client: clients.SyncClient, settings: StoreSettings | None = None, *, _link: Link | None = None
+        self,
+        client: clients.SyncClient | clients.PerProcess[clients.SyncClient],
+        settings: StoreSettings | None = None,
+        *,
+        _link: Link | None = None,
     ) -> None:
         """A store over a client of your own: its retries apply, to counters too, and what is risky in it is logged.
 
@@ -97,7 +106,7 @@ class SessionStore(BaseStore[clients.SyncClient]):
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
-        return type(self)(self.client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
+        return type(self)(self._client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
 
     def get(self, key: str) -> str | None:
         """The live session ID of a conversation, None if there is none. Never extends its life.
@@ -340,7 +349,11 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
     _awaits = True
 
     def __init__(
-        self, client: clients.AsyncClient, settings: StoreSettings | None = None, *, _link: Link | None = None
+        self,
+        client: clients.AsyncClient | clients.PerProcess[clients.AsyncClient],
+        settings: StoreSettings | None = None,
+        *,
+        _link: Link | None = None,
     ) -> None:
         """Same as SessionStore, over a redis.asyncio.Redis or redis.asyncio.RedisCluster. Raises TypeError for another."""
         super().__init__(client, settings, _link)
@@ -353,7 +366,7 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client. Same as SessionStore.for_namespace."""
-        return type(self)(self.client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
+        return type(self)(self._client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
 
     async def get(self, key: str) -> str | None:
         """The live session ID of a conversation, None if there is none. Same as SessionStore.get."""

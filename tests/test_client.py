@@ -15,7 +15,7 @@ from redis.cache import CacheConfig
 from redis.maint_notifications import MaintNotificationsConfig
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
-from redis_sessions.client import callers as risks
+from redis_sessions.client import callers
 from redis_sessions.client.execute import Link
 from redis_sessions.client.pool import AsyncPool, Pool
 
@@ -27,7 +27,7 @@ URLS = ("redis://h", "rediss://h", "unix:///s", "redis+cluster://h,g", "redis+se
 
 @pytest.fixture(autouse=True)
 def _nothing_told_yet(monkeypatch):
-    monkeypatch.setattr(risks, "_told", set())
+    monkeypatch.setattr(callers, "_warned", set())
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ class TestOurs:
         for kind in (SessionStore, AsyncSessionStore):
             client = kind.from_url(url).client
             if not isinstance(client, redis.RedisCluster):  # which would ask for the slots
-                risks.tell(client)
+                callers.warn(client)
         assert caplog.text == ""
 
     @pytest.mark.parametrize("url", ["redis://h/5", "redis+sentinel://h/main/5", "unix:///s?db=5"])
@@ -163,7 +163,7 @@ class TestOurs:
         for kind in (SessionStore, AsyncSessionStore):
             client = kind.from_url(url, settings).client
             if isinstance(client, redis.RedisCluster):
-                options = client._late_options()
+                options = client.options()
             elif isinstance(client, redis.asyncio.RedisCluster):
                 options = client.connection_kwargs | {"max_connections": client.connection_kwargs["max_connections"] - 1}
             else:
@@ -219,4 +219,4 @@ def test_closing_a_cluster_that_could_not_be_asked_connects_to_nothing():
     with pytest.raises(StoreUnavailable):
         store.get("a")
     store.close()
-    assert "nodes_manager" not in vars(store.client)
+    assert store.client._manager is None

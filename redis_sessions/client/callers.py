@@ -12,16 +12,16 @@ import redis.asyncio
 from redis.cache import CacheInterface
 from redis.connection import ConnectionInterface
 
-from redis_sessions.client.pool import is_whole
+from redis_sessions.client.pool import is_safe
 
 log = logging.getLogger("redis_sessions")
 
 _KNOWN: Final = (redis.Redis, redis.RedisCluster, redis.asyncio.Redis, redis.asyncio.RedisCluster)
 _LONG_S: Final = 15
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
-def known(client: Any) -> tuple[str, ...] | None:
+def risks(client: Any) -> tuple[str, ...] | None:
     """What is risky in a client; None for one of which nothing is known, such as an emulation."""
     # Of what a mock says nothing is believed, either.
     return tuple(_risks(client)) if isinstance(client, _KNOWN) and not _is_fake(client) else None
@@ -40,11 +40,11 @@ def speaks_tls(client: Any) -> bool:
     return encrypts or options.get("ssl") is True
 
 
-def tell(client: Any) -> None:
+def warn(client: Any) -> None:
     """Log what is risky in a client, in one warning; what this process was told before is left out."""
-    untold = [risk for risk in known(client) or () if risk not in _told]
+    untold = [risk for risk in risks(client) or () if risk not in _warned]
     if untold:
-        _told.update(untold)
+        _warned.update(untold)
         log.warning(
             "the redis-py client that was passed in %s. SessionStore.from_url builds one that is safe", "; it ".join(untold)
         )
@@ -84,7 +84,7 @@ def _pooling(client: Any) -> Iterator[str]:
             yield "has maintenance notifications on: after an interrupted call one conversation may get another's session ID"
         if isinstance(getattr(pool, "cache", None), CacheInterface):
             yield "caches replies on this side: it serves session IDs that have expired"
-        if isinstance(pool, redis.ConnectionPool) and not is_whole(pool):
+        if isinstance(pool, redis.ConnectionPool) and not is_safe(pool):
             yield "has a pool that a signal can make leak connections or mix up replies: redis_sessions.client.pool"
 
 

@@ -149,7 +149,7 @@ class TestHungUp:
     @KINDS
     def test_one_that_leads_nowhere_any_more(self, kind, valkey, clean, namespace, ledger, loop, monkeypatch):
         """As behind a firewall that forgot it: nothing was closed, nothing is answered. A PING finds out."""
-        monkeypatch.setattr(pools, "HEARD_OF_S", 0.0)
+        monkeypatch.setattr(pools, "PING_AFTER_S", 0.0)
         tally = ledger("idle connection closed by the server")
         with (
             Relay(urlsplit(clean(valkey).url).port) as relay,
