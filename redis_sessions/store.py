@@ -41,7 +41,8 @@ class BaseStore(Generic[C]):
     _awaits: bool
 
     def __init__(self, client: C | clients.PerProcess[C], settings: StoreSettings | None, link: Link | None) -> None:
-        self._client = client
+        self._shared = client
+        self._client_of: Callable[[], C] = client.get if isinstance(client, clients.PerProcess) else lambda: client
         self.settings = _checked(settings)
         self._ops = Operations(self.settings)
         self._link = link or clients.callers_link(client, awaits=self._awaits)
@@ -49,7 +50,7 @@ class BaseStore(Generic[C]):
     @property
     def client(self) -> C:
         """The redis-py client underneath; of a store from a URL, that of this process and event loop."""
-        return self._client.get() if isinstance(self._client, clients.PerProcess) else self._client
+        return self._client_of()
 
 
 class SessionStore(BaseStore[clients.SyncClient]):
@@ -106,7 +107,7 @@ class SessionStore(BaseStore[clients.SyncClient]):
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
-        return type(self)(self._client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
+        return type(self)(self._shared, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
 
     def get(self, key: str) -> str | None:
         """The live session ID of a conversation, None if there is none. Never extends its life.
@@ -320,7 +321,7 @@ class SessionStore(BaseStore[clients.SyncClient]):
             return error
 
     def _run(self, op: Op[T]) -> T:
-        return run(self.client, op, self._link)
+        return run(self._client_of(), op, self._link)
 
 
 def _documented(kind: type[K]) -> type[K]:
@@ -366,7 +367,7 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client. Same as SessionStore.for_namespace."""
-        return type(self)(self._client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
+        return type(self)(self._shared, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
 
     async def get(self, key: str) -> str | None:
         """The live session ID of a conversation, None if there is none. Same as SessionStore.get."""
@@ -503,7 +504,7 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
             return error
 
     async def _run(self, op: Op[T]) -> T:
-        return await arun(self.client, op, self._link)
+        return await arun(self._client_of(), op, self._link)
 
 
 def _target_and_settings(

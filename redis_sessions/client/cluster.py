@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -121,14 +122,15 @@ class _AsyncPipeline(redis.asyncio.cluster.ClusterPipeline):
 class _CheckedBeforeSending:
     """Mixin for checked connections that no pool checks: a node of redis-py's asyncio cluster client has none."""
 
-    _used_s: float | None
+    used_s: float | None
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002
         connection: Any = self
-        if check_health and self._used_s is not None and connection.is_connected:
+        if check_health and self.used_s is not None and connection.is_connected:
             with contextlib.suppress(redis.ConnectionError):  # it has disconnected, and sending connects it again
                 await connection.can_read()
         await super().send_packed_command(command, check_health)  # type: ignore[misc] # the connection's
+        self.used_s = time.monotonic()
 
 
 @functools.cache

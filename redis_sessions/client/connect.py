@@ -14,9 +14,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
@@ -30,7 +28,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis_sessions.client import callers
 from redis_sessions.client.cluster import AsyncCluster, Cluster
 from redis_sessions.client.execute import Link
-from redis_sessions.client.pool import AsyncPool, AsyncTLSConnection, Pool, TLSConnection
+from redis_sessions.client.pool import AsyncPool, AsyncTLSConnection, Pool, TLSConnection, forget_after_fork
 from redis_sessions.client.sentinel import AsyncPrimary, AsyncPrimaryPool, AsyncSentinel, Primary, PrimaryPool, Sentinel
 from redis_sessions.client.url import Target
 from redis_sessions.errors import InvalidSettings
@@ -52,7 +50,6 @@ class PerProcess(Generic[C]):
     one connection, and a connection of asyncio works in its own event loop only (redis/redis-py #3351).
     """
 
-    _all: ClassVar[weakref.WeakSet[PerProcess[Any]]] = weakref.WeakSet()
     # A parent's clients, kept from being closed: for asyncio that would end the parent's wait, since both share an epoll.
     _inherited: ClassVar[list[Any]] = []
 
@@ -61,7 +58,7 @@ class PerProcess(Generic[C]):
         self._per_loop = per_loop
         self._clients: dict[asyncio.AbstractEventLoop | None, C] = {}
         self._lock = threading.RLock()
-        self._all.add(self)
+        forget_after_fork(self)
 
     def get(self) -> C:
         """The client of this process and event loop. Sends nothing."""
@@ -80,19 +77,10 @@ class PerProcess(Generic[C]):
             self._clients = {**clients, loop: client}
             return client
 
-    @classmethod
-    def after_fork(cls) -> None:
-        """Forget the parent's clients."""
-        for each in list(cls._all):
-            each.forget()
-
     def forget(self) -> None:
-        """Let go of the clients without closing them."""
+        """Let go of the clients without closing them: in a forked child they are the parent's."""
         self._inherited.append(self._clients)
         self._clients, self._lock = {}, threading.RLock()
-
-
-os.register_at_fork(after_in_child=PerProcess.after_fork)
 
 
 def connect(target: Target, settings: StoreSettings) -> PerProcess[SyncClient]:

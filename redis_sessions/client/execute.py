@@ -185,9 +185,7 @@ def _is_away(error: SessionStoreError) -> bool:
 
 def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Tried]:
     """Try a step until it succeeds, while another try may help and is allowed. An optional command's error is its reply."""
-    attempt = 1
-    pause_s, longest_pause_s = _BACKOFF_S
-    crowd_pause_s, longest_crowd_pause_s = _CROWD_BACKOFF_S
+    attempt, crowded = 1, 0
     first_s = began_s = time.monotonic()
     while True:
         outcome = yield step
@@ -203,6 +201,7 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
         if translation is None:
             raise failure
         error, passing, unsent = translation
+        pause_s = _pause_s(_BACKOFF_S, attempt)
         now_s = time.monotonic()
         may_help = passing and (unsent or (attempt < link.attempts and all(command.resend for command in commands)))
         if not may_help or now_s + pause_s + (now_s - began_s) > first_s + link.deadline_s:
@@ -211,15 +210,19 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
                 return error, False
             raise error
         if unsent:
-            yield Wait(crowd_pause_s * random.uniform(0.5, 1))
-            crowd_pause_s = min(crowd_pause_s * 2, longest_crowd_pause_s)
+            crowded += 1
+            pause_s = _pause_s(_CROWD_BACKOFF_S, crowded)
         else:
             attempt += 1
             if isinstance(step, Send):
                 step = step._replace(again=True)
-            yield Wait(pause_s * random.uniform(0.5, 1))
-            pause_s = min(pause_s * 2, longest_pause_s)
+        yield Wait(pause_s * random.uniform(0.5, 1))
         began_s = time.monotonic()
+
+
+def _pause_s(backoff_s: tuple[float, float], number: int) -> float:
+    first_s, longest_s = backoff_s
+    return min(first_s * 2.0 ** min(number - 1, 10), longest_s)
 
 
 def _failure(step: Step, outcome: Any) -> Exception | None:
