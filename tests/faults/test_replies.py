@@ -231,7 +231,7 @@ def test_every_operation(fault, worlds, ledger, every):
         *(pytest.param(fault, True, marks=[pytest.mark.long, pytest.mark.timeout(1800)]) for fault in SPOILING),
     ],
 )
-def test_every_operation_that_is_spoiled_each_time(fault, worlds, ledger, every):
+def test_every_operation_with_each_reply_spoiled(fault, worlds, ledger, every):
     """From some command on all are spoiled, so that sending again is of no use: what isn't known isn't claimed."""
     row = f"{fault.row}, again and again"
     calls, answers = spoil_all(worlds, ledger(row), fault, every=every, times=1_000, match=of_case_connected)

@@ -45,7 +45,7 @@ def test_several_at_once(place, settings, ledger):
     tally.check()
 
 
-def test_a_callers_client_works_or_says_what_to_do(valkey, clean, namespace, ledger):
+def test_a_callers_client_works_or_raises_a_typed_error(valkey, clean, namespace, ledger):
     """In a process of its own, since redis-py leaves much open then."""
     tally = ledger("used from a second event loop")
     command = [sys.executable, "-W", "ignore", "-c", SECOND_LOOP, clean(valkey).url, namespace]

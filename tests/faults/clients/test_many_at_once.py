@@ -52,7 +52,7 @@ class TestManyAtOnce:
         tally.operations += 200 * 4
         tally.check()
 
-    def test_a_pool_that_stays_used_up_is_said(self, valkey, clean, namespace):
+    def test_an_exhausted_pool_raises(self, valkey, clean, namespace):
         settings = StoreSettings(namespace=namespace, max_connections=1, deadline_ms=200)
         with SessionStore.from_url(clean(valkey).url, settings) as store, ThreadPoolExecutor(1) as pool:
             store.get("a")
