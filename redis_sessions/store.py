@@ -340,7 +340,7 @@ class AsyncSessionStore(BaseStore[clients.AsyncClient]):
     """Session IDs of conversations in Redis, for asyncio: the methods of SessionStore, awaited, which raise the same.
 
     `AsyncSessionStore.from_url("redis://127.0.0.1:6379/0")` makes one; in an `async with` it closes its connections at the
-    end. Such a client belongs to the event loop of its first command.
+    end. Each event loop that uses it has connections of its own: close it in each.
 
     Attributes:
         client: the redis-py client underneath.
