@@ -77,7 +77,7 @@ class Send(NamedTuple):
         if command.script is not None:
             how = ("EVAL", command.script.source) if with_source else ("EVALSHA", command.script.sha)
             args = (*how, len(command.redis_keys), *command.redis_keys, *args)
-        # hiredis 3.4: a signal handler that raises while it renders an integer crashes the process. No upstream issue found.
+        # hiredis up to 3.5: a signal handler that raises while it renders an integer crashes the process. No issue found.
         return tuple([b"%d" % arg if isinstance(arg, int) else arg for arg in args])
 
     def options(self) -> dict[str, Any]:

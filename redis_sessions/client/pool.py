@@ -232,7 +232,7 @@ class _CheckedConnection:
     """Mixin for redis-py's asyncio connections whose `can_read` finds out whether the server has hung up.
 
     Attributes:
-        used_s: when a call last used it, on the monotonic clock; who uses it notes that.
+        used_s: when a call last used it, on the monotonic clock; set by its user.
     """
 
     used_s: float | None = None
