@@ -7,7 +7,7 @@
 - redis-py retries nothing: it can't tell INCR from GET. `execute.py` sends again what may be sent twice, until a deadline.
   On a cluster and behind Sentinel that outlasts a failover.
 - Timeouts are short, replies stay bytes. RESP2, since the RESP3 greeting holds an integer, and a signal handler that raises
-  while hiredis renders one crashes the process (no upstream issue found; hiredis up to 3.5). And with the pure Python parser
+  while hiredis renders one crashes the process (no upstream issue found). And with the pure Python parser
   RESP3 can put a late reply into the wrong slot (redis/redis-py #4283). So a connection begins with AUTH and SELECT alone.
 """
 

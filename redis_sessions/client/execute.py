@@ -77,15 +77,15 @@ class Send(NamedTuple):
         if command.script is not None:
             how = ("EVAL", command.script.source) if with_source else ("EVALSHA", command.script.sha)
             args = (*how, len(command.redis_keys), *command.redis_keys, *args)
-        # hiredis up to 3.5: a signal handler that raises while it renders an integer crashes the process. No issue found.
+        # A signal handler that raises while hiredis renders an integer crashes the process. No upstream issue found.
         return tuple([b"%d" % arg if isinstance(arg, int) else arg for arg in args])
 
     def options(self) -> dict[str, Any]:
         """The options of execute_command."""
         command = self.command
         to_node = {} if command.node is None else {"target_nodes": command.node}
-        # Only where a reply holds what others may have written: elsewhere redis-py's cluster client hands the option on to
-        # reply parsers that don't know it (redis/redis-py #2113 for one of them; up to 8.1).
+        # Only where a reply holds what others may have written: elsewhere redis-py's cluster client (8.1) can't handle the
+        # option. No upstream issue found.
         undecoded = command.script is not None or command.args[0] == "GET"
         return {NEVER_DECODE: True, **to_node} if undecoded else to_node
 
