@@ -8,9 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic, Literal, Self, TypeVar
 
-from redis_sessions.client.connect import AsyncClient, SyncClient, aconnect, callers_link, connect, link, sentinels
-from redis_sessions.client.exchange import Link
-from redis_sessions.client.execute import arun, run
+from redis_sessions.client.connect import (
+    AsyncClient,
+    PerProcess,
+    SyncClient,
+    aconnect,
+    callers_link,
+    connect,
+    link,
+    sentinels,
+)
+from redis_sessions.client.execute import Link, arun, run
 from redis_sessions.client.url import parse
 from redis_sessions.doctor.findings import ClientFacts, Diagnosis
 from redis_sessions.keys import RESUME_FAILURES
@@ -37,7 +45,9 @@ class BaseStore(Generic[C]):
 
     _awaits: bool
 
-    def __init__(self, client: C, settings: StoreSettings | None = None, *, _link: Link | None = None) -> None:
+    def __init__(
+        self, client: C | PerProcess[C], settings: StoreSettings | None = None, *, _link: Link | None = None
+    ) -> None:
         """A store over your own redis-py client: its own retries apply, to counters too, and what is risky in it is logged.
 
         Args:
@@ -47,14 +57,20 @@ class BaseStore(Generic[C]):
 
         Raises TypeError for anything else.
         """
-        self.client = client
+        self._shared = client
+        self._client_of: Callable[[], C] = client.get if isinstance(client, PerProcess) else lambda: client
         self.settings = _checked(settings)
         self._ops = Operations(self.settings)
         self._link = _link or callers_link(client, awaits=self._awaits)
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
-        return type(self)(self.client, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
+        return type(self)(self._shared, self.settings.model_copy(update={"namespace": namespace}), _link=self._link)
+
+    @property
+    def client(self) -> C:
+        """The redis-py client underneath; of a store from a URL, that of this process and event loop."""
+        return self._client_of()
 
 
 class SessionStore(BaseStore[SyncClient]):
@@ -295,7 +311,7 @@ class SessionStore(BaseStore[SyncClient]):
         return LeaseRenewer(self._ops, self._run)
 
     def _run(self, op: Op[T]) -> T:
-        return run(self.client, op, self._link)
+        return run(self._client_of(), op, self._link)
 
 
 def _documented(kind: type[K]) -> type[K]:
@@ -456,7 +472,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         await self.aclose()
 
     async def _run(self, op: Op[T]) -> T:
-        return await arun(self.client, op, self._link)
+        return await arun(self._client_of(), op, self._link)
 
 
 def _checked(settings: StoreSettings | None) -> StoreSettings:
