@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from redis_sessions import StoreSettings, Turn, Verdict
 from redis_sessions.agents import Agent, Refusal, UnknownAgent, get_agent, known_agents, register
-from redis_sessions.agents.judge import Watch
+from redis_sessions.agents.judge import RunObserver
 from redis_sessions.testing import fake_store
 
 LINES = (Path(__file__).parent / "observations.jsonl").read_text("utf-8").splitlines()
@@ -53,12 +53,12 @@ def test_every_observation_gets_its_verdict(observation):
 
 @pytest.mark.parametrize("observation", OBSERVATIONS, ids=name)
 def test_it_is_the_same_in_whatever_pieces_it_comes(observation):
-    watch = Watch(get_agent(observation["agent"]))
-    for part, take in (("stdout", watch.stdout), ("stderr", watch.stderr)):
+    observer = RunObserver(get_agent(observation["agent"]))
+    for part, take in (("stdout", observer.stdout), ("stderr", observer.stderr)):
         raw = observation[part].encode()
         for start in range(0, len(raw), 7):
             take(raw[start : start + 7])
-    assert watch.judge(observation["exit_code"]) == judge(observation)
+    assert observer.judge(observation["exit_code"]) == judge(observation)
 
 
 def test_what_was_asked_recognised_and_done(capsys):
@@ -204,11 +204,11 @@ class TestOutput:
         assert get_agent("claude").judge(exit_code=1, stderr=stderr).verdict is Verdict.gone
 
     def test_memory_is_bounded_by_one_line(self):
-        watch = Watch(get_agent("claude"))
+        observer = RunObserver(get_agent("claude"))
         for _ in range(40):
-            watch.stdout(b"{" + b"x" * 1_000_000)
-        watch.stdout(b"\n" + claude_result().encode())
-        assert watch.judge(0).session_id == E
+            observer.stdout(b"{" + b"x" * 1_000_000)
+        observer.stdout(b"\n" + claude_result().encode())
+        assert observer.judge(0).session_id == E
 
 
 texts = st.one_of(st.text(), st.sampled_from(PHRASES), st.sampled_from([claude_result(), claude_result(is_error=True)]))
