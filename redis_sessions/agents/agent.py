@@ -1,23 +1,12 @@
 """The description of an agent runtime as an immutable, checked value, and how it is read from a TOML file."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ModelWrapValidatorHandler,
-    PlainSerializer,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from redis_sessions.agents.command_line import Place
 from redis_sessions.agents.evidence import READERS, Evidence, of_process
@@ -32,12 +21,13 @@ KNOWN: Final = Path(__file__).with_name("known")
 # What pydantic says of a type that TOML calls by another name.
 _WRONG: Final = {
     "missing": "is missing",
+    "missing_argument": "is missing",
     "extra_forbidden": "is not a key of a description",
     "unexpected_keyword_argument": "is not a key here",
     "string_type": "must be text",
     "tuple_type": "must be a list",
     "dict_type": "must be a table",
-    "dataclass_type": "must be a table",
+    "arguments_type": "must be a table",
 }
 
 
@@ -83,10 +73,6 @@ def _reader(value: Any) -> Any:
     raise ValueError(f"must be one of {', '.join(READERS)}")
 
 
-def _word(reader: Callable[[Exception], Evidence]) -> str:
-    return next((word for word, known in READERS.items() if known is reader), repr(reader))
-
-
 def _any_value(record: Any) -> Any:
     if not isinstance(record, dict):
         return record
@@ -98,8 +84,7 @@ NamingPattern = Annotated[str, AfterValidator(_regular), AfterValidator(_naming)
 Records = tuple[Annotated[Record, BeforeValidator(_any_value)], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """A text by which a runtime refuses to resume.
 
     Attributes:
@@ -120,8 +105,7 @@ class Refusal:
         return found is not None and (requested is None or named is None or named == requested)
 
 
-@dataclass(frozen=True, slots=True)
-class RecordField:
+class RecordField(NamedTuple):
     """A field of some of a runtime's JSON records.
 
     Attributes:
@@ -130,11 +114,10 @@ class RecordField:
     """
 
     path: str
-    record: Annotated[Record, BeforeValidator(_any_value)] = field(default_factory=dict)
+    record: Annotated[Record, BeforeValidator(_any_value)] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
+class Verified(NamedTuple):
     """Versions of a runtime for which a description was checked.
 
     Attributes:
@@ -146,7 +129,7 @@ class Verified:
     evidence: Literal["ran offline", "documents"]
 
 
-class Agent(BaseModel, frozen=True, extra="forbid", revalidate_instances="always"):
+class Agent(BaseModel, frozen=True, extra="forbid"):
     """One runtime, described: its session IDs, its JSON records, its ways to refuse. Immutable; only `name` is required.
 
     What a TOML file says by its keys, Python says by keyword arguments, with `...` for "any true value":
@@ -199,9 +182,7 @@ class Agent(BaseModel, frozen=True, extra="forbid", revalidate_instances="always
     ignore_stderr_after: Records = ()
     error_paths: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
-    error_reader: Annotated[
-        Callable[[Exception], Evidence], BeforeValidator(_reader), PlainSerializer(_word, when_used="json")
-    ] = of_process
+    error_reader: Annotated[Callable[[Exception], Evidence], BeforeValidator(_reader)] = of_process
 
     @model_validator(mode="wrap")
     @classmethod

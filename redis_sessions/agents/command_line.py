@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Final
+from typing import Final, NamedTuple
 
 from redis_sessions.errors import InvalidSettings
 
@@ -37,8 +36,7 @@ def name_of(word: str) -> str:
     return head if at and head else name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(NamedTuple):
     """Where a runtime takes its resume arguments: right after the executable, if nothing more is said.
 
     Attributes:

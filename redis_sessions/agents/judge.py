@@ -14,8 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from redis_sessions.agents.output import Reader, Record, compiled, matches, pick
 from redis_sessions.resume.turn import Judgement, Verdict
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
     from redis_sessions.agents.agent import Agent
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
+class _End(NamedTuple):
     """What a closing record said: whether the run failed, and in which words."""
 
     failed: bool

@@ -53,9 +53,10 @@ def agents(name: Name = None, *, toml: Toml = False, as_json: Json = False) -> i
         show.put_json(_facts(agent))
     else:
         table = _table("key", "value")
-        for key, value in agent.model_dump(mode="json", exclude_defaults=True).items():
-            for number, line in enumerate(_lines(key, value)):
-                table.add_row("" if number else key, show.cell(line))
+        for key, value in agent:
+            if value != type(agent).model_fields[key].default:
+                for number, line in enumerate(_lines(key, _plain(value))):
+                    table.add_row("" if number else key, show.cell(line))
         show.display(table)
     return exits.DONE
 
@@ -87,7 +88,19 @@ def _span(versions: tuple[str, ...]) -> str:
 
 def _facts(agent: "Agent") -> dict[str, Any]:
     """A runtime for machines: the keys of its description, and the duration in milliseconds as everywhere else."""
-    return agent.model_dump(mode="json") | {"keeps_sessions_ms": agent.keeps_sessions_ms}
+    return {key: _plain(value) for key, value in agent} | {"keeps_sessions_ms": agent.keeps_sessions_ms}
+
+
+def _plain(value: Any) -> Any:
+    """A part of a description as its TOML file has it."""
+    from redis_sessions.agents.evidence import READERS
+
+    if callable(value):
+        return next(word for word, reader in READERS.items() if reader is value)
+    if isinstance(value, tuple):
+        named = getattr(value, "_asdict", None)
+        return [*map(_plain, value)] if named is None else {key: _plain(each) for key, each in named().items()}
+    return value
 
 
 def _lines(key: str, value: Any) -> list[str]:
