@@ -18,16 +18,13 @@ from redis_sessions.text import parse_duration_ms
 
 KNOWN: Final = Path(__file__).with_name("known")
 
-# What pydantic says of a type that TOML calls by another name.
+# In the words of TOML. Each pair is one error by its names in older and newer versions of pydantic.
 _WRONG: Final = {
-    "missing": "is missing",
-    "missing_argument": "is missing",
-    "extra_forbidden": "is not a key of a description",
-    "unexpected_keyword_argument": "is not a key here",
+    **dict.fromkeys(("missing_argument", "missing"), "is missing"),
+    **dict.fromkeys(("unexpected_keyword_argument", "extra_forbidden"), "is not a known key"),
+    **dict.fromkeys(("arguments_type", "named_tuple_type", "dict_type"), "must be a table"),
     "string_type": "must be text",
     "tuple_type": "must be a list",
-    "dict_type": "must be a table",
-    "arguments_type": "must be a table",
 }
 
 
@@ -39,22 +36,13 @@ def _regular(pattern: str) -> str:
     return pattern
 
 
-def _naming(pattern: str) -> str:
-    if "id" not in compiled(pattern).groupindex:
-        raise ValueError("must have {id} or a group (?P<id>…) in it")
-    return pattern
+def _must(be: str, right: Callable[[Any], bool]) -> AfterValidator:
+    def checked(value: Any) -> Any:
+        if not right(value):
+            raise ValueError(f"must {be}")
+        return value
 
-
-def _refusing(verdict: Verdict) -> Verdict:
-    if verdict in (Verdict.ok, Verdict.other):
-        raise ValueError(f"must be a way to refuse, not {verdict}")
-    return verdict
-
-
-def _with_id(words: tuple[str, ...]) -> tuple[str, ...]:
-    if words and not any("{id}" in word for word in words):
-        raise ValueError("must have {id} in it")
-    return words
+    return AfterValidator(checked)
 
 
 def _duration(text: str) -> str:
@@ -80,8 +68,14 @@ def _any_value(record: Any) -> Any:
 
 
 Pattern = Annotated[str, AfterValidator(_regular)]
-NamingPattern = Annotated[str, AfterValidator(_regular), AfterValidator(_naming)]
-Records = tuple[Annotated[Record, BeforeValidator(_any_value)], ...]
+NamingPattern = Annotated[Pattern, _must("have {id} or a group (?P<id>…) in it", lambda it: "id" in compiled(it).groupindex)]
+ResumeWords = Annotated[tuple[str, ...], _must("have {id} in it", lambda words: not words or "{id}" in " ".join(words))]
+Refusing = Annotated[Verdict, _must("be a way to refuse", lambda verdict: verdict not in (Verdict.ok, Verdict.other))]
+FreeRecord = Annotated[Record, BeforeValidator(_any_value)]
+Records = tuple[FreeRecord, ...]
+# Pydantic says of None what it says of a wrong type, and `_explained` that it is empty.
+Versions = Annotated[tuple[str, ...], BeforeValidator(lambda versions: versions or None)]
+Name = Annotated[str, BeforeValidator(lambda name: name or None)]
 
 
 class Refusal(NamedTuple):
@@ -94,7 +88,7 @@ class Refusal(NamedTuple):
         within_turn: whether it also counts after the turn has begun; then only in a closing record.
     """
 
-    verdict: Annotated[Verdict, AfterValidator(_refusing)]
+    verdict: Refusing
     pattern: Pattern
     within_turn: bool = False
 
@@ -114,7 +108,7 @@ class RecordField(NamedTuple):
     """
 
     path: str
-    record: Annotated[Record, BeforeValidator(_any_value)] = {}
+    record: FreeRecord = {}  # noqa: RUF012 - never changed; a named tuple has no factories
 
 
 class Verified(NamedTuple):
@@ -125,7 +119,7 @@ class Verified(NamedTuple):
         evidence: "ran offline" if their real output was seen, "documents" if only their documentation was read.
     """
 
-    versions: Annotated[tuple[str, ...], BeforeValidator(lambda value: value or None)]
+    versions: Versions
     evidence: Literal["ran offline", "documents"]
 
 
@@ -162,13 +156,13 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     The documentation of `redis_sessions.agents` says what each of them means.
     """
 
-    name: Annotated[str, BeforeValidator(lambda value: value or None)]
+    name: Name
     executables: tuple[str, ...] = ()
     keeps_sessions: Annotated[str, AfterValidator(_duration)] | None = None
     bound_to: tuple[Literal["host", "home", "directory"], ...] = ()
     verified: tuple[Verified, ...] = ()
     session_id: Pattern = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
-    resume: Annotated[tuple[str, ...], AfterValidator(_with_id)] = ()
+    resume: ResumeWords = ()
     place: Place | None = None
     print_mode: tuple[str, ...] = ()
     json_output: str | None = None
@@ -247,11 +241,13 @@ def _table(path: Path) -> dict[str, Any]:
         raise InvalidSettings(f"is not TOML ({error})") from None
     if (like := table.pop("like", None)) is None:
         return table
-    ours = {each.stem: each for each in KNOWN.glob("*.toml")}
+    ours = sorted(each.stem for each in KNOWN.glob("*.toml"))
     if like not in ours:
-        raise InvalidSettings(f"like must be one of {', '.join(sorted(ours))}")
+        raise InvalidSettings(f"like must be one of {', '.join(ours)}")
     # What was checked for the one is not checked for the other.
-    return {name: value for name, value in _table(ours[like]).items() if name not in ("name", "verified")} | table
+    return {
+        name: value for name, value in _table(KNOWN / f"{like}.toml").items() if name not in ("name", "verified")
+    } | table
 
 
 def _explained(error: ValidationError) -> str:

@@ -40,13 +40,9 @@ class Place(NamedTuple):
     """Where a runtime takes its resume arguments: right after the executable, if nothing more is said.
 
     Attributes:
-        subcommands: they go after one of these, which must be the first word that is neither an option nor its value.
-        before_prompt: they go after the options that follow the subcommand, too. An option that is in neither of the next
-            two may take a value, so it is refused.
-        value_options: options whose value is the next word.
-        flags: options without a value.
-        resumes: options, or words in place of the subcommand or the prompt, that choose a session: refused as such.
-        excludes: the same for others with which nothing can be resumed.
+        subcommands, before_prompt: they go after one of these words; and after the options that follow it.
+        value_options, flags: the options that have a value, and those that have none; others may, and are refused.
+        resumes, excludes: options, or words in place of subcommand or prompt, with which nothing can be resumed.
     """
 
     subcommands: tuple[str, ...] = ()

@@ -123,15 +123,9 @@ class RunObserver:
             self.turn_began = self._ignore_stderr = True
 
     def _refusal(self) -> Verdict:
-        said = self._said([word for end in (self._end, self._stderr_end) if end and end.failed for word in end.words])
+        words = [word for end in (self._end, self._stderr_end) if end and end.failed for word in end.words]
+        refusals = [each for each in self._agent.refusals if each.within_turn or not self.turn_began]
+        said = {each.verdict for each in refusals for word in words if each.says(word, self._requested)}
         if not said and not self._ignore_stderr:
             said = self._refused_by_line
-        return said.pop() if len(said) == 1 else Verdict.other
-
-    def _said(self, words: list[str]) -> set[Verdict]:
-        return {
-            refusal.verdict
-            for refusal in self._agent.refusals
-            for word in words
-            if (refusal.within_turn or not self.turn_began) and refusal.says(word, self._requested)
-        }
+        return next(iter(said)) if len(said) == 1 else Verdict.other

@@ -1,7 +1,7 @@
 """An agent's output as it comes: JSON records and lines of text, out of bytes that arrive in any pieces.
 
 A record is a JSON object: on a line of its own, inside a list, or printed over several lines that begin with `{` or `[` and
-end with `}` or `]` at the margin. What is longer than MAX_BYTES is skipped, so memory is bounded however much an agent prints.
+end with `}` or `]` at the margin. What is longer than MAX_BYTES is skipped, so memory is bounded.
 """
 
 from __future__ import annotations

@@ -64,7 +64,11 @@ class FakeChild:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(agent=st.sampled_from(["claude", "codex", "gemini"]).map(get_agent), first=st.tuples(OUTPUT, ENDS), second=st.tuples(OUTPUT, ENDS))
+@given(
+    agent=st.sampled_from(["claude", "codex", "gemini"]).map(get_agent),
+    first=st.tuples(OUTPUT, ENDS),
+    second=st.tuples(OUTPUT, ENDS),
+)
 def test_only_a_refusal_deletes_and_nothing_is_repeated_once_it_began(
     monkeypatch: pytest.MonkeyPatch, agent: Agent, first: Any, second: Any
 ) -> None:

@@ -48,7 +48,7 @@ Key = Annotated[str, typer.Argument(metavar="KEY", help="The conversation, such 
 Words = Annotated[list[str], typer.Argument(metavar="AGENT-COMMAND", help="What to run, after --.")]
 Name = Annotated[str | None, typer.Option("--agent", metavar="NAME", help="Which runtime it is; else told by its name.")]
 AgentFile = Annotated[
-    Path | None, typer.Option("--agent-file", metavar="FILE", help=f"{_OWN}its TOML description (see redis-sessions agents).")
+    Path | None, typer.Option("--agent-file", metavar="FILE", help=f"{_OWN}its TOML file; see redis-sessions agents.")
 ]
 Wait = Annotated[str | None, typer.Option("--wait", metavar="TIME", help="Wait this long for another worker's turn to end.")]
 Timeout = Annotated[
@@ -109,7 +109,9 @@ def run(
     if timeout_ms == 0:
         raise InvalidSettings("--timeout leaves the agent no time at all", remedy="give more, or leave it out")
     turns = Turns(
-        runtime=runtime_of(command, agent, agent_file, resume_argument, id_field, gone),
+        runtime=runtime_of(
+            command, name=agent, file=agent_file, resume_argument=resume_argument, id_field=id_field, gone=gone
+        ),
         command=command,
         timeout_s=None if timeout_ms is None else timeout_ms / 1000,
         verbose=verbose,

@@ -15,6 +15,7 @@ from redis_sessions.resume.turn import Verdict
 
 def runtime_of(
     command: list[str],
+    *,
     name: str | None,
     file: Path | None,
     resume_argument: str | None,
@@ -33,7 +34,7 @@ def runtime_of(
     with suppress(UnknownAgent):
         # One file is read, not all of them.
         agent = get_agent(name or program)
-        if name is not None and agent.executables or program in agent.executables:
+        if (name is not None and agent.executables) or program in agent.executables:
             return agent
     runtimes = [agent for agent in known_agents() if agent.executables]
     chosen = None if name else guess(command, [executable for agent in runtimes for executable in agent.executables])
