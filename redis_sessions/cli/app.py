@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from redis_sessions.cli import acl, docs, doctor, metrics, serve, transfer
+from redis_sessions.cli import acl, agents, docs, doctor, metrics, serve, transfer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli.options import Json, Options, on_a_store
@@ -266,6 +266,7 @@ add(app, "run", run.run, unreachable="", codes=run.CODES, kind=DashedCommand)
 add(app, "doctor", doctor.doctor, partly="something is broken; with --strict, or not ok")
 add(app, "retime", doctor.retime, partly="some may have been missed; run it again")
 add(app, "failures", failures, partly="the counter holds something else than a number")
+add(app, "agents", agents.agents, unreachable="")
 add(app, "acl", acl.acl, unreachable="")
 add(app, "metrics", metrics.metrics, partly="a counter holds something else than a number")
 add(app, "docs", docs.docs, unreachable="")

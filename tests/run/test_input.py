@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from redis_sessions.agents import CLAUDE as RUNTIME
+from redis_sessions.agents import get_agent
 from redis_sessions.cli.run import attempts as turns
 from tests.run.stage import CLAUDE, GONE, MIB, REFUSED, SAID, TURN, R, Stage, resumed, sha256
 
@@ -107,7 +107,7 @@ def test_a_spool_that_can_not_be_made(stage: Stage, monkeypatch: pytest.MonkeyPa
         os.dup2(reading, 0)
         with open(0, "rb", closefd=False) as source:
             monkeypatch.setattr("sys.stdin", source)
-            it = turns.Turns(runtime=RUNTIME, command=CLAUDE, timeout_s=None, verbose=False)
+            it = turns.Turns(runtime=get_agent("claude"), command=CLAUDE, timeout_s=None, verbose=False)
             with pytest.raises(turns.AgentFailed) as failed:
                 it(R)
     finally:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from redis_sessions import StoreSettings, Verdict
-from redis_sessions.agents import CLAUDE, CODEX, GEMINI, Agent
-from redis_sessions.agents.judge import Watch
+from redis_sessions.agents import Agent, get_agent
+from redis_sessions.agents.judge import RunObserver
 from redis_sessions.cli.run import attempts as turns
 from redis_sessions.cli.run import gate
 from redis_sessions.cli.run.attempts import AgentFailed, Turns, judge
@@ -43,28 +43,32 @@ ENDS = st.sampled_from([0, 1, 42, -9])
 
 
 class FakeChild:
-    """In the place of a process: puts what it is told through the watch and the gate, as Child does."""
+    """In the place of a process: puts what it is told through the observer and the gate, as Child does."""
 
     plays: ClassVar[list[tuple[list[tuple[int, str]], int]]] = []
-    seen: ClassVar[list[tuple[Watch, Any]]] = []
+    seen: ClassVar[list[tuple[RunObserver, Any]]] = []
 
-    def __init__(self, *, watch: Watch, gate: Any, **_: Any) -> None:
-        self.watch, self.gate = watch, gate
+    def __init__(self, *, observer: RunObserver, gate: Any, **_: Any) -> None:
+        self.observer, self.gate = observer, gate
 
     def run(self) -> tuple[int, bool]:
         output, code = FakeChild.plays[len(FakeChild.seen)]
-        FakeChild.seen.append((self.watch, self.gate))
+        FakeChild.seen.append((self.observer, self.gate))
         for number, text in output:
             piece = text.encode("latin-1")
-            (self.watch.stdout if number == 1 else self.watch.stderr)(piece)
+            (self.observer.stdout if number == 1 else self.observer.stderr)(piece)
             self.gate.put(number, piece)
-            if self.watch.turn_began:
+            if self.observer.turn_began:
                 self.gate.let_through()
         return code, False
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(agent=st.sampled_from([CLAUDE, CODEX, GEMINI]), first=st.tuples(OUTPUT, ENDS), second=st.tuples(OUTPUT, ENDS))
+@given(
+    agent=st.sampled_from(["claude", "codex", "gemini"]).map(get_agent),
+    first=st.tuples(OUTPUT, ENDS),
+    second=st.tuples(OUTPUT, ENDS),
+)
 def test_only_a_refusal_deletes_and_nothing_is_repeated_once_it_began(
     monkeypatch: pytest.MonkeyPatch, agent: Agent, first: Any, second: Any
 ) -> None:
@@ -82,7 +86,7 @@ def test_only_a_refusal_deletes_and_nothing_is_repeated_once_it_began(
             done = store.resume(key, it, judge=judge)
         left = store.get(key)
         failures = store.resume_failures_total()
-    watched = Watch(agent, R)
+    watched = RunObserver(agent, R)
     for number, text in first[0]:
         (watched.stdout if number == 1 else watched.stderr)(text.encode("latin-1"))
     verdict = watched.judge(first[1])

@@ -158,7 +158,7 @@ NONE = "no session ID in the output of {}, so nothing was saved and the next tur
 
 
 def test_every_runtime_says_what_makes_it_name_its_session() -> None:
-    assert set(TEXT) == {agent.name for agent in known_agents() if agent.commands}
+    assert set(TEXT) == {agent.name for agent in known_agents() if agent.executables}
 
 
 @pytest.mark.parametrize("agent", TEXT)

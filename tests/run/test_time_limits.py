@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from redis_sessions.agents import CLAUDE as RUNTIME
-from redis_sessions.agents.judge import Watch
+from redis_sessions.agents import get_agent
+from redis_sessions.agents.judge import RunObserver
 from redis_sessions.cli.run import process as child
 from redis_sessions.cli.run.gate import Gate
 from redis_sessions.cli.run.process import Child, Signals
@@ -47,7 +47,7 @@ def test_an_agent_that_hangs_and_would_not_end(stage: Stage, monkeypatch: pytest
         command=[str(stage.binaries / "claude")],
         environment=dict(os.environ),
         spool=None,
-        watch=Watch(RUNTIME),
+        observer=RunObserver(get_agent("claude")),
         gate=Gate(hold=False),
         signals=Signals(),
         deadline_s=time.monotonic() + 1.0,

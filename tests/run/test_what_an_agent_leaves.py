@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from redis_sessions.agents import CLAUDE as RUNTIME
-from redis_sessions.agents.judge import Watch
+from redis_sessions.agents import get_agent
+from redis_sessions.agents.judge import RunObserver
 from redis_sessions.cli.run import process as child
 from redis_sessions.cli.run.gate import Gate
 from tests.run.stage import MIB, TURN, E, Stage
@@ -53,7 +53,7 @@ def test_what_stood_in_the_pipe_is_the_agents_own(stage: Stage, monkeypatch: pyt
         command=[str(stage.binaries / "claude")],
         environment={**os.environ, **stage.environment},
         spool=None,
-        watch=Watch(RUNTIME),
+        observer=RunObserver(get_agent("claude")),
         gate=slow,
         signals=child.Signals(),
         deadline_s=None,

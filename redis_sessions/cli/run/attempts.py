@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from redis_sessions.agents import Agent
 from redis_sessions.agents.command_line import with_resume
-from redis_sessions.agents.judge import Agent, Watch
+from redis_sessions.agents.judge import RunObserver
 from redis_sessions.cli import output as show
 from redis_sessions.cli.run.gate import Gate
 from redis_sessions.cli.run.group import NotStarted
@@ -87,9 +88,9 @@ class Turns:
         self.discard()
         self.previous = session_id or self.previous
         gate = self._gate = Gate(hold=session_id is not None)
-        watch = Watch(self.runtime, session_id)
-        code, self.timed_out = self._run(self.place(session_id), watch, gate, resuming=session_id is not None)
-        judgement = watch.judge(code)
+        observer = RunObserver(self.runtime, session_id)
+        code, self.timed_out = self._run(self.place(session_id), observer, gate, resuming=session_id is not None)
+        judgement = observer.judge(code)
         self.exit_code = TIMED_OUT if self.timed_out else SIGNALLED - code if code < 0 else code
         if self.timed_out:
             judgement = Judgement(Verdict.other, None, judgement.turn_began)
@@ -102,7 +103,7 @@ class Turns:
         self.lost = gate.lost
         if judgement.verdict is Verdict.ok:
             # Whether it can be one is looked at, and said, by who saves it.
-            self.named = watch.named
+            self.named = observer.named
             return Turn(self.named, self.exit_code)
         ended = f"ended with {self.exit_code} ({judgement.verdict})"
         if self.timed_out and self.timeout_s is not None:
@@ -114,9 +115,9 @@ class Turns:
     def place(self, session_id: str | None) -> list[str]:
         """The command with the resume argument in its place, or without one. Raises PlaceUnknown in either case."""
         arguments = [] if session_id is None else [word.replace("{id}", session_id) for word in self.runtime.resume]
-        return with_resume(self.command, self.runtime.commands, self.runtime.place, arguments)
+        return with_resume(self.command, self.runtime.executables, self.runtime.place, arguments)
 
-    def _run(self, command: list[str], watch: Watch, gate: Gate, *, resuming: bool) -> tuple[int, bool]:
+    def _run(self, command: list[str], observer: RunObserver, gate: Gate, *, resuming: bool) -> tuple[int, bool]:
         if resuming and self._spool is None and sys.stdin is not None and not sys.stdin.isatty():
             try:
                 self._spool = Spool(sys.stdin.fileno())
@@ -127,7 +128,7 @@ class Turns:
             command=command,
             environment={name: value for name, value in os.environ.items() if name != _NOT_INHERITED},
             spool=self._spool,
-            watch=watch,
+            observer=observer,
             gate=gate,
             signals=self.signals,
             deadline_s=None if self.timeout_s is None else time.monotonic() + self.timeout_s,

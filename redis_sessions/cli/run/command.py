@@ -47,6 +47,9 @@ _OWN: Final = "For a runtime of your own: "
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The conversation, such as acme/shop#42:reviewer.")]
 Words = Annotated[list[str], typer.Argument(metavar="AGENT-COMMAND", help="What to run, after --.")]
 Name = Annotated[str | None, typer.Option("--agent", metavar="NAME", help="Which runtime it is; else told by its name.")]
+AgentFile = Annotated[
+    Path | None, typer.Option("--agent-file", metavar="FILE", help=f"{_OWN}its TOML file; see redis-sessions agents.")
+]
 Wait = Annotated[str | None, typer.Option("--wait", metavar="TIME", help="Wait this long for another worker's turn to end.")]
 Timeout = Annotated[
     str | None, typer.Option("--timeout", metavar="TIME", help="End a run that takes longer: exit code 124.")
@@ -68,6 +71,7 @@ def run(
     command: Words,
     *,
     agent: Name = None,
+    agent_file: AgentFile = None,
     wait: Wait = None,
     timeout: Timeout = None,
     on_outage: OnOutage = "run",
@@ -94,6 +98,7 @@ def run(
       redis-sessions run "$KEY" -- claude -p --output-format json "Review the pull request"
       redis-sessions run "$KEY" --wait 30s --timeout 1h -- codex exec --json "Go on" > turn.jsonl
       redis-sessions run "$KEY" --agent claude -- ssh build-7 claude {resume} -p < prompt.txt
+      redis-sessions run "$KEY" --agent-file bot.toml -- ./bot -p "Go on"
       redis-sessions run "$KEY" --resume-argument=--session={id} --id-field session.id -- ./bot {resume}
     """
     if on_outage not in ("run", "raise"):
@@ -104,7 +109,9 @@ def run(
     if timeout_ms == 0:
         raise InvalidSettings("--timeout leaves the agent no time at all", remedy="give more, or leave it out")
     turns = Turns(
-        runtime=runtime_of(command, agent, resume_argument, id_field, gone),
+        runtime=runtime_of(
+            command, name=agent, file=agent_file, resume_argument=resume_argument, id_field=id_field, gone=gone
+        ),
         command=command,
         timeout_s=None if timeout_ms is None else timeout_ms / 1000,
         verbose=verbose,
@@ -156,10 +163,10 @@ def _refuse_interactive(turns: Turns) -> None:
     """At a terminal: the agent's output is a pipe, since it is read here, so it could not talk to anybody."""
     runtime = turns.runtime
     at_a_terminal = show.is_terminal(sys.stdin) and show.is_terminal(sys.stdout)
-    if at_a_terminal and runtime.one_turn and lacks(turns.command, runtime.commands, runtime.one_turn):
+    if at_a_terminal and runtime.print_mode and lacks(turns.command, runtime.executables, runtime.print_mode):
         raise InvalidSettings(
-            f"without {' or '.join(runtime.one_turn)}, {runtime.name} talks to a terminal, and here it has none",
-            remedy=f"add {runtime.one_turn[0]} and a prompt, or start it without {NAME}",
+            f"without {' or '.join(runtime.print_mode)}, {runtime.name} talks to a terminal, and here it has none",
+            remedy=f"add {runtime.print_mode[0]} and a prompt, or start it without {NAME}",
         )
 
 
@@ -184,10 +191,10 @@ def _why(error: BaseException, wait: str | None) -> str:
 def _unnamed(turns: Turns) -> str:
     """That nothing could be saved for want of an ID, and what gives one."""
     what = f"no session ID in the output of {turns.runtime.name}, so nothing was saved and the next turn starts fresh"
-    if not turns.runtime.session_at:
+    if not turns.runtime.session_id_at:
         return f"{what}: say where it is with --id-field"
-    if turns.runtime.named_by and not any(map(_JSON.fullmatch, turns.command)):
-        return f"{what}: add {turns.runtime.named_by}"
+    if turns.runtime.json_output and not any(map(_JSON.fullmatch, turns.command)):
+        return f"{what}: add {turns.runtime.json_output}"
     return what
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Final
 
-from redis_sessions.agents.judge import Watch
+from redis_sessions.agents.judge import RunObserver
 from redis_sessions.cli.run.gate import Gate
 from redis_sessions.cli.run.group import NotStarted, process_group, send
 from redis_sessions.cli.run.job_control import job_control
@@ -105,7 +105,7 @@ class Child:
         command: program and arguments.
         environment: of the process.
         spool: what it gets as standard input; None lets it have this process's own.
-        watch: is shown its output.
+        observer: is given its output.
         gate: where its output goes; opened once a turn begins.
         signals: pass on what this process receives.
         deadline_s: on the monotonic clock, when it is to be ended; None for never.
@@ -114,7 +114,7 @@ class Child:
     command: list[str]
     environment: dict[str, str]
     spool: Spool | None
-    watch: Watch
+    observer: RunObserver
     gate: Gate
     signals: Signals
     deadline_s: float | None
@@ -146,10 +146,10 @@ class Child:
                 self.spool.feed(process.stdin)
             exited, exit_told = os.pipe()
             pumps = [
-                threading.Thread(target=self._pump, args=(stream, number, watch, exited), daemon=True)
-                for stream, number, watch in (
-                    (process.stdout, 1, self.watch.stdout),
-                    (process.stderr, 2, self.watch.stderr),
+                threading.Thread(target=self._pump, args=(stream, number, observe, exited), daemon=True)
+                for stream, number, observe in (
+                    (process.stdout, 1, self.observer.stdout),
+                    (process.stderr, 2, self.observer.stderr),
                 )
             ]
             for pump in pumps:
@@ -181,7 +181,7 @@ class Child:
             return True
         return False
 
-    def _pump(self, stream: IO[bytes], number: int, watch: Callable[[bytes], None], exited: int) -> None:
+    def _pump(self, stream: IO[bytes], number: int, observe: Callable[[bytes], None], exited: int) -> None:
         with stream, selectors.DefaultSelector() as ready, contextlib.suppress(OSError):
             ready.register(stream, selectors.EVENT_READ)
             ready.register(exited, selectors.EVENT_READ)
@@ -197,9 +197,9 @@ class Child:
                     if not piece:
                         return
                     owed_bytes -= len(piece)
-                    watch(piece)
+                    observe(piece)
                     self.gate.put(number, piece)
-                    if self.watch.turn_began:
+                    if self.observer.turn_began:
                         self.gate.let_through()
 
 

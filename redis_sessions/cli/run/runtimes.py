@@ -1,34 +1,63 @@
-"""Which runtime an agent's command is of: told by its name, by --agent, or described by options."""
+"""Which runtime a command runs: known by its executable or --agent, read from --agent-file, or described by options."""
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from pathlib import Path
 
-from redis_sessions.agents import known_agents
+from redis_sessions.agents import Agent, RecordField, Refusal, UnknownAgent, get_agent, known_agents, load
 from redis_sessions.agents.command_line import guess, name_of
-from redis_sessions.agents.judge import Agent, Refusal
+from redis_sessions.cli.agents import register_users_runtimes
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.resume.turn import Verdict
 
 
 def runtime_of(
-    command: list[str], name: str | None, resume_argument: str | None, id_field: str | None, gone: str | None
+    command: list[str],
+    *,
+    name: str | None,
+    file: Path | None,
+    resume_argument: str | None,
+    id_field: str | None,
+    gone: str | None,
 ) -> Agent:
     """The runtime of a command, as the options of the same names say. Raises InvalidSettings."""
+    if file is not None:
+        return _loaded(file, name, resume_argument, id_field, gone)
     if resume_argument is not None:
         return _described(name or name_of(command[0]), command, resume_argument, id_field, gone)
     if id_field is not None or gone is not None:
         raise InvalidSettings("--id-field and --gone describe a runtime of your own", remedy="add --resume-argument")
-    # Those without a command are clients in Python, which no command line resumes.
-    runtimes = [agent for agent in known_agents() if agent.commands]
-    chosen = name or guess(command, [program for agent in runtimes for program in agent.commands])
-    for agent in runtimes:
-        if chosen == agent.name or (name is None and chosen in agent.commands):
+    register_users_runtimes()
+    program = name_of(command[0])
+    with suppress(UnknownAgent):
+        # One file is read, not all of them.
+        agent = get_agent(name or program)
+        if (name is not None and agent.executables) or program in agent.executables:
             return agent
+    runtimes = [agent for agent in known_agents() if agent.executables]
+    chosen = None if name else guess(command, [executable for agent in runtimes for executable in agent.executables])
+    for agent in runtimes:
+        if chosen in agent.executables:
+            return agent
+    names = ", ".join(agent.name for agent in runtimes)
     raise InvalidSettings(
-        f"{name or name_of(command[0])} is no agent that can be run here",
-        remedy=f"name one with --agent ({', '.join(agent.name for agent in runtimes)}), or describe it: --resume-argument",
+        f"{name or program} is not an agent that can be run here",
+        remedy=f"name one with --agent ({names}), or describe it: --agent-file or --resume-argument",
     )
+
+
+def _loaded(file: Path, *others: str | None) -> Agent:
+    if any(other is not None for other in others):
+        raise InvalidSettings(
+            "--agent-file describes a runtime whole",
+            remedy="leave out --agent, --resume-argument, --id-field and --gone",
+        )
+    agent = load(file)
+    if not agent.resume:
+        raise InvalidSettings(f"{file}: resume is missing", remedy='add the arguments, resume = ["--resume={id}"]')
+    return agent
 
 
 def _described(name: str, command: list[str], resume_argument: str, id_field: str | None, gone: str | None) -> Agent:
@@ -37,13 +66,13 @@ def _described(name: str, command: list[str], resume_argument: str, id_field: st
     try:
         refusals = (Refusal(Verdict.gone, gone),) if gone and re.compile(gone) else ()
     except re.error as error:
-        raise InvalidSettings(f"--gone is no regular expression ({error})", remedy="mend it") from None
+        raise InvalidSettings(f"--gone is not a regular expression ({error})", remedy="correct it") from None
     return Agent(
         name=name,
-        commands=(name_of(command[0]),),
+        executables=(name_of(command[0]),),
         resume=tuple(resume_argument.split()),
-        session_at=(({}, id_field),) if id_field else (),
-        began=({},),
-        closed=({},),
+        session_id_at=(RecordField(id_field),) if id_field else (),
+        turn_began=({},),
+        turn_ended=({},),
         refusals=refusals,
     )
