@@ -208,7 +208,6 @@ def test_remarks_for_a_person(cli: Cli) -> None:
     assert at_terminal("set", *cli.options, "k", "id-1") == "saved, expires in 24h\r\n"
     assert at_terminal("set", *cli.options, "--json", "k", "id-1").startswith("{")
     assert at_terminal("get", *cli.options, "k") == "id-1\r\n"
-    assert "\x1b[1mExamples:\x1b[0m" in at_terminal("get", "--help")
 
 
 @contextmanager

@@ -19,8 +19,8 @@ import pytest
 
 from redis_sessions import SessionStore, StoreUnavailable
 from redis_sessions.cli import exit_codes as exits
-from redis_sessions.cli import watch as module
-from redis_sessions.cli.watch import Failures, Watch
+from redis_sessions.cli import report as module
+from redis_sessions.cli.report import Failures, LiveReport
 from redis_sessions.server import EmbeddedServer
 from tests import test_cli_support
 from tests.test_cli_support import run, spawn
@@ -228,7 +228,7 @@ def test_a_scan_that_failed_is_not_tried_at_every_look(monkeypatch):
             return "a report"
 
     store, clock = Store(), itertools.count()
-    watch = Watch(store, 60.0)
+    watch = LiveReport(store, 60.0)
 
     def look_at(second):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(second)))

@@ -20,7 +20,7 @@ from subprocess import PIPE, Popen
 from types import FrameType, TracebackType
 from typing import IO, Any, Final, NamedTuple, Self
 
-from redis_sessions.cli.password import PASSWORD_FILE_VARIABLE
+from redis_sessions.client.password import PASSWORD_FILE_VARIABLE
 from redis_sessions.demo.plan import Dispatch
 from redis_sessions.demo.turns import Event
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from redis_sessions import SessionStore, SessionStoreError, StoreSettings
-from redis_sessions.cli.password import PASSWORD_FILE_VARIABLE, read_password
+from redis_sessions.client.password import PASSWORD_FILE_VARIABLE, read_password
 from redis_sessions.demo.plan import Dispatch, conversations
 from redis_sessions.demo.turns import Event, StandIn, Worker, ms_since
 

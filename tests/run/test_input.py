@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from redis_sessions.agents import CLAUDE as RUNTIME
-from redis_sessions.cli.run import attempts as turns
+from redis_sessions.cli.run import attempts
 from tests.run.stage import CLAUDE, GONE, MIB, REFUSED, SAID, TURN, R, Stage, resumed, sha256
 
 
@@ -96,7 +96,7 @@ def test_a_spool_that_can_not_be_made(stage: Stage, monkeypatch: pytest.MonkeyPa
     def full(_: int) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(turns, "Spool", full)
+    monkeypatch.setattr(attempts, "InputSpool", full)
     stage.put_on(monkeypatch)
     stage.script(resumed=[["read"], *REFUSED])
     reading, writing = os.pipe()
@@ -107,8 +107,8 @@ def test_a_spool_that_can_not_be_made(stage: Stage, monkeypatch: pytest.MonkeyPa
         os.dup2(reading, 0)
         with open(0, "rb", closefd=False) as source:
             monkeypatch.setattr("sys.stdin", source)
-            it = turns.Turns(runtime=RUNTIME, command=CLAUDE, timeout_s=None, verbose=False)
-            with pytest.raises(turns.AgentFailed) as failed:
+            it = attempts.Attempts(runtime=RUNTIME, command=CLAUDE, timeout_s=None, verbose=False)
+            with pytest.raises(attempts.AgentFailed) as failed:
                 it(R)
     finally:
         os.dup2(kept, 0)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from redis_sessions.agents import known_agents
-from redis_sessions.cli.warnings import warnings_aloud
+from redis_sessions.cli.output import logged_warnings
 from redis_sessions.server import EmbeddedServer
 from redis_sessions.text import exact_duration, parse_duration_ms
 from tests import test_cli_support
@@ -116,7 +116,7 @@ def test_a_renewal_that_fails_is_said_while_the_agent_runs(stage: Stage, monkeyp
 def test_a_warning_that_comes_with_every_renewal_is_said_once() -> None:
     said: list[str] = []
     log = logging.getLogger("redis_sessions")
-    with warnings_aloud(said.append, once=True):
+    with logged_warnings(said.append, once=True):
         for what in ("away", "away", "back"):
             log.warning("the store is %s", what)
         log.info("no warning")

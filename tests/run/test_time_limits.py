@@ -11,8 +11,9 @@ import pytest
 from redis_sessions.agents import CLAUDE as RUNTIME
 from redis_sessions.agents.judge import Watch
 from redis_sessions.cli.run import process as child
-from redis_sessions.cli.run.gate import Gate
-from redis_sessions.cli.run.process import Child, Signals
+from redis_sessions.cli.run.process import Child
+from redis_sessions.cli.run.streams import OutputBuffer
+from redis_sessions.cli.signals import Signals
 from tests.run.stage import FAMILY, HANG, REFUSED, Stage
 
 
@@ -48,7 +49,7 @@ def test_an_agent_that_hangs_and_would_not_end(stage: Stage, monkeypatch: pytest
         environment=dict(os.environ),
         spool=None,
         watch=Watch(RUNTIME),
-        gate=Gate(hold=False),
+        output=OutputBuffer(hold=False),
         signals=Signals(),
         deadline_s=time.monotonic() + 1.0,
     )

@@ -10,7 +10,8 @@ import pytest
 from redis_sessions.agents import CLAUDE as RUNTIME
 from redis_sessions.agents.judge import Watch
 from redis_sessions.cli.run import process as child
-from redis_sessions.cli.run.gate import Gate
+from redis_sessions.cli.run.streams import OutputBuffer
+from redis_sessions.cli.signals import Signals
 from tests.run.stage import MIB, TURN, E, Stage
 from tests.servers import exists, wait_until
 
@@ -28,7 +29,7 @@ def test_what_an_agent_left_running_does_not_keep_the_wrapper(stage: Stage) -> N
     assert not stage.all_gone(within_s=0.0)
 
 
-class SlowGate(Gate):
+class SlowBuffer(OutputBuffer):
     """Takes the first piece only after the agent has ended."""
 
     def __init__(self, stage: Stage) -> None:
@@ -48,14 +49,14 @@ def test_what_stood_in_the_pipe_is_the_agents_own(stage: Stage, monkeypatch: pyt
     monkeypatch.setattr(child, "_PIECE_BYTES", 1000)
     monkeypatch.setattr(child, "_LEFTOVERS_S", 0.0)
     stage.script(fresh=[["flood", "out", "line\n", 40_000], ["child", [["pause"]]]])
-    slow = SlowGate(stage)
+    slow = SlowBuffer(stage)
     run = child.Child(
         command=[str(stage.binaries / "claude")],
         environment={**os.environ, **stage.environment},
         spool=None,
         watch=Watch(RUNTIME),
-        gate=slow,
-        signals=child.Signals(),
+        output=slow,
+        signals=Signals(),
         deadline_s=None,
     )
     assert run.run() == (0, False)

@@ -1,4 +1,4 @@
-"""A password in a file of its own, as containers are given one."""
+"""The password of a store in a file of its own, as containers are given one."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def read_password(file: Path | None) -> str | None:
     except UnicodeDecodeError:
         raise InvalidSettings(f"{file} is not UTF-8", remedy=remedy) from None
     if len(lines) != 1 or not lines[0]:
-        raise InvalidSettings(f"{file} holds {len(lines)} lines, not one password", remedy=remedy)
+        raise InvalidSettings(f"{file} has {len(lines)} lines, not one password", remedy=remedy)
     return lines[0]
