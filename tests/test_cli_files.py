@@ -55,7 +55,7 @@ def test_import(cli: Cli, mixed: Path) -> None:
     assert 0 <= DAY_MS - 3_600_000 - cli.pttl_ms("new") < 5_000
 
 
-def test_import_says_what_became_of_the_entries(cli: Cli, mixed: Path) -> None:
+def test_import_shows_the_verdicts(cli: Cli, mixed: Path) -> None:
     shown = cli("import", "--dry-run", "--assume-used-at", "mtime", mixed, code=exits.PARTLY).stdout
     for line in ("imported  3  would be, this was a dry run", "expired   1", "kept      0", "rejected  2", "total     6"):
         assert re.search(rf"^  {line}", shown, re.MULTILINE)
@@ -71,7 +71,7 @@ def test_only_the_first_rejects_are_shown(cli: Cli, tmp_path: Path) -> None:
     assert len(cli.json("import", tmp_path / "in.json", code=exits.PARTLY)["rejects"]) == 30
 
 
-def test_rejects_can_be_mended_and_imported(cli: Cli, mixed: Path, tmp_path: Path) -> None:
+def test_rejects_can_be_fixed_and_imported(cli: Cli, mixed: Path, tmp_path: Path) -> None:
     rejects = tmp_path / "rejects.json"
     assert f"in {rejects}\n" in cli("import", "--rejects", rejects, mixed, code=exits.PARTLY).stderr
     again = cli.json("import", rejects, code=exits.PARTLY)
@@ -85,7 +85,7 @@ def test_rejects_can_be_mended_and_imported(cli: Cli, mixed: Path, tmp_path: Pat
     assert not none.exists()
 
 
-def test_rejects_never_replace_what_is_imported(cli: Cli, mixed: Path) -> None:
+def test_rejects_never_replace_the_imported_file(cli: Cli, mixed: Path) -> None:
     before = mixed.read_bytes()
     (mixed.parent / "link.json").symlink_to(mixed)
     for name in ("sessions.json", "../" + mixed.parent.name + "/sessions.json", "link.json"):

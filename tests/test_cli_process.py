@@ -62,7 +62,7 @@ def test_without_the_cli_extra_it_says_what_to_install(module: str) -> None:
     assert "pip install 'redis-sessions[cli]'" in out
 
 
-def test_help_and_get_load_nothing_that_they_do_not_need() -> None:
+def test_help_does_not_import_rich_or_the_server() -> None:
     program = (
         "import sys; from redis_sessions.cli.app import app\n"
         "try: app(['get', '--help'])\n"
@@ -72,7 +72,7 @@ def test_help_and_get_load_nothing_that_they_do_not_need() -> None:
     assert done.stdout.splitlines()[-1] == b""
 
 
-def test_a_reader_that_has_seen_enough(cli: Cli) -> None:
+def test_a_reader_that_stops_early(cli: Cli) -> None:
     pipe = cli.raw.pipeline(transaction=False)
     for number in range(2_000):
         pipe.set(cli.keys.session_id(f"{number}/{'x' * 400}"), "id-1", px=DAY_MS)
@@ -87,7 +87,7 @@ def test_a_reader_that_has_seen_enough(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("args", [["get", "k"], ["list"], ["report"], ["failures"], ["--help"], ["--version"]])
-def test_a_reader_that_is_gone(cli: Cli, args: list[str]) -> None:
+def test_a_closed_pipe(cli: Cli, args: list[str]) -> None:
     cli.plant("k")
     reading, writing = os.pipe()
     os.close(reading)
@@ -265,7 +265,7 @@ def test_serve_on_a_port_in_use(tmp_path: Path, url: str) -> None:
     assert err.startswith(f"redis-sessions: port {port} of 127.0.0.1 is in use")
 
 
-def test_serve_says_when_the_server_ends_by_itself(tmp_path: Path) -> None:
+def test_serve_reports_a_server_that_ends_unexpectedly(tmp_path: Path) -> None:
     with serving("--dir", tmp_path / "data", "--port", "0") as (process, client):
         os.kill(client.info("server")["process_id"], signal.SIGKILL)
         code, out, err = finish(process)

@@ -37,7 +37,7 @@ def test_streams_that_are_closed(stage: Stage, closed: str, *, planted: bool) ->
 
 
 @pytest.mark.parametrize("planted", [False, True])
-def test_a_reader_that_has_seen_enough(stage: Stage, *, planted: bool) -> None:
+def test_a_reader_that_stops_early(stage: Stage, *, planted: bool) -> None:
     if planted:
         stage.plant()
     steps = [["out", INIT], ["flood", "out", "line\n", 1 << 40]]

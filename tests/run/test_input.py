@@ -73,7 +73,7 @@ def test_input_that_stays_open_over_a_refusal(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("refused", [False, True])
-def test_input_that_can_not_be_kept(stage: Stage, *, refused: bool) -> None:
+def test_input_that_cannot_be_kept(stage: Stage, *, refused: bool) -> None:
     """The agent still gets all of it; only a second run is not to be had."""
     given = os.urandom(MIB)
     stage.plant()
@@ -90,7 +90,7 @@ def test_input_that_can_not_be_kept(stage: Stage, *, refused: bool) -> None:
         assert (done.code, done.out, done.err) == (0, TURN.encode(), b"")
 
 
-def test_a_spool_that_can_not_be_made(stage: Stage, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_a_spool_that_cannot_be_created(stage: Stage, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """The agent still runs, on the input itself, and only once."""
 
     def full(_: int) -> None:

@@ -46,7 +46,7 @@ def test_an_agent_that_handles_a_signal_has_the_last_word(stage: Stage, code: in
     assert not stage.leased()
 
 
-def test_signals_that_stop_nobody_are_passed_on_too(stage: Stage) -> None:
+def test_user_signals_are_passed_on(stage: Stage) -> None:
     stage.script(fresh=[["on", "SIGUSR1", [["tell", "one"]]], ["on", "SIGUSR2", [["exit", 5]]], *HANG])
     process = stage.start()
     stage.hear("ready")
@@ -94,7 +94,7 @@ def test_a_signal_while_it_waits_for_the_lease(stage: Stage) -> None:
     assert len(stage.starts) == 1
 
 
-def test_a_signal_between_the_fork_and_the_watch_is_not_lost() -> None:
+def test_a_signal_while_the_agent_starts_is_not_lost() -> None:
     signals = Signals(PASSED_ON)
     process = subprocess.Popen(["/bin/sleep", "60"], process_group=0)
     with signals.installed():
@@ -149,7 +149,7 @@ main()
 """
 
 
-def test_the_wrapper_is_killed_and_the_agent_would_not_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wrapper_is_killed_and_the_agent_ignores_sigterm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", SHORT_GRACE])
     stage.script(fresh=[["on", "SIGTERM", [["tell", "term"]]], *HANG])
     process = stage.start()

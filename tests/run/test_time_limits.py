@@ -31,7 +31,7 @@ def test_an_agent_that_hangs(stage: Stage, option: str) -> None:
     assert stage.result["exit_code"] == 124
 
 
-def test_a_refusal_on_the_way_out_of_time_is_none(stage: Stage) -> None:
+def test_a_refusal_after_the_time_limit_is_ignored(stage: Stage) -> None:
     stage.plant()
     stage.script(resumed=[["on", "SIGTERM", REFUSED], *HANG])
     assert stage.run("--timeout", "1s").code == 124
@@ -39,7 +39,7 @@ def test_a_refusal_on_the_way_out_of_time_is_none(stage: Stage) -> None:
     assert stage.kept()
 
 
-def test_an_agent_that_hangs_and_would_not_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_that_hangs_and_ignores_sigterm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "TERMINATED_AFTER_S", 0.2)
     stage.put_on(monkeypatch)
     deaf = [["on", "SIGTERM", [["tell", "term"]]], *HANG]

@@ -16,7 +16,7 @@ from tests.run.stage import MIB, TURN, E, Stage
 from tests.servers import exists, wait_until
 
 
-def test_what_an_agent_left_running_does_not_keep_the_wrapper(stage: Stage) -> None:
+def test_a_process_the_agent_left_does_not_delay_the_end(stage: Stage) -> None:
     """It still has all of the agent's own output, however slowly that is read."""
     stage.script(fresh=[["child", [["pause"]]], ["out", TURN], ["flood", "out", "yyyyyyyyy\n", MIB], ["out", "the end"]])
     process = stage.start()
@@ -44,7 +44,7 @@ class SlowBuffer(OutputBuffer):
         self.taken += piece
 
 
-def test_what_stood_in_the_pipe_is_the_agents_own(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_in_the_pipe_at_the_end_is_not_lost(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """However slowly it is read, and whoever else holds that pipe open."""
     monkeypatch.setattr(child, "_PIECE_BYTES", 1000)
     monkeypatch.setattr(child, "_LEFTOVERS_S", 0.0)
@@ -63,7 +63,7 @@ def test_what_stood_in_the_pipe_is_the_agents_own(stage: Stage, monkeypatch: pyt
     assert slow.taken == b"line\n" * 8_000
 
 
-def test_a_child_that_goes_on_printing_does_not_keep_the_wrapper(stage: Stage) -> None:
+def test_a_child_that_keeps_printing_does_not_delay_the_end(stage: Stage) -> None:
     stage.script(fresh=[["child", [["flood", "out", "z\n", 1 << 40]]], ["out", "\n" + TURN]])
     process = stage.start(stdout=subprocess.DEVNULL)
     assert process.wait(timeout=10) == 0

@@ -23,7 +23,7 @@ from redis_sessions.cli.run.streams import open_standard_streams
 from redis_sessions.cli.signals import Stopped
 from redis_sessions.errors import FileNotWritten, InvalidSettings, LeaseHeld, SessionBusy, StoreUnavailable
 from redis_sessions.legacy.atomic_file import replace_file
-from redis_sessions.resume.turn import ResumeResult, Verdict
+from redis_sessions.resume.turn import OnOutage, ResumeResult, Verdict
 from redis_sessions.text import parse_duration_ms
 
 # As in sysexits(3).
@@ -53,7 +53,7 @@ Wait = Annotated[str | None, typer.Option("--wait", metavar="TIME", help="Wait t
 Timeout = Annotated[
     str | None, typer.Option("--timeout", metavar="TIME", help="End a run that takes longer: exit code 124.")
 ]
-OnOutage = Annotated[str, typer.Option("--on-outage", metavar="HOW", help="Without Redis: run, or raise (exit code 69).")]
+Outage = Annotated[OnOutage, typer.Option("--on-outage", help="Without Redis: run, or raise (exit code 69).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but why it failed.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say on stderr what was decided and why.")]
 ResultFile = Annotated[Path | None, typer.Option("--result", metavar="FILE", help="Write the outcome there, as JSON.")]
@@ -107,7 +107,7 @@ def run(
     agent: Name = None,
     wait: Wait = None,
     timeout: Timeout = None,
-    on_outage: OnOutage = "run",
+    on_outage: Outage = "run",
     verbose: Verbose = False,
     quiet: Quiet = False,
     result: ResultFile = None,
@@ -133,11 +133,9 @@ def run(
       redis-sessions run "$KEY" --agent claude -- ssh build-7 claude {resume} -p < prompt.txt
       redis-sessions run "$KEY" --resume-argument=--session={id} --id-field session.id -- ./bot {resume}
     """
-    if on_outage not in ("run", "raise"):
-        raise InvalidSettings("--on-outage is neither run nor raise", remedy="write one of them")
     if quiet and verbose:
         raise InvalidSettings("--quiet and --verbose exclude each other", remedy="give one of them")
-    timeout_ms = None if timeout is None else parse_duration_ms(timeout, "--timeout")
+    timeout_ms = parse_duration_ms(timeout, "--timeout") if timeout is not None else None
     if timeout_ms == 0:
         raise InvalidSettings("--timeout leaves the agent no time at all", remedy="give more, or leave it out")
     attempts = Attempts(
@@ -153,35 +151,31 @@ def run(
     # A command that could not be resumed, or would wait for a person, is refused before anything is run.
     attempts.place(None)
     _refuse_interactive(attempts)
+    outcome: dict[str, Any] = dict.fromkeys(("how", "session_id", "previous", "session_changed", "saved", "reason"))
+    outcome |= {"session_changed": False, "saved": False}
     wait_ms = 0 if wait is None else parse_duration_ms(wait, "--wait")
     warnings = nullcontext() if quiet else show.logged_warnings(attempts.say, once=True)
     with attempts.signals.installed(), at.store() as store, warnings:
         try:
-            done = store.resume(
-                key,
-                attempts,
-                judge=judge,
-                accepts=attempts.runtime.can_be,
-                wait_ms=wait_ms,
-                on_outage="raise" if on_outage == "raise" else "run",
-            )
+            accepts = attempts.runtime.can_be
+            done = store.resume(key, attempts, judge=judge, accepts=accepts, wait_ms=wait_ms, on_outage=on_outage)
         except (AgentFailed, SessionBusy, LeaseHeld, StoreUnavailable, Stopped) as error:
             code, why = _failure(error, attempts, wait)
             code = _delivered(code, attempts)
-            outcome = _outcome(None, attempts.previous, code, why)
+            outcome |= {"previous": attempts.previous, "reason": why}
             attempts.discard()
             if verbose or attempts.timed_out or isinstance(error, LeaseHeld | StoreUnavailable):
                 attempts.say(why)
         else:
             code = _delivered(done.value, attempts)
-            outcome = _outcome(done, done.previous, code, done.reason)
+            outcome = {name: getattr(done, name) for name in outcome}
             if done.session_id is None and not attempts.named and not quiet:
                 attempts.say(_unnamed(attempts))
             if verbose:
                 attempts.say(_story(done))
     if result is not None:
         try:
-            replace_file(result, f"{json.dumps(outcome)}\n")
+            replace_file(result, f"{json.dumps(outcome | {'exit_code': code})}\n")
         except FileNotWritten as error:
             # The turn was run: its exit code is what the caller needs.
             attempts.say(str(error))
@@ -272,21 +266,7 @@ def _delivered(code: int, attempts: Attempts) -> int:
     return code or exits.PARTLY
 
 
-def _outcome(done: ResumeResult[int] | None, previous: str | None, code: int, reason: str | None) -> dict[str, Any]:
-    return {
-        "how": done and done.how,
-        "session_id": done and done.session_id,
-        "previous": previous,
-        "session_changed": bool(done and done.session_changed),
-        "saved": bool(done and done.saved),
-        "reason": reason,
-        "exit_code": code,
-    }
-
-
 def _story(done: ResumeResult[int]) -> str:
-    what = {"fresh": "started fresh", "resumed": f"resumed {done.previous}", "restarted": "started fresh after a refusal"}[
-        done.how
-    ]
+    ways = {"fresh": "started fresh", "resumed": f"resumed {done.previous}", "restarted": "started fresh after a refusal"}
     kept = f"saved {done.session_id}" if done.saved else "saved nothing"
-    return "; ".join(part for part in (what, kept, done.reason) if part)
+    return "; ".join(part for part in (ways[done.how], kept, done.reason) if part)

@@ -87,13 +87,8 @@ class Child:
         if self.spool is not None and process.stdin is not None:
             self.spool.feed(process.stdin)
         exited, exit_reported = os.pipe()
-        pumps = [
-            threading.Thread(target=self._pump, args=(stream, number, watch, exited), daemon=True)
-            for stream, number, watch in (
-                (process.stdout, 1, self.watch.stdout),
-                (process.stderr, 2, self.watch.stderr),
-            )
-        ]
+        streams = ((process.stdout, 1, self.watch.stdout), (process.stderr, 2, self.watch.stderr))
+        pumps = [threading.Thread(target=self._pump, args=(*stream, exited), daemon=True) for stream in streams]
         for pump in pumps:
             pump.start()
         timed_out = False
