@@ -1,4 +1,4 @@
-"""Wrong arguments are refused at the door, in words that name the remedy, and before anything is sent."""
+"""Wrong arguments are refused before anything is sent, with a message that names the remedy."""
 
 from __future__ import annotations
 

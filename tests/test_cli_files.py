@@ -77,8 +77,8 @@ def test_rejects_can_be_fixed_and_imported(cli: Cli, mixed: Path, tmp_path: Path
     again = cli.json("import", rejects, code=exits.PARTLY)
     assert (again["total"], again["rejected"]) == (2, 2)
     now_ms = time.time_ns() // 1_000_000
-    mended = {key: {"id": "id-mended", "last_used_at": now_ms} for key in json.loads(rejects.read_text())}
-    rejects.write_text(json.dumps(mended))
+    fixed = {key: {"id": "id-fixed", "last_used_at": now_ms} for key in json.loads(rejects.read_text())}
+    rejects.write_text(json.dumps(fixed))
     assert cli.json("import", rejects)["imported"] == 2
     none = tmp_path / "none.json"
     assert f"{none} was not written" in cli("import", "--rejects", none, rejects).stderr
@@ -119,7 +119,7 @@ def test_standard_input_and_output(cli: Cli, url: str, tmp_path: Path) -> None:
     exported, said = process.communicate(timeout=30)
     assert (process.returncode, len(json.loads(exported))) == (0, len(EVIL_KEYS))
     assert said == f"redis-sessions: exported {len(EVIL_KEYS)} sessions\n".encode()
-    # Whoever appends to a file goes on with it.
+    # A file that is open for appending is appended to.
     log = tmp_path / "log"
     log.write_text("before\n")
     with log.open("a") as stream:

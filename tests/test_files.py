@@ -1,4 +1,4 @@
-"""What is written takes its place whole or not at all; a link, a pipe and a device stay what they are."""
+"""A file is replaced completely or not at all; a link, a pipe and a device stay what they are."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def watching(url, *args, rows=60):
     """The watch as a process at a terminal of its own; ended at the end if it still runs."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (rows, 120))
-    # These win over what the terminal says, and whoever runs the tests may have set them.
+    # These override what the terminal says, and may be set in the environment of the tests.
     size = {"COLUMNS": "120", "LINES": str(rows)}
     environment = {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **size}
     process = spawn("report", "--watch", "--url", url, *args, env=environment, stdout=theirs, stderr=theirs)
@@ -116,7 +116,7 @@ def test_it_scans_only_when_due(server, store):
     with watching(server.url, "--every", "1h") as (process, screen):
         screen.read_until(r"live +30")
         store.increment_resume_failures()
-        # The counter is read anew, the keys are not.
+        # The counter is read again, the keys are not.
         screen.read_until(r"1 resume refused in the last \d+s")
         screen.read_until(r"next scan in 59m")
         store.client.ping()

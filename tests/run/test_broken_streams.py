@@ -1,4 +1,4 @@
-"""Streams of `run` that are closed, full, slow, or read by nobody any more: no turn is lost, and none taken for saved."""
+"""Streams of `run` that are closed, full, slow, or no longer read: no turn is lost, and none wrongly reported as saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the agent prints comes through `run` byte for byte, at once or after a refusal not at all, and in little memory."""
+"""What the agent prints comes through `run` byte for byte, at once, or after a refusal not at all, and in little memory."""
 
 from __future__ import annotations
 

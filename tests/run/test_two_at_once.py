@@ -1,4 +1,4 @@
-"""`run` beside another `run` of the same conversation: one at a time, and the lease is kept while it lasts."""
+"""Two `run` of one conversation: one at a time, and the lease is renewed while it lasts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`run` with every runtime and every verdict observed of it: what is in Redis then, what was run, and what passed on."""
+"""`run` with every runtime and every verdict: what is then in Redis, what was run, and what output was passed on."""
 
 from __future__ import annotations
 

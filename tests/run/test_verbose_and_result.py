@@ -1,4 +1,4 @@
-"""What `run` tells: in one line when asked, and in its result file, also of an ID that could not be resumed."""
+"""What `run --verbose` says in one line, and what --result writes, also about an ID that could not be resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `run` says of its own accord: whatever keeps a turn from being resumed later; and what --quiet leaves of that."""
+"""Messages of `run`: whatever keeps a turn from being resumed later is reported; --quiet leaves only failures."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class SlowBuffer(OutputBuffer):
 
 
 def test_output_in_the_pipe_at_the_end_is_not_lost(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slowly it is read, and whoever else holds that pipe open."""
+    """However slowly it is read, and whatever else holds that pipe open."""
     monkeypatch.setattr(child, "_PIECE_BYTES", 1000)
     monkeypatch.setattr(child, "_LEFTOVERS_S", 0.0)
     stage.script(fresh=[["flood", "out", "line\n", 40_000], ["child", [["pause"]]]])

@@ -1,4 +1,4 @@
-"""What a newcomer writes by mistake: each is refused before anything is run, in words that say what to write instead."""
+"""Commands that are written wrong: each is refused before anything is run, and the message says what to write instead."""
 
 from __future__ import annotations
 
