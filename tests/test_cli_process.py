@@ -247,6 +247,20 @@ def test_serve_stops_in_order_and_loses_nothing(tmp_path: Path, signals: list[si
         assert 0 < DAY_MS - client.pttl("sessions:id:{k}") < 60_000
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="signals of another process, as Linux shows them")
+def test_serve_keeps_ignoring_what_nohup_ignores(tmp_path: Path) -> None:
+    words = ["nohup", *test_cli_support.PROGRAM, "serve", "--dir", str(tmp_path / "data"), "--port", "0"]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"redis://127.0.0.1:")
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        ignored = int(re.findall(r"^SigIgn:\s(\w+)$", status, re.MULTILINE)[0], 16)
+        assert ignored >> (signal.SIGHUP - 1) & 1
+        assert not ignored >> (signal.SIGTERM - 1) & 1
+        process.terminate()
+        assert finish(process)[0] == exits.DONE
+
+
 def test_serve_on_a_socket_in_the_default_directory(tmp_path: Path) -> None:
     with serving("--socket", tmp_path / "s.sock", env={"XDG_DATA_HOME": str(tmp_path)}) as (_, client):
         assert client.ping()
