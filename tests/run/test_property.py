@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from redis_sessions import StoreSettings, Verdict
 from redis_sessions.agents import Agent, get_agent
 from redis_sessions.agents.judge import RunObserver
-from redis_sessions.cli.run import attempts as turns
-from redis_sessions.cli.run import gate
-from redis_sessions.cli.run.attempts import AgentFailed, Turns, judge
+from redis_sessions.cli.run import attempts, streams
+from redis_sessions.cli.run.attempts import AgentFailed, Attempts, judge
 from redis_sessions.errors import SessionBusy
 from redis_sessions.testing import fake_store
 from tests.run.stage import COMMANDS, E, R
@@ -43,23 +42,23 @@ ENDS = st.sampled_from([0, 1, 42, -9])
 
 
 class FakeChild:
-    """In the place of a process: puts what it is told through the observer and the gate, as Child does."""
+    """In the place of a process: gives output to the observer and the buffer, as Child does."""
 
     plays: ClassVar[list[tuple[list[tuple[int, str]], int]]] = []
     seen: ClassVar[list[tuple[RunObserver, Any]]] = []
 
-    def __init__(self, *, observer: RunObserver, gate: Any, **_: Any) -> None:
-        self.observer, self.gate = observer, gate
+    def __init__(self, *, observer: RunObserver, output: Any, **_: Any) -> None:
+        self.observer, self.output = observer, output
 
     def run(self) -> tuple[int, bool]:
-        output, code = FakeChild.plays[len(FakeChild.seen)]
-        FakeChild.seen.append((self.observer, self.gate))
-        for number, text in output:
+        said, code = FakeChild.plays[len(FakeChild.seen)]
+        FakeChild.seen.append((self.observer, self.output))
+        for number, text in said:
             piece = text.encode("latin-1")
             (self.observer.stdout if number == 1 else self.observer.stderr)(piece)
-            self.gate.put(number, piece)
+            self.output.put(number, piece)
             if self.observer.turn_began:
-                self.gate.let_through()
+                self.output.release()
         return code, False
 
 
@@ -73,11 +72,11 @@ def test_only_a_refusal_deletes_and_nothing_is_repeated_once_it_began(
     monkeypatch: pytest.MonkeyPatch, agent: Agent, first: Any, second: Any
 ) -> None:
     written: list[tuple[int, bytes]] = []
-    monkeypatch.setattr(gate.os, "write", lambda number, data: written.append((number, bytes(data))) or len(data))
-    monkeypatch.setattr(turns, "Child", FakeChild)
+    monkeypatch.setattr(streams.os, "write", lambda number, data: written.append((number, bytes(data))) or len(data))
+    monkeypatch.setattr(attempts, "Child", FakeChild)
     monkeypatch.setattr("sys.stdin", None)
     FakeChild.plays, FakeChild.seen = [first, second], []
-    it = Turns(runtime=agent, command=COMMANDS[agent.name], timeout_s=None, verbose=False)
+    it = Attempts(runtime=agent, command=COMMANDS[agent.name], timeout_s=None, verbose=False)
     key = uuid.uuid4().hex
     with fake_store(StoreSettings()) as store:
         store.set(key, R)
@@ -95,7 +94,7 @@ def test_only_a_refusal_deletes_and_nothing_is_repeated_once_it_began(
         assert left == (R if done is None else done.session_id)
     size = sum(len(text) for _, text in first[0])
     repeated = len(FakeChild.seen) == 2
-    assert repeated is (verdict.verdict.refused and not verdict.turn_began and size <= gate.HOLD_BYTES)
+    assert repeated is (verdict.verdict.refused and not verdict.turn_began and size <= streams.HOLD_BYTES)
     shown = [*(() if repeated else first[0]), *(second[0] if repeated else ())]
     for number in (1, 2):
         expected = b"".join(text.encode("latin-1") for to, text in shown if to == number)
