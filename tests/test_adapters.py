@@ -1,4 +1,4 @@
-"""Python clients of agents: what they give becomes a Turn, what they raise a verdict. Stand-ins go by the real names."""
+"""Python clients of agents: what they return becomes a Turn, what they raise a verdict. Stand-ins have the real names."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class APIStatusError(Exception):
 
 
 def play(*messages, stderr=(), error=None):
-    """A query that yields messages, tells stderr, and ends or raises."""
+    """A query that yields messages, calls back with lines of stderr, and ends or raises."""
 
     def start(callback):
         async def stream():
@@ -113,7 +113,7 @@ class TestClaude:
     def test_failures(self, start, verdict, began):
         assert failed(start) == (verdict, began)
 
-    def test_errors_of_the_package_itself_are_read_too(self):
+    def test_errors_of_the_package_are_read_without_the_adapter(self):
         judge = get_agent("claude-agent-sdk").judge
         assert judge(ResultError(errors=[GONE])).verdict is Verdict.gone
         assert judge(ProcessError()).verdict is Verdict.other
@@ -140,7 +140,7 @@ class TestOpenAI:
     class Response:
         id: str = "resp_2"
 
-    def test_every_turn_has_an_id_of_its_own(self):
+    def test_every_turn_has_its_own_id(self):
         store = fake_store()
         store.set("key", "resp_1")
         result = store.resume("key", lambda _: openai_turn(self.Response()), judge=get_agent("openai").judge)

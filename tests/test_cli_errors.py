@@ -83,7 +83,7 @@ def test_a_broken_legacy_file(cli: Cli, tmp_path: Path, content: str) -> None:
     assert r"sessions\x1b[2J.json" in cli("import", file, code=exits.USAGE).stderr
 
 
-def test_rejects_that_can_not_be_written(cli: Cli, tmp_path: Path) -> None:
+def test_rejects_that_cannot_be_written(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "in.json").write_text('{"k": "-"}')
     result = cli.runner("import", "--json", "--rejects", tmp_path / "nowhere/x", tmp_path / "in.json")
     assert result.exit_code == exits.USAGE
@@ -172,17 +172,17 @@ def test_every_error_has_its_exit_code() -> None:
         assert exits.guarded(Mock(side_effect=error)) == exits.code_of(error)
 
 
-def test_what_can_not_be_explained_is_not_hidden() -> None:
+def test_a_bug_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         exits.guarded(lambda: 1 // 0)
 
 
-def test_a_complaint_is_one_line_without_a_login(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_message_is_one_line_without_a_login(capsys: pytest.CaptureFixture[str]) -> None:
     show.complain("redis://me:s3cret/x@h, redis:/me:s3cret/x@h\nand \x1b[2J more")
     assert capsys.readouterr().err == "redis-sessions: redis://…@h, redis://…@h\\nand \\x1b[2J more\n"
 
 
-def test_the_password_may_stand_in_a_file(cli: Cli, tmp_path: Path) -> None:
+def test_the_password_from_a_file(cli: Cli, tmp_path: Path) -> None:
     cli.raw.execute_command("ACL", "SETUSER", "filed", "on", ">s3cret/x", "~*", "+@all")
     place, file = cli.url.replace("//", "//filed@"), tmp_path / "password"
     file.write_text("s3cret/x\n")
@@ -194,7 +194,7 @@ def test_the_password_may_stand_in_a_file(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"s3cret\ns3cret\n", b"s3cret\xff", None])
-def test_a_file_that_holds_no_password_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_without_a_password_is_refused(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "password"
     if content is not None:
         file.write_bytes(content)
@@ -203,7 +203,7 @@ def test_a_file_that_holds_no_password_is_refused(tmp_path: Path, content: bytes
     assert_no_password(result)
 
 
-def test_two_passwords_are_one_too_many(tmp_path: Path) -> None:
+def test_a_second_password_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("s3cret")
     result = run("get", "k", "--url", "redis://user:s3cret@127.0.0.1:1/0", "--password-file", file, code=exits.USAGE)

@@ -55,7 +55,7 @@ def test_import(cli: Cli, mixed: Path) -> None:
     assert 0 <= DAY_MS - 3_600_000 - cli.pttl_ms("new") < 5_000
 
 
-def test_import_says_what_became_of_the_entries(cli: Cli, mixed: Path) -> None:
+def test_import_shows_the_verdicts(cli: Cli, mixed: Path) -> None:
     shown = cli("import", "--dry-run", "--assume-used-at", "mtime", mixed, code=exits.PARTLY).stdout
     for line in ("imported  3  would be, this was a dry run", "expired   1", "kept      0", "rejected  2", "total     6"):
         assert re.search(rf"^  {line}", shown, re.MULTILINE)
@@ -71,21 +71,21 @@ def test_only_the_first_rejects_are_shown(cli: Cli, tmp_path: Path) -> None:
     assert len(cli.json("import", tmp_path / "in.json", code=exits.PARTLY)["rejects"]) == 30
 
 
-def test_rejects_can_be_mended_and_imported(cli: Cli, mixed: Path, tmp_path: Path) -> None:
+def test_rejects_can_be_fixed_and_imported(cli: Cli, mixed: Path, tmp_path: Path) -> None:
     rejects = tmp_path / "rejects.json"
     assert f"in {rejects}\n" in cli("import", "--rejects", rejects, mixed, code=exits.PARTLY).stderr
     again = cli.json("import", rejects, code=exits.PARTLY)
     assert (again["total"], again["rejected"]) == (2, 2)
     now_ms = time.time_ns() // 1_000_000
-    mended = {key: {"id": "id-mended", "last_used_at": now_ms} for key in json.loads(rejects.read_text())}
-    rejects.write_text(json.dumps(mended))
+    fixed = {key: {"id": "id-fixed", "last_used_at": now_ms} for key in json.loads(rejects.read_text())}
+    rejects.write_text(json.dumps(fixed))
     assert cli.json("import", rejects)["imported"] == 2
     none = tmp_path / "none.json"
     assert f"{none} was not written" in cli("import", "--rejects", none, rejects).stderr
     assert not none.exists()
 
 
-def test_rejects_never_replace_what_is_imported(cli: Cli, mixed: Path) -> None:
+def test_rejects_never_replace_the_imported_file(cli: Cli, mixed: Path) -> None:
     before = mixed.read_bytes()
     (mixed.parent / "link.json").symlink_to(mixed)
     for name in ("sessions.json", "../" + mixed.parent.name + "/sessions.json", "link.json"):
@@ -119,7 +119,7 @@ def test_standard_input_and_output(cli: Cli, url: str, tmp_path: Path) -> None:
     exported, said = process.communicate(timeout=30)
     assert (process.returncode, len(json.loads(exported))) == (0, len(EVIL_KEYS))
     assert said == f"redis-sessions: exported {len(EVIL_KEYS)} sessions\n".encode()
-    # Whoever appends to a file goes on with it.
+    # A file that is open for appending is appended to.
     log = tmp_path / "log"
     log.write_text("before\n")
     with log.open("a") as stream:

@@ -62,7 +62,7 @@ def test_without_the_cli_extra_it_says_what_to_install(module: str) -> None:
     assert "pip install 'redis-sessions[cli]'" in out
 
 
-def test_help_and_get_load_nothing_that_they_do_not_need() -> None:
+def test_help_does_not_import_rich_or_the_server() -> None:
     program = (
         "import sys; from redis_sessions.cli.app import app\n"
         "try: app(['get', '--help'])\n"
@@ -72,7 +72,7 @@ def test_help_and_get_load_nothing_that_they_do_not_need() -> None:
     assert done.stdout.splitlines()[-1] == b""
 
 
-def test_a_reader_that_has_seen_enough(cli: Cli) -> None:
+def test_a_reader_that_stops_early(cli: Cli) -> None:
     pipe = cli.raw.pipeline(transaction=False)
     for number in range(2_000):
         pipe.set(cli.keys.session_id(f"{number}/{'x' * 400}"), "id-1", px=DAY_MS)
@@ -87,7 +87,7 @@ def test_a_reader_that_has_seen_enough(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("args", [["get", "k"], ["list"], ["report"], ["failures"], ["--help"], ["--version"]])
-def test_a_reader_that_is_gone(cli: Cli, args: list[str]) -> None:
+def test_a_closed_pipe(cli: Cli, args: list[str]) -> None:
     cli.plant("k")
     reading, writing = os.pipe()
     os.close(reading)
@@ -208,7 +208,6 @@ def test_remarks_for_a_person(cli: Cli) -> None:
     assert at_terminal("set", *cli.options, "k", "id-1") == "saved, expires in 24h\r\n"
     assert at_terminal("set", *cli.options, "--json", "k", "id-1").startswith("{")
     assert at_terminal("get", *cli.options, "k") == "id-1\r\n"
-    assert "\x1b[1mExamples:\x1b[0m" in at_terminal("get", "--help")
 
 
 @contextmanager
@@ -248,6 +247,20 @@ def test_serve_stops_in_order_and_loses_nothing(tmp_path: Path, signals: list[si
         assert 0 < DAY_MS - client.pttl("sessions:id:{k}") < 60_000
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="signals of another process, as Linux shows them")
+def test_serve_keeps_ignoring_what_nohup_ignores(tmp_path: Path) -> None:
+    words = ["nohup", *test_cli_support.PROGRAM, "serve", "--dir", str(tmp_path / "data"), "--port", "0"]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"redis://127.0.0.1:")
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        ignored = int(re.findall(r"^SigIgn:\s(\w+)$", status, re.MULTILINE)[0], 16)
+        assert ignored >> (signal.SIGHUP - 1) & 1
+        assert not ignored >> (signal.SIGTERM - 1) & 1
+        process.terminate()
+        assert finish(process)[0] == exits.DONE
+
+
 def test_serve_on_a_socket_in_the_default_directory(tmp_path: Path) -> None:
     with serving("--socket", tmp_path / "s.sock", env={"XDG_DATA_HOME": str(tmp_path)}) as (_, client):
         assert client.ping()
@@ -266,7 +279,7 @@ def test_serve_on_a_port_in_use(tmp_path: Path, url: str) -> None:
     assert err.startswith(f"redis-sessions: port {port} of 127.0.0.1 is in use")
 
 
-def test_serve_says_when_the_server_ends_by_itself(tmp_path: Path) -> None:
+def test_serve_reports_a_server_that_ends_unexpectedly(tmp_path: Path) -> None:
     with serving("--dir", tmp_path / "data", "--port", "0") as (process, client):
         os.kill(client.info("server")["process_id"], signal.SIGKILL)
         code, out, err = finish(process)

@@ -27,6 +27,7 @@ VARIABLES = (
     "REDIS_SESSIONS_NAMESPACE",
     "REDIS_SESSIONS_MAX_AGE",
     "REDIS_SESSIONS_CONFIG",
+    "REDIS_SESSIONS_AGENTS",
     "REDIS_URL",
     "FORCE_COLOR",
     "NO_COLOR",
@@ -85,7 +86,7 @@ def run(*args: str | Path, code: int = 0, **options: Any) -> Any:
 
 
 def spawn(*args: str | Path, **options: Any) -> subprocess.Popen[bytes]:
-    """Start the program as a process of its own, in a session of its own; its streams are pipes unless told."""
+    """Start the program as a process of its own, in a session of its own; its streams are pipes by default."""
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     environment |= options.pop("env", {})

@@ -15,8 +15,8 @@ from redis.cache import CacheConfig
 from redis.maint_notifications import MaintNotificationsConfig
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
-from redis_sessions.client import callers as risks
-from redis_sessions.client.exchange import Link
+from redis_sessions.client import callers
+from redis_sessions.client.execute import Link
 from redis_sessions.client.pool import AsyncPool, Pool
 
 QUIET = MaintNotificationsConfig(enabled=False)
@@ -26,22 +26,22 @@ URLS = ("redis://h", "rediss://h", "unix:///s", "redis+cluster://h,g", "redis+se
 
 
 @pytest.fixture(autouse=True)
-def _nothing_told_yet(monkeypatch):
-    monkeypatch.setattr(risks, "_told", set())
+def _nothing_logged_yet(monkeypatch):
+    monkeypatch.setattr(callers, "_warned", set())
 
 
 @pytest.fixture
-def told(caplog):
+def warning_of(caplog):
     """What was logged of a client that was passed in."""
 
-    def told(client):
+    def warning_of(client):
         caplog.clear()
         (AsyncSessionStore if isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster) else SessionStore)(client)
         assert len(caplog.records) <= 1
         assert all(record.levelno == logging.WARNING for record in caplog.records)
         return caplog.text
 
-    return told
+    return warning_of
 
 
 def safe_pool(kind, **options):
@@ -51,21 +51,21 @@ def safe_pool(kind, **options):
 
 class TestACallersClient:
     @pytest.mark.parametrize("kind", [redis.Redis, redis.asyncio.Redis])
-    def test_all_its_risks_are_one_warning_and_never_said_again(self, told, kind):
+    def test_all_risks_are_one_warning_logged_once(self, warning_of, kind):
         client = kind(maint_notifications_config=LOUD, protocol=3, socket_timeout=None)
-        text = told(client)
+        text = warning_of(client)
         assert "INCR" in text
         assert "maintenance notifications" in text
         assert "no socket_timeout" in text
         assert "SessionStore.from_url" in text
-        assert told(client) == ""
-        assert "more than 15 s" in told(kind(socket_timeout=60))
+        assert warning_of(client) == ""
+        assert "more than 15 s" in warning_of(kind(socket_timeout=60))
 
     @pytest.mark.parametrize("pool", [Pool, AsyncPool])
-    def test_one_that_is_safe_is_not_complained_of(self, told, pool):
+    def test_a_safe_client_gets_no_warning(self, warning_of, pool):
         kind = redis.Redis if pool is Pool else redis.asyncio.Redis
-        assert told(kind(connection_pool=safe_pool(pool))) == ""
-        assert told(kind(connection_pool=safe_pool(pool, decode_responses=True))) == ""
+        assert warning_of(kind(connection_pool=safe_pool(pool))) == ""
+        assert warning_of(kind(connection_pool=safe_pool(pool, decode_responses=True))) == ""
 
     @pytest.mark.parametrize(
         ("options", "says"),
@@ -76,31 +76,31 @@ class TestACallersClient:
             ({"protocol": 3, "cache_config": CacheConfig()}, "caches replies"),
         ],
     )
-    def test_each_risk_by_itself(self, told, options, says):
-        text = told(redis.Redis(connection_pool=safe_pool(Pool, **options)))
+    def test_each_risk_alone(self, warning_of, options, says):
+        text = warning_of(redis.Redis(connection_pool=safe_pool(Pool, **options)))
         assert says in text
         assert ";" not in text
 
-    def test_redis_pys_own_pool(self, told):
-        text = told(redis.Redis(**SAFE))
+    def test_the_pool_of_redis_py(self, warning_of):
+        text = warning_of(redis.Redis(**SAFE))
         assert "leak connections" in text
         assert ";" not in text
 
-    def test_a_single_connection(self, told, valkey):
+    def test_a_single_connection(self, warning_of, valkey):
         with redis.Redis.from_url(valkey.url, single_connection_client=True) as client:
-            assert "single connection" in told(client)
-        assert "single connection" not in told(redis.Redis())
+            assert "single connection" in warning_of(client)
+        assert "single connection" not in warning_of(redis.Redis())
 
-    def test_a_single_connection_in_asyncio(self, told):
-        assert "single connection" in told(redis.asyncio.Redis(single_connection_client=True))
+    def test_a_single_connection_in_asyncio(self, warning_of):
+        assert "single connection" in warning_of(redis.asyncio.Redis(single_connection_client=True))
 
-    def test_a_cluster_client_that_retries(self, told):
+    def test_a_cluster_client_that_retries(self, warning_of):
         nodes = [redis.asyncio.cluster.ClusterNode("h", 1)]
-        assert "INCR" in told(redis.asyncio.RedisCluster(startup_nodes=nodes))
+        assert "INCR" in warning_of(redis.asyncio.RedisCluster(startup_nodes=nodes))
 
-    def test_hiredis_missing(self, told, monkeypatch):
+    def test_hiredis_missing(self, warning_of, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "hiredis" else name)
-        assert "without hiredis" in told(redis.Redis(connection_pool=safe_pool(Pool)))
+        assert "without hiredis" in warning_of(redis.Redis(connection_pool=safe_pool(Pool)))
 
     @pytest.mark.parametrize(
         "client",
@@ -117,38 +117,38 @@ class TestACallersClient:
         ],
         ids=lambda client: type(client).__name__,
     )
-    def test_an_emulation_or_a_mock_is_let_be(self, told, client):
-        assert told(client) == ""
+    def test_emulations_and_mocks_get_no_warning(self, warning_of, client):
+        assert warning_of(client) == ""
 
-    def test_a_subclass_is_looked_at(self, told):
+    def test_a_subclass_is_checked(self, warning_of):
         class Mine(redis.Redis):
             pass
 
-        assert "INCR" in told(Mine())
+        assert "INCR" in warning_of(Mine())
 
-    def test_one_without_attributes_breaks_nothing(self, told):
-        assert told(object.__new__(redis.Redis)) == ""
+    def test_a_client_without_attributes_breaks_nothing(self, warning_of):
+        assert warning_of(object.__new__(redis.Redis)) == ""
 
 
 class TestOurs:
     @pytest.mark.parametrize("url", URLS)
-    def test_nothing_is_risky_in_it(self, url, caplog):
+    def test_our_clients_have_no_risk(self, url, caplog):
         for kind in (SessionStore, AsyncSessionStore):
             client = kind.from_url(url).client
             if not isinstance(client, redis.RedisCluster):  # which would ask for the slots
-                risks.tell(client)
+                callers.warn(client)
         assert caplog.text == ""
 
     @pytest.mark.parametrize("url", ["redis://h/5", "redis+sentinel://h/main/5", "unix:///s?db=5"])
     @pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
-    def test_no_number_goes_to_hiredis(self, kind, url):
+    def test_connecting_sends_no_integer(self, kind, url):
         """A signal handler that raises while it renders one crashes the process: so no HELLO 3, and SELECT takes text."""
         options = kind.from_url(url).client.get_connection_kwargs()
         assert options["db"] == "5"
         assert options["protocol"] == 2
 
     @pytest.mark.parametrize("commands", [1, 2])
-    def test_no_number_is_sent(self, commands):
+    def test_commands_send_no_integer(self, commands):
         client = mock.MagicMock()
         client.execute_command.return_value = client.pipeline.return_value.execute.return_value = [1, b"ID", 3]
         client.pipeline.return_value.execute.return_value = [None, -2]
@@ -158,12 +158,12 @@ class TestOurs:
             assert all(isinstance(argument, str | bytes) for argument in sent.args)
 
     @pytest.mark.parametrize("url", URLS)
-    def test_the_settings_reach_it(self, url):
+    def test_the_settings_reach_the_client(self, url):
         settings = StoreSettings(socket_timeout_ms=300, connect_timeout_ms=400, max_connections=7)
         for kind in (SessionStore, AsyncSessionStore):
             client = kind.from_url(url, settings).client
             if isinstance(client, redis.RedisCluster):
-                options = client._late_options()
+                options = client.options()
             elif isinstance(client, redis.asyncio.RedisCluster):
                 options = client.connection_kwargs | {"max_connections": client.connection_kwargs["max_connections"] - 1}
             else:
@@ -172,7 +172,7 @@ class TestOurs:
             assert (options["socket_timeout"], options["socket_connect_timeout"]) == (0.3, 0.4)
             assert options["max_connections"] == 7
 
-    def test_every_node_of_a_cluster_has_a_pool_of_ours(self, places):
+    def test_every_cluster_node_has_our_pool(self, places):
         with SessionStore.from_url(places.get("cluster").url, StoreSettings(max_connections=7)) as store:
             store.get("a")
             pools = [node.redis_connection.connection_pool for node in store.client.get_nodes()]
@@ -180,7 +180,7 @@ class TestOurs:
         assert [pool.max_connections for pool in pools] == [7] * 3
         assert [pool.connection_kwargs["socket_timeout"] for pool in pools] == [1] * 3
 
-    def test_nothing_is_said_at_connect(self, valkey):
+    def test_connecting_sends_nothing_else(self, valkey):
         """No greeting, no name: the first command is the caller's."""
         for kind in (SessionStore, AsyncSessionStore):
             valkey.raw.config_resetstat()
@@ -197,7 +197,7 @@ class TestOurs:
             assert set(valkey.raw.info("commandstats")) - {"cmdstat_config|resetstat", "cmdstat_info"} == {"cmdstat_get"}
 
 
-def test_every_pool_of_ours_closes_a_connection_that_is_given_back_half_way(places):
+def test_a_connection_returned_halfway_through_a_call_is_closed(places):
     """On a cluster each node has a pool, made by redis-py; its own would hand the unread reply to the next one who asks."""
     for name in ("valkey", "cluster"):
         with SessionStore.from_url(places.get(name).url, StoreSettings(max_connections=7)) as store:
@@ -214,9 +214,9 @@ def test_every_pool_of_ours_closes_a_connection_that_is_given_back_half_way(plac
                 assert not connection.is_connected
 
 
-def test_closing_a_cluster_that_could_not_be_asked_connects_to_nothing():
+def test_closing_a_cluster_client_that_never_connected():
     store = SessionStore.from_url("redis+cluster://127.0.0.1:1", StoreSettings(deadline_ms=1))
     with pytest.raises(StoreUnavailable):
         store.get("a")
     store.close()
-    assert "nodes_manager" not in vars(store.client)
+    assert store.client._manager is None

@@ -1,4 +1,4 @@
-"""What is written takes its place whole or not at all; a link, a pipe and a device stay what they are."""
+"""A file is replaced completely or not at all; a link, a pipe and a device stay what they are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_file_is_private_and_in_place_at_the_end(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
     link.symlink_to("elsewhere/target")
@@ -85,7 +85,7 @@ def test_a_link_to_a_pipe(pipe, tmp_path):
     assert (tmp_path / "link").is_symlink()
 
 
-def test_a_folder_and_a_place_that_is_not_there(tmp_path):
+def test_a_folder_and_a_missing_folder(tmp_path):
     for path in (tmp_path, tmp_path / "no" / "out"):
         with pytest.raises(FileNotWritten, match="can't be written"):
             replace_file(path, "text")

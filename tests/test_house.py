@@ -26,7 +26,7 @@ ARROWS = {
     "client": _BASE | {"operations"},
     "resume": _BASE | {"operations"},
     "legacy": _BASE | {"operations"},
-    "agents": {"errors", "resume"},
+    "agents": {"errors", "resume", "text"},
     "doctor": _BASE | {"operations", "agents", "acl", "text"},
     "adapters": {"agents", "resume"},
     "store": _STORE,

@@ -28,7 +28,7 @@ def store(valkey, settings):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, BaseException])
-def test_whatever_ends_the_turn_the_lease_is_given_back(store, error):
+def test_any_exception_returns_the_lease(store, error):
     store.set(KEY, "R")
 
     def run(session_id):
@@ -51,7 +51,7 @@ def test_ctrl_c_by_a_real_signal(store):
     assert isinstance(store.acquire(KEY), Lease)
 
 
-def test_a_claim_interrupted_before_its_reply_came_is_given_back(store, monkeypatch):
+def test_a_claim_interrupted_before_its_reply_is_returned(store, monkeypatch):
     send, calls = store.client.execute_command, []
 
     def execute_command(*args, **options):
@@ -123,7 +123,7 @@ class TestCancellation:
 
         play(scene)
 
-    def test_again_while_the_lease_is_being_given_back(self, play):
+    def test_again_while_the_lease_is_being_returned(self, play):
         async def scene(store):
             running = asyncio.Event()
 

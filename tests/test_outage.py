@@ -41,7 +41,7 @@ def store(request, server, loop):
     store.close()
 
 
-def test_every_operation_says_so_within_its_deadline(store, server, tmp_path):
+def test_every_operation_raises_within_its_deadline(store, server, tmp_path):
     store.set(KEY, "R")
     lease = store.acquire(KEY)
     server.kill()
@@ -75,19 +75,19 @@ def test_every_operation_says_so_within_its_deadline(store, server, tmp_path):
 
 
 class TestResume:
-    def test_it_runs_fresh_and_says_so(self, store, server, caplog):
+    def test_it_runs_fresh_and_reports_it(self, store, server, caplog):
         server.kill()
         result = store.resume(KEY, lambda session_id: Turn("E", session_id))
         assert (result.value, result.how, result.saved) == (None, "fresh", False)
         assert "store unavailable" in result.reason
         assert "store unavailable" in caplog.text
 
-    def test_or_raises_for_who_prefers_that(self, store, server):
+    def test_it_raises_if_asked_to(self, store, server):
         server.kill()
         with pytest.raises(StoreUnavailable):
             store.resume(KEY, lambda _: pytest.fail("must not run"), on_outage="raise")
 
-    def test_a_turn_that_ran_is_not_lost_to_a_server_that_died_meanwhile(self, store, server):
+    def test_a_turn_is_not_lost_to_a_server_that_died_meanwhile(self, store, server):
         store.set(KEY, "R")
 
         def run(session_id):
@@ -98,7 +98,7 @@ class TestResume:
         assert (result.value, result.how, result.saved) == ("resumed R", "resumed", False)
         assert "not saved" in result.reason
 
-    def test_the_agents_error_is_raised_although_the_lease_can_not_be_released(self, store, server):
+    def test_the_agents_error_is_raised_even_if_the_lease_cannot_be_released(self, store, server):
         def run(session_id):
             server.kill()
             raise ZeroDivisionError
@@ -106,7 +106,7 @@ class TestResume:
         with pytest.raises(ZeroDivisionError):
             store.resume(KEY, run)
 
-    def test_back_by_the_end_of_the_turn_it_saves_where_nothing_else_is(self, store, server):
+    def test_a_server_back_by_the_end_of_the_turn_gets_the_session_id(self, store, server):
         server.kill()
 
         def run(session_id):
@@ -119,7 +119,7 @@ class TestResume:
         assert isinstance(store.acquire(KEY), Lease)
 
     @pytest.mark.parametrize("leased", [False, True])
-    def test_back_by_the_end_of_the_turn_it_overwrites_nothing(self, store, server, leased):
+    def test_a_server_back_by_the_end_of_the_turn_keeps_what_it_has(self, store, server, leased):
         server.kill()
 
         def run(session_id):
@@ -136,7 +136,7 @@ class TestResume:
         assert store.get(KEY) == (None if leased else "S")
 
     @pytest.mark.parametrize("turn_began", [False, True])
-    def test_refused_while_it_is_away(self, store, server, turn_began):
+    def test_a_refusal_during_an_outage(self, store, server, turn_began):
         store.set(KEY, "R")
         asked = []
 
@@ -159,7 +159,7 @@ class TestResume:
             assert (result.how, result.saved) == ("restarted", False)
             assert asked == ["R", None]
 
-    def test_refused_while_it_is_away_and_the_caller_prefers_to_know(self, store, server):
+    def test_a_refusal_during_an_outage_raises_if_asked_to(self, store, server):
         store.set(KEY, "R")
 
         def run(session_id):
@@ -171,7 +171,7 @@ class TestResume:
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_a_restart_is_ridden_out_where_it_may_be_sent_again(server):
+def test_a_short_restart_goes_unnoticed(server):
     """A server that is back within the tries of one operation is noticed by nobody."""
     with SessionStore.from_url(server.url) as store:
         store.set(KEY, "R")
@@ -201,14 +201,14 @@ def test_a_worker_can_start_while_cluster_or_sentinel_is_away(kind, flavour, ser
 
 
 class TestRefusals:
-    def test_a_host_that_has_no_address_is_said(self):
+    def test_an_unknown_host_name(self):
         with (
             SessionStore.from_url("redis://no-such-host.invalid") as store,
             pytest.raises(StoreUnavailable, match="no such host name"),
         ):
             store.get(KEY)
 
-    def test_memory_full_refuses_writes_and_goes_on_reading(self, loop):
+    def test_full_memory_refuses_writes_but_not_reads(self, loop):
         full = {"maxmemory": "3mb", "maxmemory-policy": "noeviction"}
         with EmbeddedServer(extra=full) as server, SessionStore.from_url(server.url) as store:
             store.set(KEY, "R")
@@ -234,7 +234,7 @@ class TestRefusals:
                 store.set(KEY, "R")
                 assert store.get(KEY) == "R"
 
-    def test_what_an_acl_does_not_grant_is_said(self, valkey):
+    def test_a_missing_acl_right(self, valkey):
         valkey.raw.acl_setuser("narrow", enabled=True, passwords=["+p"], keys=["*"], commands=["+get", "+hello"])
         try:
             with SessionStore.from_url(valkey.url.replace("redis://", "redis://narrow:p@")) as store:

@@ -28,7 +28,7 @@ from redis_sessions import (
     store,
     testing,
 )
-from redis_sessions.agents import judge as recognise
+from redis_sessions.agents import agent as description
 from tests.raised import errors_of
 
 MODULES = (redis_sessions, acl, adapters, agents, keys, legacy, metrics, server, testing)
@@ -144,7 +144,7 @@ def test_the_errors_of_a_turn_are_all_named():
 
 
 def test_examples_do_what_they_say():
-    done = doctest.testmod(recognise)
+    done = doctest.testmod(description)
     assert (done.attempted >= 3, done.failed) == (True, 0)
 
 

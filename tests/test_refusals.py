@@ -11,7 +11,7 @@ import redis
 from redis import exceptions as redis_errors
 
 from redis_sessions import AsyncSessionStore, SessionStore, SessionStoreError, StoreSettings, StoreUnavailable
-from redis_sessions.client.translate import explain
+from redis_sessions.client.translate import translate
 from redis_sessions.errors import AccessDenied, CorruptValue
 from redis_sessions.server import EmbeddedServer
 from tests.stores import Blocking
@@ -40,7 +40,7 @@ from tests.stores import Blocking
         (redis_errors.SlotNotCoveredError("Slot 1"), StoreUnavailable, True, "can't be reached"),
         (redis_errors.AuthenticationError("invalid password"), AccessDenied, False, "WRONGPASS"),
         (redis_errors.NoPermissionError("no permissions"), AccessDenied, False, "NOPERM"),
-        (redis_errors.ResponseError("WRONGTYPE Operation against"), CorruptValue, False, "holds no string"),
+        (redis_errors.ResponseError("WRONGTYPE Operation against"), CorruptValue, False, "is not a string"),
         (
             redis_errors.ResponseError("ERR unknown command 'GET'"),
             SessionStoreError,
@@ -53,7 +53,7 @@ from tests.stores import Blocking
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_the_table(error, kind, passing, says):
-    refusal = explain(error, "key", "h:1")
+    refusal = translate(error, "key", "h:1")
     assert type(refusal.error) is kind
     assert refusal.passing is passing
     assert says in refusal.error.message
@@ -63,14 +63,14 @@ def test_the_table(error, kind, passing, says):
 
 @pytest.mark.parametrize("error", [ValueError("x"), AttributeError("x"), RuntimeError("x"), KeyError("x")])
 @pytest.mark.parametrize("cluster", [False, True])
-def test_a_mistake_of_ours_is_not_taken_for_an_outage(error, cluster):
+def test_our_own_mistakes_are_not_outages(error, cluster):
     try:
         raise error
     except Exception as raised:  # noqa: BLE001
-        assert explain(raised, "key", "h:1", cluster=cluster) is None
+        assert translate(raised, "key", "h:1", cluster=cluster) is None
 
 
-class TestAClusterClientThatStumbles:
+class TestAConfusedClusterClient:
     """redis-py lets a raw AttributeError through while a slot has no node."""
 
     @pytest.fixture(params=["sync", "async"])
@@ -88,37 +88,37 @@ class TestAClusterClientThatStumbles:
         store.close()
 
     @pytest.fixture
-    def stumble(self, store, monkeypatch):
+    def confuse(self, store, monkeypatch):
         """Let the client find no node for its next lookups."""
         manager = store.client.nodes_manager
         find, left = type(manager).get_node_from_slot, [0]
 
-        def stumbling(self, *args, **options):
+        def confused(self, *args, **options):
             left[0] -= 1
             return None if left[0] >= 0 else find(self, *args, **options)
 
-        monkeypatch.setattr(type(manager), "get_node_from_slot", stumbling)
+        monkeypatch.setattr(type(manager), "get_node_from_slot", confused)
 
-        def stumble(times: int) -> None:
+        def confuse(times: int) -> None:
             left[0] = times
 
-        return stumble
+        return confuse
 
-    def test_it_is_ridden_out(self, store, stumble):
-        stumble(3)
+    def test_a_short_confusion_is_retried(self, store, confuse):
+        confuse(3)
         assert store.get("a") == "ID"
-        stumble(1)
+        confuse(1)
         assert store.peek("a").session_id == "ID"
 
-    def test_for_too_long_it_is_an_outage(self, store, stumble):
-        stumble(1_000_000)
+    def test_a_long_confusion_is_an_outage(self, store, confuse):
+        confuse(1_000_000)
         for name in ("get", "peek", "acquire"):
-            with pytest.raises(StoreUnavailable, match="stumbled over changes of the cluster"):
+            with pytest.raises(StoreUnavailable, match="confused by changes of the cluster"):
                 getattr(store, name)("a")
         with pytest.raises(StoreUnavailable):
             store.increment_resume_failures()
 
-    def test_what_others_raise_is_let_through(self, store, monkeypatch):
+    def test_errors_of_other_code_pass_through(self, store, monkeypatch):
         client = store.client
 
         def mistaken(*_: object, **__: object) -> None:
@@ -130,7 +130,7 @@ class TestAClusterClientThatStumbles:
 
 
 @pytest.mark.parametrize("flavour", ["sync", "async"])
-def test_a_primary_that_became_a_replica_is_left(flavour, loop, monkeypatch):
+def test_the_connection_to_a_demoted_primary_is_dropped(flavour, loop, monkeypatch):
     """Its name may by now belong to another server: the connection is dropped, and the next one asks anew."""
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as raw:
         settings = StoreSettings(deadline_ms=500)
@@ -157,13 +157,13 @@ def test_a_primary_that_became_a_replica_is_left(flavour, loop, monkeypatch):
         store.close()
 
 
-def test_a_second_loop_is_told_apart_from_other_runtime_errors():
+def test_only_loop_errors_among_runtime_errors_are_translated():
     async def other() -> None:
         raise RuntimeError("cannot reuse already awaited coroutine")
 
     with pytest.raises(RuntimeError) as caught:
         asyncio.run(other())
-    assert explain(caught.value, None, "h:1") is None
+    assert translate(caught.value, None, "h:1") is None
 
 
 @pytest.fixture(scope="module")
@@ -177,16 +177,16 @@ def closed(binary):
     ("url", "says"),
     [
         ("redis://:s3cret@{}/99", "has no database of that number"),
-        ("redis+cluster://:s3cret@{}", "is no cluster"),
+        ("redis+cluster://:s3cret@{}", "is not a cluster"),
         # Redis tells anybody that it doesn't know the command, Valkey who has logged in; the password is not for Sentinel.
-        ("redis+sentinel://:s3cret@{}/main", "is no Sentinel|asks for a user and a password"),
+        ("redis+sentinel://:s3cret@{}/main", "is not a Sentinel|asks for a user and a password"),
         ("redis://{}/0", "asks for a user and a password"),
         ("redis+cluster://{}", "asks for a user and a password"),
         ("redis://:s3cre@{}/0", "refuses this user's password"),
     ],
 )
 @pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
-def test_what_will_not_pass_is_said_at_once(closed, loop, kind, url, says):
+def test_permanent_errors_are_not_retried(closed, loop, kind, url, says):
     store = kind.from_url(url.format(closed), StoreSettings(deadline_ms=100_000))
     store = store if kind is SessionStore else Blocking(store, loop)
     with pytest.raises(StoreUnavailable) as caught:

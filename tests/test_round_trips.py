@@ -73,11 +73,11 @@ def trips(client, namespace, valkey):
         lambda store: store.counters(),
     ],
 )
-def test_each_step_is_one(trips, operation):
+def test_each_operation_takes_one(trips, operation):
     assert trips(operation) == 1
 
 
-def test_each_step_of_a_lease_is_one(trips):
+def test_each_lease_operation_takes_one(trips):
     def steps(store):
         lease = store.acquire("a")
         store.renew(lease)
@@ -88,12 +88,12 @@ def test_each_step_of_a_lease_is_one(trips):
     assert trips(steps) == 5
 
 
-def test_a_turn_is_three_claim_save_and_count(trips):
+def test_a_turn_takes_three(trips):
     assert trips(lambda store: store.resume("a", lambda _: Turn("ID-1", None))) == 3
     assert trips(lambda store: store.resume("a", lambda _: Turn("ID-1", None))) == 3
 
 
-def test_a_turn_after_a_refusal_is_five(trips):
+def test_a_turn_after_a_refusal_takes_five(trips):
     def run(session_id):
         if session_id:
             raise RuntimeError("No conversation found with session ID: ID-1")
@@ -103,7 +103,7 @@ def test_a_turn_after_a_refusal_is_five(trips):
     assert trips(lambda store: store.resume("a", run)) == 5  # claim, reject, count, save, count
 
 
-def test_an_import_is_two_a_batch(trips, tmp_path):
+def test_an_import_takes_two_per_batch(trips, tmp_path):
     path = tmp_path / "sessions.json"
     path.write_text('{"a": "ID-1"}')
     trips(lambda store: store.import_legacy(path, assume_used_at="mtime"))  # the server gets to know the script

@@ -85,7 +85,7 @@ def url_of(kind: str, server: EmbeddedServer, password: str) -> str:
 @pytest.mark.parametrize("flavour", ["sync", "async"])
 @pytest.mark.parametrize("kind", ["nobody", "standalone", "cluster", "sentinel"])
 @pytest.mark.parametrize("trouble", ["wrong", "unreachable"])
-def test_no_error_shows_it(flavour, kind, trouble, guarded, dead, loop, logged):
+def test_no_error_shows_the_password(flavour, kind, trouble, guarded, dead, loop, logged):
     passwords = PASSWORDS if kind in ("nobody", "standalone") else PASSWORDS[1:2]
     for password in passwords:
         store = open_store(flavour, url_of(kind, guarded if trouble == "wrong" else dead, password), loop)
@@ -109,7 +109,7 @@ def test_no_error_shows_it(flavour, kind, trouble, guarded, dead, loop, logged):
 
 @pytest.mark.parametrize("password", PASSWORDS)
 @pytest.mark.parametrize("kind", ["standalone", "cluster", "sentinel", "unix"])
-def test_no_repr_shows_it(password, kind):
+def test_no_repr_shows_the_password(password, kind):
     quoted = quote(password, safe="")
     url = {
         "standalone": f"redis://user:{quoted}@h:1/2",
@@ -131,7 +131,7 @@ def test_no_repr_shows_it(password, kind):
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
-def test_a_url_that_is_refused_does_not_show_it(password):
+def test_a_refused_url_does_not_show_the_password(password):
     for url in (f"redis://user:{password}@h:port/x", f"redys://:{password}@h", f"redis://:{password}@h/0?x={password}"):
         try:
             urls.parse(url)
@@ -173,7 +173,7 @@ class TestAWrongPasswordIsTriedOnce:
                 raw.close()
 
     @pytest.mark.parametrize("flavour", ["sync", "async"])
-    def test_it_is_no_outage_to_ride_out(self, flavour, loop):
+    def test_a_wrong_password_is_not_retried_as_an_outage(self, flavour, loop):
         """The right one, set later, is taken at the next call."""
         with EmbeddedServer(extra={"requirepass": "right"}) as server:
             store = open_store(flavour, f"redis://:late@127.0.0.1:{server.port}", loop)
@@ -186,7 +186,7 @@ class TestAWrongPasswordIsTriedOnce:
 
 
 @pytest.mark.parametrize("flavour", ["sync", "async"])
-def test_a_command_that_is_refused_is_not_quoted(flavour, guarded, loop):
+def test_a_refused_command_is_not_quoted(flavour, guarded, loop):
     """redis-py's pipelines and the server itself quote arguments."""
     with redis.Redis(port=guarded.port, password="the right one") as raw:
         raw.acl_setuser("narrow", enabled=True, passwords=["+p"], keys=["*"], commands=["+hello", "+auth"])

@@ -37,7 +37,7 @@ from redis_sessions.client.url import Target, parse
         ("rediss+cluster://u:p@a:1", Target("cluster", (("a", 1),), username="u", password="p", tls=True)),
     ],
 )
-def test_what_a_url_is_taken_for(url, target):
+def test_parsing(url, target):
     assert parse(url) == target
 
 
@@ -50,7 +50,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("url", BAD)
-def test_what_can_not_be_is_refused(url):
+def test_invalid_urls_are_refused(url):
     for kind in (SessionStore, AsyncSessionStore):
         with pytest.raises(InvalidSettings, match="the store's URL"):
             kind.from_url(url)
@@ -73,7 +73,7 @@ def test_what_can_not_be_is_refused(url):
         "s3cret",
     ],
 )
-def test_no_password_is_ever_shown(url):
+def test_errors_show_no_password(url):
     with pytest.raises(InvalidSettings) as caught:
         parse(url)
     assert "s3cret" not in str(caught.value)
@@ -90,7 +90,7 @@ def test_no_repr_shows_a_password():
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_a_target_or_refused(text):
+def test_any_text_is_parsed_or_refused(text):
     for url in (text, f"redis://{text}", f"unix://{text}", f"redis+sentinel://{text}", f"rediss+cluster://{text}"):
         try:
             parse(url)
@@ -98,7 +98,7 @@ def test_any_text_is_a_target_or_refused(text):
             continue
 
 
-def test_the_client_is_the_safe_kind():
+def test_the_client_is_safe():
     with SessionStore.from_url("redis://h", StoreSettings(socket_timeout_ms=300, max_connections=7)) as store:
         pool = store.client.connection_pool
         assert pool.max_connections == 7

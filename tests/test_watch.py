@@ -19,8 +19,8 @@ import pytest
 
 from redis_sessions import SessionStore, StoreUnavailable
 from redis_sessions.cli import exit_codes as exits
-from redis_sessions.cli import watch as module
-from redis_sessions.cli.watch import Failures, Watch
+from redis_sessions.cli import report as module
+from redis_sessions.cli.report import Failures, LiveReport
 from redis_sessions.server import EmbeddedServer
 from tests import test_cli_support
 from tests.test_cli_support import run, spawn
@@ -63,7 +63,7 @@ def watching(url, *args, rows=60):
     """The watch as a process at a terminal of its own; ended at the end if it still runs."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (rows, 120))
-    # These win over what the terminal says, and whoever runs the tests may have set them.
+    # These override what the terminal says, and may be set in the environment of the tests.
     size = {"COLUMNS": "120", "LINES": str(rows)}
     environment = {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", **size}
     process = spawn("report", "--watch", "--url", url, *args, env=environment, stdout=theirs, stderr=theirs)
@@ -94,7 +94,7 @@ def store(server):
         yield store
 
 
-def test_it_shows_what_changes_until_it_is_told_to_stop(server, store):
+def test_it_shows_what_changes_until_a_signal(server, store):
     with watching(server.url, "--every", "1s") as (process, screen):
         screen.read_until(r"live +0")
         store.set("k", "ID-1")
@@ -110,13 +110,13 @@ def test_it_shows_what_changes_until_it_is_told_to_stop(server, store):
     assert "Traceback" not in screen.raw
 
 
-def test_it_is_quiet_on_the_server(server, store):
+def test_it_scans_only_when_due(server, store):
     for number in range(30):
         store.set(f"k{number}", "ID-1")
     with watching(server.url, "--every", "1h") as (process, screen):
         screen.read_until(r"live +30")
         store.increment_resume_failures()
-        # The counter is read anew, the keys are not.
+        # The counter is read again, the keys are not.
         screen.read_until(r"1 resume refused in the last \d+s")
         screen.read_until(r"next scan in 59m")
         store.client.ping()
@@ -142,7 +142,7 @@ def test_redis_is_away_at_first_and_again(server, store):
         assert ended(process, screen) == exits.DONE
 
 
-def test_the_state_is_first_where_the_terminal_is_low(server):
+def test_the_state_comes_first_on_a_low_terminal(server):
     with watching(server.url, rows=4) as (process, screen):
         screen.read_until(r"next scan in \d+s, Ctrl-C ends")
         assert "Counted so far" not in screen.raw
@@ -181,7 +181,7 @@ def test_a_line_a_scan_for_programs(server, store):
     assert all(json.loads(line) for line in rest.splitlines())
 
 
-def test_a_reader_that_has_seen_enough(server):
+def test_a_reader_that_stops_early(server):
     process = spawn("report", "--watch", "--json", "--every", "1s", "--url", server.url)
     assert process.stdout.readline()
     process.stdout.close()
@@ -190,7 +190,7 @@ def test_a_reader_that_has_seen_enough(server):
     assert (process.returncode, err) == (exits.PARTLY, b"")
 
 
-def test_without_a_terminal_it_says_what_to_do(server):
+def test_without_a_terminal_the_remedy_is_json(server):
     assert "add --json" in run("report", "--watch", "--url", server.url, code=exits.USAGE).stderr
 
 
@@ -199,7 +199,7 @@ def test_without_a_terminal_it_says_what_to_do(server):
     [{"TERM": "dumb"}, {"TERM": "DUMB"}, {"TERM": "unknown"}, {"TTY_COMPATIBLE": "0"}, {"TTY_INTERACTIVE": "0"}],
     ids=str,
 )
-def test_on_a_terminal_that_can_not_be_drawn_on_it_says_what_to_do(server, environment):
+def test_a_terminal_without_cursor_control_is_refused(server, environment):
     ours, theirs = pty.openpty()
     streams = {"stdout": theirs, "stderr": subprocess.PIPE, "env": {"TERM": "xterm"} | environment}
     process = spawn("report", "--watch", "--url", server.url, **streams)
@@ -214,7 +214,7 @@ def test_on_a_terminal_that_can_not_be_drawn_on_it_says_what_to_do(server, envir
     assert b"needs a terminal" in err
 
 
-def test_a_scan_that_failed_is_not_tried_at_every_look(monkeypatch):
+def test_a_failed_scan_is_retried_only_when_due(monkeypatch):
     class Store:
         scans, failing = 0, True
 
@@ -228,7 +228,7 @@ def test_a_scan_that_failed_is_not_tried_at_every_look(monkeypatch):
             return "a report"
 
     store, clock = Store(), itertools.count()
-    watch = Watch(store, 60.0)
+    watch = LiveReport(store, 60.0)
 
     def look_at(second):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(second)))
@@ -244,7 +244,7 @@ def test_a_scan_that_failed_is_not_tried_at_every_look(monkeypatch):
     assert (store.scans, watch.trouble, watch.report) == (4, None, "a report")
 
 
-def test_failures_are_told_for_a_minute_and_never_negative():
+def test_failures_are_shown_for_a_minute_and_never_negative():
     failures = Failures()
     assert failures.lately() == (0, 0)
     for at_s, total in ((0, 5), (30, 6), (59, 8), (61, 9), (95, 9)):

@@ -1,220 +1,132 @@
-"""What each agent runtime looks like: its IDs, its resume arguments, its records, its ways to say no.
+r"""Agent runtimes as data: how each is called, where its output names the session, and how it refuses to resume.
 
-Told from what the runtimes themselves printed, in the versions named. A run is judged by its exit code and the words of
-its closing record; only if nothing had been said yet, by the lines of its stderr; never by what an assistant or a tool
-said. What can't be decided is `Verdict.other`.
+`get_agent("codex").judge` is a judge for `resume`. Known are claude, codex, gemini, opencode, copilot, claude-agent-sdk,
+openai and agentcore. Each is a TOML file; to add a runtime, copy one (`redis-sessions agents codex --toml > mine.toml`),
+change it, and use it: `redis-sessions run --agent-file mine.toml`, or `load("mine.toml")` in Python. The keys:
 
-`get_agent("codex").judge` is a judge for `resume`; the names are claude, codex, gemini, opencode, copilot,
-claude-agent-sdk and openai. A runtime of your own is an `Agent(...)`, whose `judge` is given to `resume` likewise.
+    name = "mine"                    # the only key that is required; a file in a directory is called like its runtime
+    like = "codex"                   # a runtime of this package, whose keys count where they are not given here
+    executables = ["mine"]           # names of its program; none: it is called from Python
+    keeps_sessions = "30d"           # how long it keeps a session; left out: not established
+    bound_to = ["host", "home", "directory"]        # a session can be resumed only where these are the same
+
+    session_id = '{uuid}'            # a regular expression for a whole session ID
+    resume = ["--resume={id}"]       # arguments that resume the session {id}; [place], below, says where they go
+    print_mode = ["-p", "--print"]   # options; without one of them it starts a conversation at a terminal
+    json_output = "--format json"    # what to add to a command so that its output names the session
+
+    session_id_at = [{ path = "session.id", record = { type = "result" } }]     # where records name the session
+    session_id_line = 'session id: {id}'            # a stderr line that names it
+    turn_began = [{ type = "init" }]                # records that show it at work: from then on nothing is run again
+    turn_began_line = 'session id: '                # a stderr line that shows it, after which stderr is a transcript
+    turn_ended = [{ type = "result" }]              # records that end a turn, well or not; the last one counts
+    turn_failed = [{ type = "result", error = "..." }]      # those of them that say that it failed
+    turn_failed_line = 'Error: '                    # a stderr line that says so, whatever the exit code
+    ignore_stderr_after = [{ type = "message" }]    # records after which stderr may quote what was said; default: turn_began
+    error_paths = ["error.message"]                 # where a failed record has its own words
+    refusals = [                     # those words, or stderr lines, that say that the session can't be resumed
+      { verdict = "gone", pattern = 'No session {id}' },        # or "invalid_id", "busy", "unusable"
+      { verdict = "unusable", pattern = 'Context is full', within_turn = true },        # also after the turn has begun
+    ]
+    error_reader = "process"         # what it raises in Python: "process" (an error with returncode, stdout and stderr),
+                                     # "claude_sdk" or "openai"
+
+    [place]                          # left empty: right after the executable; left out: {resume} in the command must say it
+    subcommands = ["exec", "e"]      # after one of these, the first word that is neither an option nor its value
+    before_prompt = true             # also after the options that follow it; one that is not in the next two is refused
+    value_options = ["-m"]           # options whose value is the next word
+    flags = ["--json"]               # options without a value
+    resumes = ["--continue"]         # options, or words in place of subcommand or prompt, that choose a session: refused
+    excludes = ["--list-sessions"]   # the same for others with which nothing can be resumed
+
+    [[verified]]                     # versions for which all this was checked, oldest first, and how
+    versions = ["1.0", "1.2"]
+    evidence = "ran offline"         # their real output was seen; or "documents"
+
+A record, such as `{ type = "result" }`, stands for every JSON object in the output that has these names with these values;
+`"..."` stands for any value but null, false, zero and empty. A path is dotted, and goes through lists. A regular expression
+matches from the first character (write it in single quotes, so that a backslash is one); `{uuid}` in it stands for a UUID,
+and `{id}` for a session ID, in quotes or not. Lines have no ANSI codes.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Final
+from functools import cache
+from pathlib import Path
 
-from redis_sessions.agents.command_line import after_subcommand, before_prompt, first
-from redis_sessions.agents.evidence import Evidence, of_claude_sdk, of_openai
-from redis_sessions.agents.judge import UUID, Agent, Refusal
+from redis_sessions.agents.agent import KNOWN, Agent, RecordField, Refusal, Verified, load
+from redis_sessions.agents.command_line import Place
+from redis_sessions.agents.evidence import Evidence
 from redis_sessions.errors import InvalidSettings
-from redis_sessions.resume.turn import Verdict
 
-__all__ = ["Agent", "Evidence", "Refusal", "UnknownAgent", "get_agent", "known_agents", "register"]
-
-_ID: Final = r"['\"“]?(?P<id>[A-Za-z0-9][A-Za-z0-9._:-]*)['\"”]?"
-
-# Claude Code 1.0.24 to 2.1.330. Of a second writer it says nothing, unless that is a background agent: the transcript forks.
-_CLAUDE_CORRUPT: Final = (
-    r"tool use concurrency issues|orphaned tool_result in conversation history|Invalid `signature` in `thinking` block|"
-    r"unexpected `tool_use_id` found in `tool_result` blocks|`tool_use` ids were found without `tool_result` blocks|"
-    r"duplicate tool_use ID in conversation history|prompt is too long: \d+ tokens|"
-    r"input length and `max_tokens` exceed context limit"
-)
-CLAUDE: Final = Agent(
-    name="claude",
-    commands=("claude",),
-    session_id=UUID,
-    resume=("--resume={id}",),
-    place=first(resumes=("-r", "--resume", "-c", "--continue", "--session-id", "--from-pr")),
-    one_turn=("-p", "--print"),
-    session_at=(({"type": "result"}, "session_id"),),
-    named_by="--output-format json",
-    began=({"type": "system", "subtype": "init"}, {"type": "result", "num_turns": ...}),
-    spoken=({"type": "assistant"}, {"type": "user"}, {"type": "stream_event"}, {"type": "result", "num_turns": ...}),
-    closed=({"type": "result"},),
-    failed=({"type": "result", "is_error": True}, {"type": "result", "subtype": "error_during_execution"}),
-    wrong=("errors", "result"),
-    refusals=(
-        Refusal(Verdict.gone, rf"(?:Error: )?No conversation found with session ID: {_ID}\s*$"),
-        Refusal(Verdict.invalid_id, r"(?:Error: )?--resume requires a valid session ID\b"),
-        Refusal(Verdict.busy, rf"(?:Error: )?Session {_ID} is (?:currently )?running as a background (?:agent|session)\b"),
-        Refusal(Verdict.busy, r"(?:Error: )?That session is running in the background\."),
-        Refusal(Verdict.unusable, r"Prompt is too long\b", after_begin=True),
-        Refusal(Verdict.unusable, r"API Error: The model has reached its context window limit\b", after_begin=True),
-        Refusal(Verdict.unusable, r"Request too large \(.*\bin the conversation pushed the request\b", after_begin=True),
-        Refusal(Verdict.unusable, rf"API Error: 400 .*(?:{_CLAUDE_CORRUPT})", after_begin=True),
-    ),
-)
-
-# Codex 0.44 to 0.169. Older ones answer an unknown or malformed ID with a new thread, exit code 0.
-_CODEX_VALUES: Final = """
--c --config -m --model -p --profile -s --sandbox -C --cd -o --output-last-message -a --ask-for-approval --enable --disable
---local-provider --add-dir --output-schema --color --thread-source --cyber-access-program"""
-_CODEX_FLAGS: Final = """
---json --experimental-json --oss --full-auto --skip-git-repo-check --include-plan-tool --search --yolo --strict-config
---dangerously-bypass-approvals-and-sandbox --dangerously-bypass-hook-trust --approve-for-me --worktree --trust
---ignore-user-config --ignore-rules --no-alt-screen"""
-_CODEX_ERROR: Final = r"(?:Error: )?(?:thread/resume: )?(?:thread/resume failed: )?"
-_CODEX_UNREADABLE: Final = r"is empty|does not start with session metadata"
-_CODEX_CORRUPT: Final = r"empty session file|failed to parse (?:thread|conversation) ID from rollout file"
-_OPENAI_UNUSABLE: Final = r'"code": ?"context_length_exceeded"|"message": ?"No tool output found for function call '
-CODEX: Final = Agent(
-    name="codex",
-    commands=("codex",),
-    session_id=UUID,
-    resume=("resume", "{id}"),
-    place=before_prompt(
-        "exec",
-        "e",
-        values=_CODEX_VALUES.split(),
-        flags=_CODEX_FLAGS.split(),
-        resumes=("resume",),
-        unless=("fork", "review", "help"),
-    ),
-    session_at=(({"type": "thread.started"}, "thread_id"),),
-    session_line=rf"session id: (?P<id>{UUID})$",
-    named_by="--json",
-    began=({"type": "turn.started"},),
-    began_line=r"session id: ",
-    closed=({"type": "turn.completed"}, {"type": "turn.failed"}, {"type": "error"}),
-    failed=({"type": "turn.failed"}, {"type": "error"}),
-    wrong=("error.message", "message"),
-    refusals=(
-        Refusal(Verdict.gone, rf"{_CODEX_ERROR}no rollout found for (?:thread|conversation) id {_ID}(?: \(code\b|\s*$)"),
-        Refusal(Verdict.busy, rf"{_CODEX_ERROR}thread {_ID} already has an active writer\b"),
-        Refusal(Verdict.unusable, rf"{_CODEX_ERROR}failed to read thread: .*\brollout at .* (?:{_CODEX_UNREADABLE})\b"),
-        Refusal(Verdict.unusable, rf"{_CODEX_ERROR}session {_ID} is archived\."),
-        Refusal(Verdict.unusable, rf"{_CODEX_ERROR}(?:failed to load rollout .*: )?(?:{_CODEX_CORRUPT})\s*$"),
-        Refusal(Verdict.unusable, r"Codex ran out of room in the model's context window\b", after_begin=True),
-        Refusal(Verdict.unusable, r"(?:.*: )?Your input exceeds the context window of this model\b", after_begin=True),
-        Refusal(Verdict.unusable, rf"(?:unexpected status 400 Bad Request: )?\{{.*(?:{_OPENAI_UNUSABLE})", after_begin=True),
-    ),
-)
-
-# Gemini CLI 0.15 to 0.61. Its JSON errors stand on stderr.
-_GEMINI_UNUSABLE: Final = (
-    r"The input token count \(\d+\) exceeds the maximum number of tokens|"
-    r"Please ensure that function call turn comes immediately after"
-)
-_GEMINI_ERROR: Final = r"(?:Error resuming session: )?"
-GEMINI: Final = Agent(
-    name="gemini",
-    commands=("gemini",),
-    session_id=UUID,
-    resume=("--resume={id}",),
-    place=first(resumes=("-r", "--resume", "--session-id"), unless=("--list-sessions", "--delete-session")),
-    one_turn=("-p", "--prompt"),
-    session_at=(({}, "session_id"),),
-    named_by="--output-format json",
-    began=({"type": "init"}, {"type": "message"}, {"type": "tool_use"}, {"response": ...}),
-    closed=({"type": "result"}, {"response": ...}, {"error": ...}),
-    failed=({"error": ...}, {"type": "result", "status": "error"}),
-    wrong=("error.message",),
-    refusals=(
-        Refusal(Verdict.gone, rf"{_GEMINI_ERROR}Invalid session identifier \"(?P<id>{UUID})\"\."),
-        Refusal(Verdict.invalid_id, rf"{_GEMINI_ERROR}Invalid session identifier \"(?!{UUID}\")[^\"]*\"\."),
-        Refusal(Verdict.gone, rf"{_GEMINI_ERROR}No previous sessions found for this project\.\s*$"),
-        Refusal(Verdict.unusable, rf".*(?:{_GEMINI_UNUSABLE})\b", after_begin=True),
-    ),
-)
-
-# opencode 1.0 to 1.18. Two at once on one session run away.
-OPENCODE: Final = Agent(
-    name="opencode",
-    commands=("opencode",),
-    session_id=r"ses_[A-Za-z0-9]{1,64}",
-    resume=("--session={id}",),
-    place=after_subcommand("run", values=("--log-level",), resumes=("-s", "--session", "-c", "--continue")),
-    session_at=(({}, "sessionID"),),
-    named_by="--format json",
-    began=({"type": "step_start"}, {"type": "text"}, {"type": "tool_use"}),
-    closed=({"type": "step_start"}, {"type": "step_finish"}, {"type": "error"}),
-    failed=({"type": "error"},),
-    failed_line=r"(?:Error|NotFoundError): (?:Session not found|NotFoundError)\s*$",
-    wrong=("error.name", "error.data.message", "error.data.responseBody"),
-    refusals=(
-        Refusal(Verdict.gone, r"(?:Error: )?Session not found\s*$"),
-        Refusal(Verdict.gone, r"  message: \"Session not found: (?P<id>ses_[A-Za-z0-9]+)\""),
-        Refusal(Verdict.gone, r"  message: \"Resource not found: .*/storage/session/.*/(?P<id>ses_[A-Za-z0-9]+)\.json\""),
-        Refusal(Verdict.busy, rf"(?:Error: )?Session is busy: {_ID}"),
-        Refusal(Verdict.unusable, r"ContextOverflowError$", after_begin=True),
-        Refusal(Verdict.unusable, rf"\{{.*(?:{_OPENAI_UNUSABLE})", after_begin=True),
-    ),
-)
-
-# Copilot CLI 0.0.354 to 1.0.102.
-COPILOT: Final = Agent(
-    name="copilot",
-    commands=("copilot",),
-    session_id=UUID,
-    resume=("--resume={id}",),
-    place=first(resumes=("-r", "--resume", "-c", "--continue", "--session-id", "--connect")),
-    one_turn=("-p", "--prompt"),
-    session_at=(({"type": "result"}, "sessionId"),),
-    named_by="--output-format json",
-    session_line=rf"Resume +copilot --resume=(?P<id>{UUID})\s*$",
-    began=({"type": "assistant.turn_start"},),
-    closed=({"type": "result"}, {"type": "session.error"}),
-    failed=({"type": "result", "exitCode": ...}, {"type": "session.error"}),
-    wrong=("data.errorType", "data.message"),
-    refusals=(
-        Refusal(Verdict.gone, r"Error: No session, task, or name matched '(?P<id>[^']*)'\.?\s*$"),
-        Refusal(Verdict.invalid_id, r"Error: Invalid session ID format: '"),
-        Refusal(Verdict.unusable, r"Error: Session '(?P<id>[^']*)' was found but could not be loaded\."),
-        Refusal(Verdict.unusable, r"context_limit$", after_begin=True),
-        Refusal(Verdict.unusable, r"400 Your input exceeds the context window of this model\b", after_begin=True),
-        Refusal(Verdict.unusable, r"400 No tool output found for function call ", after_begin=True),
-    ),
-)
-
-# The package claude-agent-sdk, 0.1.80 to 0.2.187: the same sessions, told by exceptions.
-CLAUDE_SDK: Final = replace(CLAUDE, name="claude-agent-sdk", commands=(), evidence=of_claude_sdk)
-
-# Responses and conversations of the OpenAI API. A response's ID is new every turn.
-OPENAI: Final = Agent(
-    name="openai",
-    session_id=r"(?:resp|conv)_[A-Za-z0-9_-]{1,250}",
-    closed=({"type": "error"},),
-    failed=({"type": "error"},),
-    wrong=("code",),
-    refusals=(
-        Refusal(Verdict.gone, r"previous_response_not_found$"),
-        Refusal(Verdict.busy, r"conversation_locked$"),
-        Refusal(Verdict.unusable, r"context_length_exceeded$"),
-    ),
-    evidence=of_openai,
-)
-
-_KNOWN: dict[str, Agent] = {agent.name: agent for agent in (CLAUDE, CODEX, GEMINI, OPENCODE, COPILOT, CLAUDE_SDK, OPENAI)}
-
-
-def get_agent(name: str) -> Agent:
-    """The runtime of that name. Raises UnknownAgent, which lists the names."""
-    try:
-        return _KNOWN[name]
-    except KeyError:
-        raise UnknownAgent(f"no agent runtime {name[:40]!r} is known", remedy=f"name one of {', '.join(_KNOWN)}") from None
-
-
-def register(agent: Agent) -> None:
-    """Make a runtime of your own known under its name, in this process, in the place of one of the same name."""
-    _KNOWN[agent.name] = agent
-
-
-def known_agents() -> tuple[Agent, ...]:
-    """All runtimes that are known."""
-    return tuple(_KNOWN.values())
+__all__ = [
+    "Agent",
+    "Evidence",
+    "Place",
+    "RecordField",
+    "Refusal",
+    "UnknownAgent",
+    "Verified",
+    "file_of",
+    "get_agent",
+    "known_agents",
+    "load",
+    "register",
+    "register_directory",
+]
 
 
 class UnknownAgent(InvalidSettings):
     """No runtime goes by that name."""
+
+
+_agents: dict[str, Agent] = {}
+
+
+@cache
+def _files() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(KNOWN.glob("*.toml"))}
+
+
+def get_agent(name: str) -> Agent:
+    """The runtime of that name; its file is read at the first call. Raises UnknownAgent, which lists the names.
+
+    A file that `register_directory` has made known may be wrong: raises InvalidSettings.
+    """
+    if name not in _agents:
+        if (path := file_of(name)) is None:
+            names = ", ".join(sorted({*_files(), *_agents}))
+            raise UnknownAgent(f"no agent runtime {name[:40]!r} is known", remedy=f"name one of {names}")
+        agent = load(path)
+        if agent.name != name:
+            raise InvalidSettings(f"{path}: name is {agent.name!r}", remedy=f"write {name!r}, or rename the file")
+        _agents[name] = agent
+    return _agents[name]
+
+
+def known_agents() -> tuple[Agent, ...]:
+    """All runtimes that are known, by name. Raises InvalidSettings for a file that is wrong."""
+    return tuple(get_agent(name) for name in sorted({*_files(), *_agents}))
+
+
+def file_of(name: str) -> Path | None:
+    """The TOML file that a runtime of that name comes from, or None."""
+    return _files().get(name)
+
+
+def register(agent: Agent) -> None:
+    """Make a runtime of your own known under its name, in this process, in place of one of the same name."""
+    _files().pop(agent.name, None)
+    _agents[agent.name] = agent
+
+
+def register_directory(directory: str | Path) -> None:
+    """Make every `NAME.toml` of a directory known under its name, in this process, in place of one of the same name.
+
+    Each is read when it is asked for. Raises InvalidSettings if there is no such directory.
+    """
+    if not Path(directory).is_dir():
+        raise InvalidSettings(f"{directory} is not a directory", remedy="name one with a TOML file for each runtime")
+    for path in sorted(Path(directory).glob("*.toml")):
+        _files()[path.stem] = path
+        _agents.pop(path.stem, None)

@@ -1,22 +1,19 @@
-"""Where the resume arguments go in a command line. What can't be found is refused, never guessed.
+"""Where the resume arguments go in a command line. A place that is not certain is refused, never guessed.
 
-`{resume}` in the command always says it: a word of its own, replaced by the arguments, or left out for a fresh start.
+`{resume}`, as a word of the command, always says it: the arguments replace it; for a fresh start it is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import PurePath
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple
 
 from redis_sessions.errors import InvalidSettings
 
-# Given the words after the executable, how many of them come before the resume arguments; None if that can't be told.
-Place: TypeAlias = Callable[[list[str]], int | None]
-
 MARK: Final = "{resume}"
 
-# Programs that start another: what follows them may be their own options, so the agent must be found behind them by name.
+# Programs that start another one. The words that follow may be their own, so the agent is looked for by its name.
 _LAUNCHERS: Final = frozenset(
     """
     bash bun bunx chroot dash deno doas docker env fish flock ionice kubectl mise nerdctl nice node nohup npm npx
@@ -27,7 +24,7 @@ _LAUNCHERS: Final = frozenset(
 
 
 class PlaceUnknown(InvalidSettings):
-    """The place of the resume arguments can't be told from the command."""
+    """The place of the resume arguments is not certain from the command."""
 
 
 def name_of(word: str) -> str:
@@ -39,6 +36,56 @@ def name_of(word: str) -> str:
     return head if at and head else name
 
 
+class Place(NamedTuple):
+    """Where a runtime takes its resume arguments: right after the executable, if nothing more is said.
+
+    Attributes:
+        subcommands, before_prompt: they go after one of these words; and after the options that follow it.
+        value_options, flags: the options that have a value, and those that have none; others may, and are refused.
+        resumes, excludes: options, or words in place of subcommand or prompt, with which nothing can be resumed.
+    """
+
+    subcommands: tuple[str, ...] = ()
+    before_prompt: bool = False
+    value_options: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    resumes: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+
+    def find(self, words: list[str]) -> int | None:
+        """How many of the words after the executable come before the arguments; None if uncertain. Raises PlaceUnknown."""
+        _refuse_resuming(_given(words, [option for option in self.resumes if option.startswith("-")]))
+        if _given(words, [option for option in self.excludes if option.startswith("-")]):
+            return None
+        if not self.subcommands:
+            return 0
+        at = 0
+        while words[at : at + 1] and words[at].startswith("-"):
+            at += 2 if words[at] in self.value_options else 1
+        self._refuse_resuming_word(words[at : at + 1])
+        if not {*words[at : at + 1]} & {*self.subcommands}:
+            raise PlaceUnknown(
+                f"without its subcommand {self.subcommands[0]} this agent does not run one turn and end",
+                remedy=f"write {self.subcommands[0]} after its name, or {MARK} where its resume argument goes",
+            )
+        return self._before_prompt(words, at + 1) if self.before_prompt else at + 1
+
+    def _before_prompt(self, words: list[str], at: int) -> int | None:
+        while at < len(words) and words[at].startswith("-") and words[at] not in ("-", "--"):
+            name, has_value, _ = words[at].partition("=")
+            if name in self.value_options:
+                at += 1 if has_value else 2
+            elif name in self.flags or (len(name) > 2 and name[1] != "-" and name[:2] in self.value_options):
+                at += 1
+            else:
+                return None
+        self._refuse_resuming_word(words[at : at + 1])
+        return None if at > len(words) or {*words[at : at + 1]} & {*self.excludes} else at
+
+    def _refuse_resuming_word(self, words: list[str]) -> None:
+        _refuse_resuming(next((word for word in words if word in self.resumes), None))
+
+
 def with_resume(command: list[str], names: Collection[str], place: Place | None, arguments: list[str]) -> list[str]:
     """A command with the resume arguments in their place; with none, the command for a fresh start.
 
@@ -46,8 +93,8 @@ def with_resume(command: list[str], names: Collection[str], place: Place | None,
         command: program and words, `{resume}` among them or not.
         names: what the agent's executable is called.
         place: where its resume arguments go; None if only `{resume}` can say.
-        arguments: the resume arguments; empty for a fresh start, which is refused where a resume would be, so that the
-            first turn of a conversation tells what its second would.
+        arguments: the resume arguments; empty for a fresh start, which is refused where a resume would be, so that an error
+            shows at the first turn of a conversation, not at its second.
 
     Raises PlaceUnknown.
     """
@@ -55,11 +102,10 @@ def with_resume(command: list[str], names: Collection[str], place: Place | None,
         at = command.index(MARK)
         return [*command[:at], *arguments, *(word for word in command[at + 1 :] if word != MARK)]
     start = _executable(command, names)
-    words = command[start + 1 :]
-    before = place(words) if place else None
+    before = None if place is None else place.find(command[start + 1 :])
     if before is None:
         raise PlaceUnknown(
-            f"it can't be told where {name_of(command[start])} takes its resume argument in this command",
+            f"it is not certain where {name_of(command[start])} takes its resume argument in this command",
             remedy=f"write {MARK} where it goes, and leave resuming to this program",
         )
     at = start + 1 + before
@@ -74,13 +120,22 @@ def guess(command: list[str], names: Collection[str]) -> str | None:
     return behind.pop() if _launches(command) and len(behind) == 1 else None
 
 
+def lacks(command: list[str], names: Collection[str], options: Collection[str]) -> bool:
+    """Whether an agent's command certainly has none of these options; False if the agent can't be found in it."""
+    try:
+        start = _executable(command, names)
+    except PlaceUnknown:
+        return False
+    return name_of(command[start]) in names and _given(command[start + 1 :], options) is None
+
+
 def _executable(command: list[str], names: Collection[str]) -> int:
     if name_of(command[0]) in names or not _launches(command):
         return 0
     behind = [at for at, word in enumerate(command) if name_of(word) in names]
     if len(behind) != 1:
         raise PlaceUnknown(
-            f"it can't be told which word behind {name_of(command[0])} is the agent",
+            f"it is not certain which word behind {name_of(command[0])} is the agent",
             remedy=f"write {MARK} where its resume argument goes",
         )
     return behind[0]
@@ -91,77 +146,6 @@ def _launches(command: list[str]) -> bool:
     return name in _LAUNCHERS or name.startswith("python")
 
 
-def first(*, resumes: Collection[str], unless: Collection[str] = ()) -> Place:
-    """Right after the executable, as for options that may stand anywhere.
-
-    Args:
-        resumes: options by which a command resumes a session by itself; refused as such.
-        unless: others that leave no place.
-    """
-
-    def place(words: list[str]) -> int | None:
-        _refuse_resuming(_given(words, resumes))
-        return None if _given(words, unless) else 0
-
-    return place
-
-
-def after_subcommand(name: str, *, values: Collection[str] = (), resumes: Collection[str]) -> Place:
-    """Right after a subcommand, which must be the first word that is neither an option nor the value of one of `values`.
-
-    `resumes` is as for `first`.
-    """
-
-    def place(words: list[str]) -> int | None:
-        _refuse_resuming(_given(words, resumes))
-        return _after((name,), words, values)
-
-    return place
-
-
-def before_prompt(
-    *subcommands: str, values: Collection[str], flags: Collection[str], resumes: Collection[str], unless: Collection[str]
-) -> Place:
-    """After a subcommand and its options, before the prompt; an option that is not known may take a value, so it is refused.
-
-    Args:
-        subcommands: names of the subcommand.
-        values: options that take one value.
-        flags: options that take none.
-        resumes: words in the place of the subcommand or the prompt by which a command resumes a session by itself.
-        unless: other words that must not stand where the prompt does.
-    """
-
-    def place(words: list[str]) -> int | None:
-        begin = _first_word(words, values)
-        _refuse_resuming(words[begin] if begin is not None and words[begin] in resumes else None)
-        at = _after(subcommands, words, values)
-        while at < len(words) and words[at].startswith("-") and words[at] not in ("-", "--"):
-            name, has_value, _ = words[at].partition("=")
-            if name in values:
-                at += 1 if has_value else 2
-            elif name in flags or (len(name) > 2 and name[1] != "-" and name[:2] in values):
-                at += 1
-            else:
-                return None
-        if at < len(words):
-            _refuse_resuming(words[at] if words[at] in resumes else None)
-        return None if at > len(words) or (at < len(words) and words[at] in unless) else at
-
-    return place
-
-
-def _after(subcommands: Collection[str], words: list[str], values: Collection[str]) -> int:
-    at = _first_word(words, values)
-    if at is not None and words[at] in subcommands:
-        return at + 1
-    wanted = next(iter(subcommands))
-    raise PlaceUnknown(
-        f"without its subcommand {wanted} this agent does not run one turn and end",
-        remedy=f"write {wanted} after its name, or {MARK} where its resume argument goes",
-    )
-
-
 def _refuse_resuming(word: str | None) -> None:
     if word is not None:
         does = "names" if word == "--session-id" else "resumes"
@@ -169,22 +153,6 @@ def _refuse_resuming(word: str | None) -> None:
             f"the command {does} a session by itself ({word})",
             remedy=f"remove that argument, the conversation's own is put there (or where {MARK} stands)",
         )
-
-
-def lacks(command: list[str], names: Collection[str], options: Collection[str]) -> bool:
-    """Whether an agent's command has surely none of these options; where the agent can't be found, that can't be told."""
-    try:
-        start = _executable(command, names)
-    except PlaceUnknown:
-        return False
-    return name_of(command[start]) in names and _given(command[start + 1 :], options) is None
-
-
-def _first_word(words: list[str], values: Collection[str]) -> int | None:
-    at = 0
-    while at < len(words) and words[at].startswith("-"):
-        at += 2 if words[at] in values else 1
-    return at if at < len(words) else None
 
 
 def _given(words: list[str], options: Collection[str]) -> str | None:

@@ -1,8 +1,7 @@
 """An agent's output as it comes: JSON records and lines of text, out of bytes that arrive in any pieces.
 
 A record is a JSON object: on a line of its own, inside a list, or printed over several lines that begin with `{` or `[` and
-end with `}` or `]` at the margin. Whatever is longer than MAX_BYTES is passed over, so memory is bounded however much an
-agent prints.
+end with `}` or `]` at the margin. What is longer than MAX_BYTES is skipped, so memory is bounded.
 """
 
 from __future__ import annotations
@@ -10,18 +9,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final, TypeAlias
 
 Record: TypeAlias = dict[str, Any]
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 MAX_LINE_CHARS: Final = 16_384
+# Where a description wants a value, this stands for any but null, false, zero and empty.
+ANY: Final = "..."
 
+_UUID: Final = r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
+_ID: Final = r"['\"“]?(?P<id>[A-Za-z0-9][A-Za-z0-9._:-]*)['\"”]?"
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
 class Reader:
-    """Takes a stream in pieces, gives records (dict) and lines of text (str), the latter without ANSI codes."""
+    """Turns a stream that comes in pieces into records (dict) and lines of text (str) without ANSI codes."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -30,7 +34,7 @@ class Reader:
         self._document_bytes = 0
 
     def feed(self, piece: bytes) -> Iterator[Record | str]:
-        """What a further piece completes."""
+        """Take a further piece; yields what it completes."""
         *lines, rest = piece.split(b"\n")
         for line in lines:
             self._rest += line
@@ -46,7 +50,7 @@ class Reader:
                 self._skipping = True
 
     def close(self) -> Iterator[Record | str]:
-        """What is left when the stream has ended."""
+        """Yield what is left when the stream has ended."""
         if self._rest and not self._skipping:
             yield from self._line(bytes(self._rest))
         lines, self._document = self._document, []
@@ -81,7 +85,7 @@ class Reader:
             else:
                 self._document = []
                 return
-        # What can't be a document any more was text all along.
+        # It can't be a document any more, so it was text.
         if self._document_bytes > MAX_BYTES or line[:1] not in (b" ", b"\t", b"", closing, b"}", b"]"):
             lines, self._document = self._document, []
             yield from (_text(each) for each in lines[:1])
@@ -101,8 +105,14 @@ def _text(line: bytes) -> str:
     return _ANSI.sub("", text).rstrip("\r\n ")
 
 
+@cache
+def compiled(pattern: str) -> re.Pattern[str]:
+    """A regular expression as descriptions write them, with `{id}` and `{uuid}`. Raises re.error."""
+    return re.compile(pattern.replace("{id}", _ID).replace("{uuid}", _UUID))
+
+
 def pick(record: Record, path: str) -> Iterator[str]:
-    """The texts at a dotted path, `error.message`; lists on the way are gone through, what is no text is left out."""
+    """The texts at a dotted path, `error.message`, also inside lists; what is not text is left out."""
     found: list[Any] = [record]
     for name in path.split("."):
         inside = [value[name] for value in found if isinstance(value, dict) and name in value]
@@ -111,5 +121,5 @@ def pick(record: Record, path: str) -> Iterator[str]:
 
 
 def matches(record: Record, wanted: Record) -> bool:
-    """Whether a record has all the wanted names and values; `...` stands for any value but null, false, zero and empty."""
-    return all(bool(record.get(name)) if value is ... else record.get(name) == value for name, value in wanted.items())
+    """Whether a record has all the wanted names and values; ANY is any true value."""
+    return all(bool(record.get(name)) if value == ANY else record.get(name) == value for name, value in wanted.items())

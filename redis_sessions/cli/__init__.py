@@ -1,4 +1,4 @@
-"""The command line `redis-sessions`. Only here is the environment read and anything printed."""
+"""The command line `redis-sessions`. Only this package and the demo read the environment and print."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import io
 import sys
 
 _MISSING = "redis-sessions: the command line needs typer and rich: pip install 'redis-sessions[cli]'"
-_BARE_HELP = """Usage: redis-sessions [OPTIONS] COMMAND …
+_BARE_HELP = """Usage: redis-sessions [OPTIONS] COMMAND [ARGS]...
 
   Session IDs of agents' conversations, kept in Redis for many workers.
 
-  The library is installed; the commands come with the extra cli:
+  The library is installed; the commands need the extra "cli":
     pip install 'redis-sessions[cli]'
 
 Exit codes:
@@ -22,8 +22,8 @@ Exit codes:
 
 
 def main() -> None:
-    """Run the command line on `sys.argv`, and exit with one of the codes in `exits.py`."""
-    # Rich is imported late, and must not be found missing halfway.
+    """Run the command line on `sys.argv`, and exit with one of the codes in `exit_codes.py`."""
+    # Rich is imported late: a missing one must be reported now, not in the middle of a command.
     if not all(map(importlib.util.find_spec, ("typer", "rich"))):
         asked = not {"-h", "--help"}.isdisjoint(sys.argv[1:2])
         with contextlib.suppress(OSError, AttributeError):
@@ -34,7 +34,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     for stream in (sys.stdout, sys.stderr):
-        # A key may hold any character, and the locale's encoding only some.
+        # A key may contain any character, and the locale's encoding may lack it.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     app()

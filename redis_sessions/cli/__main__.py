@@ -1,4 +1,4 @@
-"""`python -m redis_sessions.cli`, for where the console script is not on the PATH."""
+"""`python -m redis_sessions.cli`, if the console script is not on the PATH."""
 
 from redis_sessions.cli import main
 

@@ -6,6 +6,7 @@ import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
+from redis_sessions.cli.agents import register_users_runtimes
 from redis_sessions.cli.options import Options, on_a_store
 from redis_sessions.text import count
 
@@ -40,6 +41,7 @@ def doctor(at: Options, *, agent: Agent = None, strict: Strict = False) -> int:
       redis-sessions doctor --strict --json > doctor.json || mail -s "redis-sessions" me < doctor.json
       redis-sessions doctor --json | jq -r '.findings[] | select(.status == "broken").remedy'
     """
+    register_users_runtimes()
     with at.store() as store, show.progress("looking") as progress:
         diagnosis = store.doctor(agent, progress)
     if at.as_json:

@@ -1,4 +1,4 @@
-"""Exit codes, and the one place where an error becomes a line on stderr and one of them."""
+"""Exit codes, and the one place where an error becomes a line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ USAGE: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
 
-# The base of all that typer finds wrong with arguments; it has no public name in all versions since 0.27.
+# The base class of typer's errors about arguments; it has no public name in all versions since 0.27.
 _BadUsage: type[BaseException] = typer.BadParameter.__mro__[1]
-_CALLERS_INPUT: Final = (
-    errors.InvalidKey,
-    errors.InvalidSessionID,
-    errors.InvalidSettings,
-    errors.FileNotWritten,
-    errors.LegacyFileError,
-    errors.MissingExtra,
-    errors.ServerError,
+_USAGE_ERRORS: Final = (
+    *(errors.InvalidKey, errors.InvalidSessionID, errors.InvalidSettings, errors.FileNotWritten),
+    *(errors.LegacyFileError, errors.MissingExtra, errors.ServerError),
 )
-_NOT_AS_EXPECTED: Final = (errors.CorruptValue, errors.InexactScan, errors.LeaseHeld, errors.SessionBusy)
+_PARTIAL_ERRORS: Final = (errors.CorruptValue, errors.InexactScan, errors.LeaseHeld, errors.SessionBusy)
 _URL = re.compile(r"://\S+")
 
 
 def guarded(program: Callable[[], int | None]) -> int:
-    """Run a program to its exit code, None being DONE; what it raises is told in one line on stderr."""
-    code = _run(program)
+    """Run a program and return its exit code; None is DONE, and an expected error is reported in one line on stderr."""
     try:
+        try:
+            code = program() or DONE
+        except (KeyboardInterrupt, typer.Abort):
+            code = INTERRUPTED
+        except errors.SessionStoreError as error:
+            complain(str(error))
+            code = code_of(error)
+        except _BadUsage as error:
+            complain(_usage_text(error))
+            code = USAGE
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
@@ -47,30 +51,15 @@ def guarded(program: Callable[[], int | None]) -> int:
     return code
 
 
-def _run(program: Callable[[], int | None]) -> int:
-    try:
-        return program() or DONE
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
-    except errors.SessionStoreError as error:
-        complain(str(error))
-        return code_of(error)
-    except _BadUsage as error:
-        complain(_usage_text(error))
-        return USAGE
-    except OSError as error:
-        return _output_lost(error)
-
-
 def code_of(error: errors.SessionStoreError) -> int:
     """The exit code for an error of the store.
 
-    USAGE where other input would help, PARTLY where Redis holds something else than it should, UNREACHABLE where it can't
-    be reached or refuses to serve.
+    USAGE if other input would help, PARTLY if Redis holds something unexpected, UNREACHABLE if it can't be reached or
+    refuses to serve.
     """
-    if isinstance(error, _CALLERS_INPUT):
+    if isinstance(error, _USAGE_ERRORS):
         return USAGE
-    return PARTLY if isinstance(error, _NOT_AS_EXPECTED) else UNREACHABLE
+    return PARTLY if isinstance(error, _PARTIAL_ERRORS) else UNREACHABLE
 
 
 def _usage_text(error: Any) -> str:
@@ -81,13 +70,10 @@ def _usage_text(error: Any) -> str:
 
 
 def _output_lost(error: OSError) -> int:
-    # Else the interpreter would try again at its end, complain in many lines, and exit with 120.
+    # Otherwise the interpreter tries again when it exits, prints a traceback, and exits with 120.
     with contextlib.suppress(OSError, AttributeError):
-        descriptor = sys.stdout.fileno()
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, descriptor)
-        os.close(null)
-    # A reader such as `head` that has seen enough is no trouble.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # A reader such as `head` that has read enough is not a failure to report.
     if error.errno != errno.EPIPE:
         complain(f"the output can't be written ({error.strerror or type(error).__name__})")
     return PARTLY

@@ -13,7 +13,6 @@ from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli.options import Options, on_a_store
 from redis_sessions.cli.signals import until_asked_to_stop
-from redis_sessions.cli.warnings import warnings_aloud
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.text import parse_duration_ms
 
@@ -108,7 +107,7 @@ def _serve(at: Options, namespaces: list[str] | None, host: str, port: int, scan
     from redis_sessions.metrics import Collector
     from redis_sessions.metrics.exporter import Exporter
 
-    with until_asked_to_stop(), warnings_aloud(show.complain), _stores(at, namespaces) as stores:
+    with until_asked_to_stop(), show.logged_warnings(show.complain), _stores(at, namespaces) as stores:
         collector = Collector(*stores, scan_max_age_ms=scan_max_age_ms)
         with closing(collector), Exporter(host, port, collector) as exporter:
             if not exporter.is_loopback:

@@ -1,4 +1,4 @@
-"""The options that every command on a store has, defined once, and the store they lead to."""
+"""The options that every command on a store has, defined once, and the store that they lead to."""
 
 import functools
 import inspect
@@ -20,74 +20,76 @@ if TYPE_CHECKING:
 DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
 URL_VARIABLES: Final = ("REDIS_SESSIONS_URL", "REDIS_URL")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Key = Annotated[str, typer.Argument(metavar="KEY", help="The conversation, such as acme/shop#42:reviewer.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Url = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        envvar=list(URL_VARIABLES),
+        help="Where Redis is: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. Other users can read a "
+        "command line: give a password in the environment.",
+    ),
+]
+_PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file",
+        metavar="FILE",
+        envvar=PASSWORD_FILE_VARIABLE,
+        help="File with the password of the URL's user, if the URL has none.",
+    ),
+]
+_Namespace = Annotated[
+    str | None,
+    typer.Option(
+        "--namespace",
+        metavar="NAME",
+        envvar="REDIS_SESSIONS_NAMESPACE",
+        show_default="sessions",
+        help="First part of every key. Workers that don't share host, home and agent use separate ones.",
+    ),
+]
+_MaxAge = Annotated[
+    str | None,
+    typer.Option(
+        "--max-age",
+        metavar="TIME",
+        envvar="REDIS_SESSIONS_MAX_AGE",
+        show_default="as in --config, or 24h",
+        help="How long an ID may stay unused: 500ms, 30s, 90m, 24h, 7d.",
+    ),
+]
+_Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        envvar="REDIS_SESSIONS_CONFIG",
+        help="JSON file with session_max_age_ms (or sessionMaxAgeMs) at its top level.",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where the store is and how it behaves, as the command line said.
+    """Where the store is and how it behaves, as given on the command line.
 
     Attributes:
-        url: of the store; see `urls.py`.
-        password_file: holds the password of the URL's user, or None.
+        url: of the store; see `redis_sessions/client/url.py`.
+        password_file: contains the password of the URL's user, or None.
         namespace: first part of every key; None is the default one.
         max_age: a number with its unit; None leaves it to `config`.
         config: a JSON file with `session_max_age_ms`, or None.
         as_json: whether to print JSON.
     """
 
-    url: Annotated[
-        str,
-        typer.Option(
-            "--url",
-            help="Where Redis is: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. Others can read a "
-            "command line: give a password in the environment.",
-            envvar=list(URL_VARIABLES),
-            show_envvar=True,
-            metavar="URL",
-        ),
-    ] = DEFAULT_URL
-    password_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--password-file",
-            help="File with the password of the URL's user, where the URL itself has none.",
-            envvar=PASSWORD_FILE_VARIABLE,
-            show_envvar=True,
-            metavar="FILE",
-        ),
-    ] = None
-    namespace: Annotated[
-        str | None,
-        typer.Option(
-            "--namespace",
-            help="First part of every key, sessions unless told. Workers that don't share host, home and agent keep "
-            "separate ones.",
-            envvar="REDIS_SESSIONS_NAMESPACE",
-            show_envvar=True,
-            metavar="NAME",
-        ),
-    ] = None
-    max_age: Annotated[
-        str | None,
-        typer.Option(
-            "--max-age",
-            help="How long an ID may stay unused: 500ms, 30s, 90m, 24h, 7d. Unless told, what --config says, else 24h.",
-            envvar="REDIS_SESSIONS_MAX_AGE",
-            show_envvar=True,
-            metavar="TIME",
-        ),
-    ] = None
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            help="JSON file with session_max_age_ms (or sessionMaxAgeMs) at its top level.",
-            envvar="REDIS_SESSIONS_CONFIG",
-            show_envvar=True,
-            metavar="FILE",
-        ),
-    ] = None
+    url: _Url = DEFAULT_URL
+    password_file: _PasswordFile = None
+    namespace: _Namespace = None
+    max_age: _MaxAge = None
+    config: _Config = None
     as_json: Json = False
 
     def settings(self) -> "StoreSettings":
@@ -107,17 +109,17 @@ class Options:
         return settings
 
     def store(self) -> "SessionStore":
-        """The store, to be used in a `with`; it connects at its first operation. Raises InvalidSettings."""
+        """The store, for use in a `with`; it connects at its first operation. Raises InvalidSettings."""
         from redis_sessions.store import SessionStore
 
         return SessionStore.from_url(self.url, self.settings(), password=read_password(self.password_file))
 
 
 def on_a_store(command: Callable[Concatenate[Options, ...], int], *, but: Collection[str] = ()) -> Callable[..., int]:
-    """Give a command the common options, after its own; it takes them as its first argument, an Options.
+    """Add the common options to a command, after its own; it takes them as its first argument, an Options.
 
-    One that the command has itself, such as a namespace that may be given more than once, stands in the place of the common;
-    `but` names those that would mean nothing to it.
+    An option of the command's own, such as a namespace that may be given more than once, replaces the common one of that
+    name; those in `but` are left out.
     """
     own = list(inspect.signature(command).parameters.values())[1:]
     taken = {*but, *(parameter.name for parameter in own)}
@@ -126,8 +128,7 @@ def on_a_store(command: Callable[Concatenate[Options, ...], int], *, but: Collec
 
     @functools.wraps(command)
     def with_options(**given: Any) -> int:
-        options = Options(**{name: given.pop(name) for name in names})
-        return command(options, **given)
+        return command(Options(**{name: given.pop(name) for name in names}), **given)
 
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *common)]
     vars(with_options)["__signature__"] = inspect.Signature(parameters)

@@ -1,11 +1,12 @@
-"""How things look: text made safe, durations, JSON, tables, progress bars. Rich is imported where a terminal needs it."""
+"""Output: lines and JSON on stdout, messages on stderr, tables and progress bars. Rich is imported only for a terminal."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -18,56 +19,82 @@ if TYPE_CHECKING:
     from redis_sessions.operations.scan import Progress, SessionRow
 
 UNKNOWN: Final = "-"
-# A URL that was given in the place of a key or a file may hold a password; as a path it has but one slash.
+# A URL that was given as a key or a file may contain a password; as a path it has only one slash.
 _LOGIN = re.compile(r":/{1,2}[^\s/]\S*@")
 APPROXIMATE: Final = "approximate: cluster slots moved, the server changed or INFO is denied, so keys may have been missed"
 PLAIN_WIDTH: Final = 10_000
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
-    """Whether a person looks at this stream. A process may have been started without it."""
+    """Whether a stream is a terminal. It is None if the process was started without it."""
     return stream is not None and stream.isatty()
 
 
-def put(line: str) -> None:
-    """Write a line of data to stdout."""
+def put(line: str, *, flush: bool = False) -> None:
+    """Write a line of data to stdout; `flush` for a program that reads it while this one runs."""
     if sys.stdout is not None:
         sys.stdout.write(f"{line}\n")
+        if flush:
+            sys.stdout.flush()
 
 
-def put_json(value: Any) -> None:
+def put_json(value: Any, *, flush: bool = False) -> None:
     """Write a value to stdout as a line of JSON, in ASCII: exact, and safe at a terminal."""
-    put(json.dumps(value))
+    put(json.dumps(value), flush=flush)
 
 
 def put_sessions(rows: Iterable[SessionRow]) -> None:
-    """Same as put_json of each row's object, in a third of the time: a million of them is nothing unusual."""
+    """Write each row as `put_json` would, in a third of the time: there may be a million."""
     if sys.stdout is None:
         return
     encode, write = json.JSONEncoder().encode, sys.stdout.write
     for key, session_id, idle_ms, expires_in_ms, _ in rows:
-        # A session ID holds nothing that would need escaping.
+        # No character of a session ID has to be escaped.
         idle, expires = ("null" if time is None else time for time in (idle_ms, expires_in_ms))
         write(f'{{"key": {encode(key)}, "session_id": "{session_id}", "idle_ms": {idle}, "expires_in_ms": {expires}}}\n')
 
 
 def complain(message: str) -> None:
     """Say on stderr, in one line, what went wrong or should be known."""
-    _tell(f"redis-sessions: {_LOGIN.sub('://…@', safe(message))}\n")
+    _write_to_stderr(f"redis-sessions: {_LOGIN.sub('://…@', safe(message))}\n")
 
 
 def remark(message: str) -> None:
-    """Say something on stderr that only a person wants to know; silent when nobody looks."""
+    """Say something on stderr that only a person wants to know, if it is a terminal."""
     if is_terminal(sys.stderr):
-        _tell(f"{safe(message)}\n")
+        _write_to_stderr(f"{safe(message)}\n")
 
 
-def _tell(line: str) -> None:
-    # There is nobody left to tell that stderr is gone.
+def _write_to_stderr(line: str) -> None:
+    # If stderr is lost there is no place to report that.
     if sys.stderr is not None:
         with suppress(OSError):
             sys.stderr.write(line)
             sys.stderr.flush()
+
+
+class _Warnings(logging.Handler):
+    def __init__(self, say: Callable[[str], None], *, once: bool) -> None:
+        super().__init__(logging.WARNING)
+        self._say, self._once = say, once
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if not (self._once and text in self._said):
+            self._said.add(text)
+            self._say(text)
+
+
+@contextmanager
+def logged_warnings(say: Callable[[str], None], *, once: bool = False) -> Iterator[None]:
+    """Pass the warnings that the store logs to `say` while the block runs; with `once`, each text only once."""
+    logger, handler = logging.getLogger("redis_sessions"), _Warnings(say, once=once)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def cell(text: str, style: str = "") -> Text:
@@ -78,7 +105,7 @@ def cell(text: str, style: str = "") -> Text:
 
 
 def display(*parts: RenderableType) -> None:
-    """Write to stdout what Rich can draw, a blank line between: coloured at a terminal, elsewhere plain and unfolded."""
+    """Write to stdout what Rich can render, with blank lines between: styled at a terminal, else plain and unwrapped."""
     from rich.console import Console
 
     spaced = [piece for part in parts for piece in (part, "")][:-1]
@@ -94,7 +121,7 @@ def display(*parts: RenderableType) -> None:
 
 @contextmanager
 def progress(task: str) -> Iterator[Progress | None]:
-    """A progress bar on stderr for as long as the block runs; None where nobody would see it."""
+    """A progress bar on stderr while the block runs; None if that is not a terminal."""
     if not is_terminal(sys.stderr):
         yield None
         return
@@ -102,9 +129,7 @@ def progress(task: str) -> Iterator[Progress | None]:
     from rich.console import Console
 
     columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.TaskProgressColumn(),
+        *(bars.TextColumn("{task.description}"), bars.BarColumn(), bars.TaskProgressColumn()),
         bars.TimeRemainingColumn(compact=True),
     )
     with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:

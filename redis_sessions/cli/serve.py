@@ -1,7 +1,6 @@
 """`serve`: the embedded server in the foreground."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,35 +14,33 @@ from redis_sessions.errors import InvalidSettings
 DEFAULT_PORT: Final = 6379
 LOG_LINES: Final = 3
 
+Directory = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir",
+        metavar="DIR",
+        show_default="redis-sessions in $XDG_DATA_HOME or ~/.local/share",
+        help="Where data is kept; created if missing, refused if other users may enter it.",
+    ),
+]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        "--port",
+        metavar="N",
+        min=0,
+        max=65_535,
+        show_default=str(DEFAULT_PORT),
+        help="TCP port on 127.0.0.1; 0 for a free one.",
+    ),
+]
+Socket = Annotated[Path | None, typer.Option("--socket", metavar="PATH", help="Listen on this unix socket instead of TCP.")]
 
-def serve(
-    *,
-    directory: Annotated[
-        Path | None,
-        typer.Option(
-            "--dir",
-            metavar="DIR",
-            help="Where data is kept; made if missing, refused if other users may enter. Unless told, redis-sessions in "
-            "$XDG_DATA_HOME or ~/.local/share.",
-        ),
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            "--port",
-            metavar="N",
-            min=0,
-            max=65_535,
-            help=f"TCP port on 127.0.0.1, {DEFAULT_PORT} unless told; 0 takes a free one.",
-        ),
-    ] = None,
-    socket: Annotated[
-        Path | None, typer.Option("--socket", metavar="PATH", help="Listen on this unix socket instead of TCP.")
-    ] = None,
-) -> int:
+
+def serve(*, directory: Directory = None, port: Port = None, socket: Socket = None) -> int:
     """Run a Redis-compatible server (Valkey) in the foreground.
 
-    Until Ctrl-C or SIGTERM. The first line on stdout is its URL. It listens on 127.0.0.1 or a socket only, and keeps its
+    Until Ctrl-C or SIGTERM. The first line on stdout is its URL. It listens only on 127.0.0.1 or a socket, and keeps its
     data (an append-only file) in DIR: what was acknowledged is there again after a restart. It needs
     pip install 'redis-sessions[embedded]'.
 
@@ -60,9 +57,7 @@ def serve(
     server = EmbeddedServer(directory=directory, port=DEFAULT_PORT if port is None else port, socket=socket)
     with until_asked_to_stop():
         with server:
-            show.put(server.url)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            show.put(server.url, flush=True)
             show.complain(f"data is kept in {directory}; stop with Ctrl-C or SIGTERM")
             status = server.wait()
             how = f"by signal {-status}" if status < 0 else f"with status {status}"
@@ -72,9 +67,9 @@ def serve(
 
 
 def default_directory() -> Path:
-    """Where data is kept unless told: `redis-sessions` in the user's data directory, as XDG has it."""
+    """Where data is kept by default: `redis-sessions` in the user's data directory, according to XDG."""
     base = Path(os.environ.get("XDG_DATA_HOME", ""))
-    # The specification has relative paths ignored.
+    # The specification says to ignore relative paths.
     return (base if base.is_absolute() else Path.home() / ".local/share") / "redis-sessions"
 
 

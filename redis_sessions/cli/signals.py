@@ -1,57 +1,115 @@
-"""How what runs in the foreground until somebody asks it to stop is asked."""
+"""Signals that ask this program to stop: raised, kept for later, or passed on to an agent's process group."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Final
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TO_STOP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TO_THE_AGENT: Final = (signal.SIGUSR1, signal.SIGUSR2)
+# Every signal that an agent has to receive when this process does.
+PASSED_ON: Final = (*TO_STOP, signal.SIGQUIT, *_TO_THE_AGENT)
 
 
-class _Stopped(BaseException):
-    """Somebody asked to stop. No Exception, so that nothing on the way takes it for a failure."""
+class Stopped(BaseException):
+    """A signal asked this program to stop. Not an Exception, so that nothing handles it as a failure.
+
+    Attributes:
+        number: the signal.
+        exit_code: 128 + its number, as in shells.
+    """
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.number = signal.Signals(number)
+        self.exit_code = 128 + number
+        super().__init__(number)
 
 
-@contextmanager
+class Signals:
+    """What signals do while they are `installed`: the first that asks to stop raises Stopped, unless they are `held`.
+
+    Later ones are only noted, so that they don't interrupt the cleanup.
+    """
+
+    def __init__(self, numbers: tuple[signal.Signals, ...] = TO_STOP) -> None:
+        self._numbers = numbers
+        self._stopped_by: int | None = None
+        self._held: list[int] | None = None
+        self._receiver: Callable[[int], None] | None = None
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals for a block, except those that are ignored already, as SIGHUP is under nohup.
+
+        If the block ends by Stopped they are ignored from then on: the rest of the program must not be interrupted either,
+        and Python restores its own handlers before it ends.
+        """
+        before = {number: signal.getsignal(number) for number in self._numbers}
+        after = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+        for number in after:
+            signal.signal(number, self._receive)
+        try:
+            yield
+        except Stopped:
+            after = dict.fromkeys(after, signal.SIG_IGN)
+            raise
+        finally:
+            for number, handler in after.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Callable[[Callable[[int], None]], None]]:
+        """Keep signals from now on, also after the block, instead of raising Stopped.
+
+        Within the block, they are passed on to the receiver that is given to what it yields, those kept so far too.
+        """
+        held = self._held = self._held or []
+
+        def pass_to(receiver: Callable[[int], None]) -> None:
+            self._receiver = receiver
+            while held:
+                receiver(held.pop(0))
+
+        try:
+            yield pass_to
+        finally:
+            self._receiver = None
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has asked to stop, wherever it was passed on to."""
+        if self._stopped_by is not None:
+            raise Stopped(self._stopped_by)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        first = self._stopped_by is None
+        if number not in _TO_THE_AGENT:
+            self._stopped_by = number
+        if self._receiver is not None:
+            self._receiver(number)
+        elif self._held is not None:
+            self._held.append(number)
+        elif first:
+            self.check()
+
+
+@contextlib.contextmanager
 def until_asked_to_stop() -> Iterator[list[int]]:
-    """End the block, in order, at Ctrl-C, SIGTERM or SIGHUP; what follows it is run as if it had ended by itself.
+    """Run a block until a signal asks to stop, then continue after it, as if it had ended normally.
 
-    Yields a list that then has the signal's number in it. A signal that is ignored stays so, as nohup wants it.
-
-    Once asked, this process heeds no further one: what is left of its end is not to be cut short either.
+    Yields a list, which then contains the signal's number.
     """
     asked: list[int] = []
-    before = {number: signal.signal(number, _stop) for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     try:
-        yield asked
-    except _Stopped as stopped:
+        with Signals().installed():
+            yield asked
+    except Stopped as stopped:
         asked.append(stopped.number)
-        # Ignored, since Python takes handlers of ours away before it ends.
-        _set(dict.fromkeys(_SIGNALS, signal.SIG_IGN))
-        return
-    except BaseException:
-        _set(before)
-        raise
-    _set(before)
 
 
-def _set(handlers: dict[signal.Signals, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    # A second Ctrl-C must not cut short the orderly end that the first one began.
-    for other in _SIGNALS:
-        signal.signal(other, _stopping)
-    raise _Stopped(number)
-
-
-def _stopping(_number: int, _frame: FrameType | None) -> None:
-    pass
+def send(group: int, number: int) -> None:
+    """Send a signal to a process group, if any process is left in it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)

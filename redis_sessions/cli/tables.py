@@ -1,4 +1,4 @@
-"""The tables: sessions, the report, the verdicts of an import. All take what the store returns and write to stdout."""
+"""Tables of sessions, the report and the results of import and retime, written to stdout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from redis_sessions.operations.retime import RetimeResult
     from redis_sessions.operations.scan import SessionRow
 
-# Rows that shape a table. A longer list goes on in its columns line by line, which is 50 times as fast.
+# So many rows determine the columns of a list. The rest is written line by line in the same columns, 50 times as fast.
 ROWS_IN_TABLE: Final = 500
 REJECTS_SHOWN: Final = 20
 BAR_WIDTH: Final = 32
@@ -31,19 +31,26 @@ EXPIRES_WIDTH: Final = 10
 
 
 def show_sessions(rows: Iterable[SessionRow]) -> None:
-    """Sessions as they come, in a table at a terminal, else a line each with tabs and times in milliseconds."""
+    """Write sessions as they come: as a table at a terminal, else a line each, with tabs and times in milliseconds."""
     if not is_terminal(sys.stdout):
         for row in rows:
             times = (UNKNOWN if time is None else str(time) for time in (row.idle_ms, row.expires_in_ms))
             put("\t".join((safe(row.key), row.session_id, *times)))
         return
-    rest = iter(rows)
-    first = [_cells(row) for row in islice(rest, ROWS_IN_TABLE)]
+    cells = map(_cells, rows)
+    first = list(islice(cells, ROWS_IN_TABLE))
     total = len(first)
     if first:
         key_width, id_width = _widths(first)
-        _show_table(first, key_width, id_width)
-        for key, session_id, idle, expires in map(_cells, rest):
+        table = _table(heading=True)
+        table.add_column("key", width=key_width, overflow="fold")
+        table.add_column("session ID", width=id_width, overflow="fold")
+        table.add_column("idle", width=IDLE_WIDTH, justify="right")
+        table.add_column("expires in", width=EXPIRES_WIDTH, justify="right")
+        for row_cells in first:
+            table.add_row(*map(cell, row_cells))
+        display(table)
+        for key, session_id, idle, expires in cells:
             total += 1
             padding = " " * (key_width - cell(key).cell_len)
             put(f"{key}{padding}  {session_id:<{id_width}}  {idle:>{IDLE_WIDTH}}  {expires:>{EXPIRES_WIDTH}}")
@@ -57,7 +64,7 @@ def _cells(row: SessionRow) -> tuple[str, str, str, str]:
 
 
 def _widths(rows: list[tuple[str, str, str, str]]) -> tuple[int, int]:
-    """Columns for key and session ID: what they need, or what the terminal has, the ID first, as it gets copied."""
+    """Widths for key and session ID: as needed, or as the terminal allows, where the ID goes first since it gets copied."""
     free = shutil.get_terminal_size().columns - IDLE_WIDTH - EXPIRES_WIDTH - 3 * GAP
     key_width = max(len("key"), *(cell(key).cell_len for key, *_ in rows))
     id_width = max(len("session ID"), *(len(session_id) for _, session_id, *_ in rows))
@@ -65,79 +72,57 @@ def _widths(rows: list[tuple[str, str, str, str]]) -> tuple[int, int]:
     return min(key_width, max(free - id_width, 1)), max(id_width, 1)
 
 
-def _show_table(rows: list[tuple[str, str, str, str]], key_width: int, id_width: int) -> None:
-    table = _table(heading=True)
-    table.add_column("key", width=key_width, overflow="fold")
-    table.add_column("session ID", width=id_width, overflow="fold")
-    table.add_column("idle", width=IDLE_WIDTH, justify="right")
-    table.add_column("expires in", width=EXPIRES_WIDTH, justify="right")
-    for row in rows:
-        table.add_row(*map(cell, row))
-    display(table)
-
-
-def show_report(report: Report, namespace: str) -> None:
-    """The report: what there is, how long it has been idle, the counters, and examples of what is not right."""
-    display(*report_sections(report, namespace))
-
-
 def report_sections(report: Report, namespace: str) -> list[RenderableType]:
-    """The parts of `show_report`."""
-    soonest_ms = report.soonest_expiry_ms
-    sessions = _facts(
-        ("live", report.live, "" if soonest_ms is None else f"the next expires in {duration(soonest_ms)}"),
-        ("without TTL", report.no_ttl, "will never expire" if report.no_ttl else ""),
-        ("over max age", report.over_max_age, "not known how long idle" if report.over_max_age else ""),
-        ("invalid", report.invalid, "hold no session ID" if report.invalid else ""),
-    )
-    sections = [
-        _section(f"Sessions in namespace {namespace}", sessions),
-        _section("Idle for", _histogram([(bucket.up_to_ms, bucket.count) for bucket in report.idle_histogram])),
-        _section("Counted so far", _counters(report.counters)),
-    ]
-    if examples := report.invalid_examples:
-        title = _first_of("Invalid keys", len(examples), report.invalid)
-        sections.append(_section(title, _pairs((example.key, example.reason) for example in examples)))
-    return sections
-
-
-def show_import(result: ImportResult, *, dry_run: bool) -> None:
-    """The verdicts of an import, and the first rejects with their reasons."""
-    verdicts = _facts(
-        ("imported", result.imported, "would be, this was a dry run" if dry_run else ""),
-        ("expired", result.expired, "unused for longer than the max age" if result.expired else ""),
-        ("kept", result.kept, "live in Redis already, left as they are" if result.kept else ""),
-        ("rejected", result.rejected, ""),
-        ("total", result.total, ""),
-    )
-    sections = [_section("Entries", verdicts)]
-    if shown := result.rejects[:REJECTS_SHOWN]:
-        title = _first_of("Rejected", len(shown), result.rejected)
-        sections.append(_section(title, _pairs((reject.key, reject.reason) for reject in shown)))
-    display(*sections)
-
-
-def show_retime(result: RetimeResult, max_age_ms: int, *, dry_run: bool) -> None:
-    """What became of the lives of all sessions."""
-    would = "would be, this was a dry run" if dry_run else ""
-    lives = _facts(
-        ("shortened", result.shortened, would if result.shortened else ""),
-        ("given a TTL", result.given_ttl, would if result.given_ttl else ""),
-        ("left", result.left, f"live no longer than {duration(max_age_ms)}" if result.left else ""),
-        ("invalid", result.invalid, "no session IDs, not touched: see redis-sessions report" if result.invalid else ""),
-    )
-    display(_section("Lives of sessions", lives))
-
-
-def _counters(counters: dict[str, int | None]) -> Table:
+    """What there is, how long it has been idle, the counters, and examples of what is invalid."""
+    soonest = "" if report.soonest_expiry_ms is None else f"the next expires in {duration(report.soonest_expiry_ms)}"
+    counters = report.counters
     failures, resumes = counters["resume_failures_total"], counters["resumes_total"]
     asked = 0 if failures is None or resumes is None else failures + resumes
     rate = f"{(failures or 0) / asked:.1%} of {count(asked, 'attempt')} to resume" if asked else ""
-    return _facts(
-        ("resumes", resumes, ""),
-        ("resume failures", failures, rate),
-        ("fresh starts", counters["fresh_starts_total"], ""),
+    sections = [
+        _facts(
+            f"Sessions in namespace {namespace}",
+            ("live", report.live, soonest),
+            ("without TTL", *_noted(report.no_ttl, "will never expire")),
+            ("over max age", *_noted(report.over_max_age, "not known how long idle")),
+            ("invalid", *_noted(report.invalid, "not a session ID")),
+        ),
+        _section("Idle for", _histogram([(bucket.up_to_ms, bucket.count) for bucket in report.idle_histogram])),
+        _facts(
+            "Counted so far",
+            ("resumes", resumes, ""),
+            ("resume failures", failures, rate),
+            ("fresh starts", counters["fresh_starts_total"], ""),
+        ),
+    ]
+    return sections + _examples("Invalid keys", [(it.key, it.reason) for it in report.invalid_examples], report.invalid)
+
+
+def show_import(result: ImportResult, *, dry_run: bool) -> None:
+    """Write the verdicts of an import, and the first rejects with their reasons."""
+    rejects = [(reject.key, reject.reason) for reject in result.rejects[:REJECTS_SHOWN]]
+    verdicts = _facts(
+        "Entries",
+        ("imported", result.imported, "would be, this was a dry run" if dry_run else ""),
+        ("expired", *_noted(result.expired, "unused for longer than the max age")),
+        ("kept", *_noted(result.kept, "live in Redis already, unchanged")),
+        ("rejected", result.rejected, ""),
+        ("total", result.total, ""),
     )
+    display(verdicts, *_examples("Rejected", rejects, result.rejected))
+
+
+def show_retime(result: RetimeResult, max_age_ms: int, *, dry_run: bool) -> None:
+    """Write what was done to the TTLs of all sessions."""
+    would = "would be, this was a dry run" if dry_run else ""
+    lives = _facts(
+        "Lives of sessions",
+        ("shortened", *_noted(result.shortened, would)),
+        ("given a TTL", *_noted(result.given_ttl, would)),
+        ("left", *_noted(result.left, f"live no longer than {duration(max_age_ms)}")),
+        ("invalid", *_noted(result.invalid, "no session IDs, not touched: see redis-sessions report")),
+    )
+    display(lives)
 
 
 def _histogram(buckets: list[tuple[int, int]]) -> Table:
@@ -165,30 +150,34 @@ def _bar(number: int, largest: int) -> str:
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def _facts(*facts: tuple[str, int | None, str]) -> Table:
+def _facts(title: str, *facts: tuple[str, int | None, str]) -> RenderableType:
+    """A section of numbers, each with its name and an explanation."""
     table = _table(heading=False)
     table.add_column()
     table.add_column(justify="right", style="bold")
     table.add_column(style="dim")
     for name, number, explanation in facts:
         if number is None:
-            table.add_row(name, UNKNOWN, "no integer: see redis-sessions doctor")
+            table.add_row(name, UNKNOWN, "not an integer: see redis-sessions doctor")
         else:
             table.add_row(name, f"{number:,}", explanation)
-    return table
+    return _section(title, table)
 
 
-def _pairs(pairs: Iterable[tuple[str, str]]) -> Table:
+def _noted(number: int, explanation: str) -> tuple[int, str]:
+    return number, explanation if number else ""
+
+
+def _examples(title: str, pairs: list[tuple[str, str]], total: int) -> list[RenderableType]:
+    """A section of keys, each with the reason why it is there; none if there are none."""
+    if not pairs:
+        return []
     table = _table(heading=True)
     table.add_column("key", overflow="fold")
     table.add_column("reason", overflow="fold")
-    for key, reason in pairs:
-        table.add_row(cell(key), cell(reason))
-    return table
-
-
-def _first_of(title: str, shown: int, total: int) -> str:
-    return f"{title}: the first {shown} of {total:,}" if shown < total else title
+    for pair in pairs:
+        table.add_row(*map(cell, pair))
+    return [_section(f"{title}: the first {len(pairs)} of {total:,}" if len(pairs) < total else title, table)]
 
 
 def _section(title: str, table: Table) -> RenderableType:

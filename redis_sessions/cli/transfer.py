@@ -1,4 +1,4 @@
-"""The commands that move sessions between Redis and a sessions.json."""
+"""The commands import and export, between Redis and a sessions.json."""
 
 import re
 from datetime import datetime
@@ -16,7 +16,7 @@ from redis_sessions.text import count, safe
 if TYPE_CHECKING:
     from redis_sessions.legacy.transfer import AssumeUsedAt
 
-# As milliseconds this is March 1973, as seconds the year 5138: nobody means a smaller one as milliseconds.
+# As milliseconds this is March 1973, as seconds the year 5138: a smaller number is not meant as milliseconds.
 EARLIEST_MS: Final = 10**11
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _INSTANTS: Final = "write mtime, 2026-11-22T09:30:00+01:00, or milliseconds since 1970 such as 1795336200000"
@@ -32,14 +32,14 @@ UsedAt = Annotated[
     typer.Option(
         "--assume-used-at",
         metavar="mtime|INSTANT",
-        help="When entries that give no time were last used: mtime for when FILE was written, ISO 8601, or milliseconds "
-        "since 1970. Unless told, they count as expired.",
+        help="When entries without a time were last used: mtime for when FILE was written, ISO 8601, or milliseconds "
+        "since 1970. Without it they count as expired.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing to Redis; tell what would become of each.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing to Redis; report what would be done.")]
 Rejects = Annotated[
     Path | None,
-    typer.Option("--rejects", metavar="FILE", help="Where to write rejected entries, to be mended and imported."),
+    typer.Option("--rejects", metavar="FILE", help="Where to write rejected entries, to be fixed and imported."),
 ]
 
 
@@ -50,11 +50,11 @@ def import_(
     """Import a sessions.json, with a verdict for every entry.
 
     The file is an object from conversation keys to session IDs, or to records of "id" and "last_used_at" (milliseconds since
-    1970). An entry that has been used within the max age is imported for the rest of it; one used before that is
-    expired; where Redis has a live session ID already, that one is kept; an entry that is not right is rejected. Times are
-    read against the server's clock. To import a file again changes nothing.
+    1970). An entry that was used within the max age is imported for the rest of it; one that was used before that is
+    expired; a live session ID that Redis has already is kept; an invalid entry is rejected. Times are compared with the
+    server's clock. Importing a file again changes nothing.
 
-    The file of rejects is only written if there are any, on a dry run as well.
+    The file of rejects is written only if there are any, also on a dry run.
 
     Examples:
       redis-sessions import --dry-run sessions.json
@@ -66,7 +66,7 @@ def import_(
 
     assumed = None if assume_used_at is None else used_at(assume_used_at)
     if file == STANDARD and assumed == "mtime":
-        raise InvalidSettings("standard input has no time at which it was written", remedy=_INSTANTS)
+        raise InvalidSettings("standard input has no modification time", remedy=_INSTANTS)
     file = Path("/dev/stdin") if file == STANDARD else file
     if rejects is not None and rejects.absolute().resolve() == file.absolute().resolve():
         raise InvalidSettings("--rejects names the file that is imported", remedy="name another")
@@ -90,9 +90,9 @@ def import_(
 def export(at: Options, file: Destination) -> int:
     """Write the live sessions to a sessions.json.
 
-    All of them or nothing, readable by you alone (mode 0600), to be imported again; a link or a pipe stays what it is. A
-    session that never expires, or has more time left than the max age, is written as used just now. Keys that hold no
-    session ID are left out; stderr says how many.
+    All of them or none, readable only by you (mode 0600), to be imported again; a link or a pipe stays what it is. A session
+    that never expires, or has more time left than the max age, is written as used just now. Keys without a session ID are
+    left out; stderr says how many.
 
     Examples:
       redis-sessions export sessions.json
@@ -100,7 +100,7 @@ def export(at: Options, file: Destination) -> int:
       redis-sessions export - | gzip > sessions.json.gz
     """
     if file == STANDARD and at.as_json:
-        raise InvalidSettings("standard output is taken by the sessions", remedy="leave out --json, or name a file")
+        raise InvalidSettings("standard output is used for the sessions", remedy="leave out --json, or name a file")
     with at.store() as store, show.progress("exporting") as progress:
         result = store.export(Path("/dev/stdout") if file == STANDARD else file, progress)
     if at.as_json:
@@ -119,7 +119,7 @@ def export(at: Options, file: Destination) -> int:
 
 
 def used_at(text: str) -> "AssumeUsedAt":
-    """The time of last use that `--assume-used-at` gives: "mtime", or milliseconds since 1970. Raises InvalidSettings."""
+    """The time of last use given as `--assume-used-at`: "mtime", or milliseconds since 1970. Raises InvalidSettings."""
     if text == "mtime":
         return "mtime"
     if _INTEGER.fullmatch(text):
@@ -133,7 +133,7 @@ def used_at(text: str) -> "AssumeUsedAt":
     except (ValueError, OverflowError, OSError):
         instant_ms = 0
     if instant_ms < EARLIEST_MS:
-        raise InvalidSettings("--assume-used-at is no time since 1973", remedy=_INSTANTS)
+        raise InvalidSettings("--assume-used-at is not a time since 1973", remedy=_INSTANTS)
     if instant.tzinfo is None:
         local = instant.astimezone().isoformat(timespec="seconds")
         show.complain(f"--assume-used-at has no time zone and is taken as local, {local}")

@@ -1,4 +1,4 @@
-"""What is risky about a redis-py client that the caller built: read off its public attributes, and logged once a process."""
+"""Finds what is risky in a redis-py client that the caller built, from its public attributes; logs it once per process."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ import redis.asyncio
 from redis.cache import CacheInterface
 from redis.connection import ConnectionInterface
 
-from redis_sessions.client.pool import is_whole
+from redis_sessions.client.pool import is_safe
 
 log = logging.getLogger("redis_sessions")
 
 _KNOWN: Final = (redis.Redis, redis.RedisCluster, redis.asyncio.Redis, redis.asyncio.RedisCluster)
 _LONG_S: Final = 15
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
-def known(client: Any) -> tuple[str, ...] | None:
-    """What is risky in a client; None for one of which nothing is known, such as an emulation."""
-    # Of what a mock says nothing is believed, either.
+def risks(client: Any) -> tuple[str, ...] | None:
+    """What is risky in a client; None if that can't be known, as for an emulation or a mock."""
     return tuple(_risks(client)) if isinstance(client, _KNOWN) and not _is_fake(client) else None
 
 
 def speaks_tls(client: Any) -> bool:
-    """Whether a client is seen to encrypt. Sends nothing."""
+    """Whether a client's settings say that it uses TLS. Sends nothing."""
     if isinstance(client, redis.RedisCluster):
         options = client.get_connection_kwargs()
     elif isinstance(client, redis.asyncio.RedisCluster):
@@ -40,13 +39,13 @@ def speaks_tls(client: Any) -> bool:
     return encrypts or options.get("ssl") is True
 
 
-def tell(client: Any) -> None:
-    """Log what is risky in a client, in one warning; what this process was told before is left out."""
-    untold = [risk for risk in known(client) or () if risk not in _told]
-    if untold:
-        _told.update(untold)
+def warn(client: Any) -> None:
+    """Log what is risky in a client, in one warning; what this process has logged before is left out."""
+    new = [risk for risk in risks(client) or () if risk not in _warned]
+    if new:
+        _warned.update(new)
         log.warning(
-            "the redis-py client that was passed in %s. SessionStore.from_url builds one that is safe", "; it ".join(untold)
+            "the redis-py client that was passed in %s. SessionStore.from_url builds one that is safe", "; it ".join(new)
         )
 
 
@@ -54,23 +53,23 @@ def _risks(client: Any) -> Iterator[str]:
     for check in (_resending, _pooling, _waiting, _parsing):
         try:
             yield from check(client)
-        except Exception:  # noqa: BLE001, S112 - one that can't be read off must still do its work
+        except Exception:  # noqa: BLE001, S112 - a client without the attribute must still work
             continue
 
 
 def resends(client: Any) -> bool:
-    """Whether a client sends again by itself what got no reply."""
+    """Whether a client itself sends again what got no reply."""
     try:
         retry = client.get_retry() if hasattr(client, "get_retry") else client.retry
         retries = retry.get_retries() if retry else 0
-    except Exception:  # noqa: BLE001 - one that can't be read off must still do its work
+    except Exception:  # noqa: BLE001 - a client without the attribute must still work
         return False
     return isinstance(retries, int) and retries > 0
 
 
 def _resending(client: Any) -> Iterator[str]:
     if resends(client):
-        yield "retries by itself, INCR too: a counter may count a lost reply twice"
+        yield "retries everything, INCR too: a counter may count a lost reply twice"
 
 
 def _pooling(client: Any) -> Iterator[str]:
@@ -83,8 +82,8 @@ def _pooling(client: Any) -> Iterator[str]:
         if pool.maint_notifications_enabled() in (True, "auto"):
             yield "has maintenance notifications on: after an interrupted call one conversation may get another's session ID"
         if isinstance(getattr(pool, "cache", None), CacheInterface):
-            yield "caches replies on this side: it serves session IDs that have expired"
-        if isinstance(pool, redis.ConnectionPool) and not is_whole(pool):
+            yield "caches replies in the client: it serves session IDs that have expired"
+        if isinstance(pool, redis.ConnectionPool) and not is_safe(pool):
             yield "has a pool that a signal can make leak connections or mix up replies: redis_sessions.client.pool"
 
 
@@ -96,11 +95,11 @@ def _waiting(client: Any) -> Iterator[str]:
 
 def _parsing(_: Any) -> Iterator[str]:
     if importlib.util.find_spec("hiredis") is None:
-        yield "works without hiredis, whose absence is slow and can mix up late replies: pip install 'redis[hiredis]'"
+        yield "works without hiredis, which is slow and can mix up late replies: pip install 'redis[hiredis]'"
 
 
 def _slow(options: Any, name: str) -> Iterator[str]:
-    # What is not named has redis-py's default, which is short.
+    # The default of redis-py is short.
     if isinstance(options, dict) and name in options:
         seconds = options[name]
         if seconds is None:

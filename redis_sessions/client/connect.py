@@ -1,18 +1,23 @@
-"""How a safe redis-py client is built, measured against redis-py 8.1.
+"""Builds redis-py clients that are safe to use, measured with redis-py 8.1.
 
-- Its pools give out whole connections only (`pools.py`): whatever a signal, a cancellation or a fork tore apart is dropped.
-- Maintenance notifications are off: with them on, the pool skips its check for unread data, and a connection given back
-  halfway hands one conversation's session ID to another.
-- Nothing is retried inside redis-py: it can't tell INCR from GET. `exchange.py` sends again what may be sent twice, until a
-  deadline. On a cluster and behind Sentinel that rides out a failover.
+- Their pools never hand out a connection with an unread reply (`pool.py`).
+- Maintenance notifications are off: with them on, redis-py's pools skip their check for unread data (since redis/redis-py
+  #4177; #4252 and #4260 are about its effects), and a connection returned halfway through a call hands one conversation's
+  session ID to another.
+- redis-py retries nothing: it can't tell INCR from GET. `execute.py` sends again what may be sent twice, until a deadline.
+  On a cluster and behind Sentinel that outlasts a failover.
 - Timeouts are short, replies stay bytes. RESP2, since the RESP3 greeting holds an integer, and a signal handler that raises
-  while hiredis renders one crashes the process; so nothing is said at connect but AUTH and SELECT.
+  while hiredis renders one crashes the process (no upstream issue found). And with the pure Python parser
+  RESP3 can put a late reply into the wrong slot (redis/redis-py #4283). So a connection begins with AUTH and SELECT alone.
 """
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import redis
@@ -20,89 +25,92 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
-from redis_sessions.client import callers as risks
+from redis_sessions.client import callers
 from redis_sessions.client.cluster import AsyncCluster, Cluster
-from redis_sessions.client.connection import AsyncTLSConnection, AsyncWatched, TLSConnection, Watched
-from redis_sessions.client.exchange import Link
-from redis_sessions.client.pool import AsyncPool, Pool
-from redis_sessions.client.sentinel import AsyncPrimaryPool, AsyncSentinel, PrimaryPool, Sentinel
+from redis_sessions.client.execute import Link
+from redis_sessions.client.pool import AsyncPool, AsyncTLSConnection, Pool, TLSConnection, forget_after_fork
+from redis_sessions.client.sentinel import AsyncPrimary, AsyncPrimaryPool, AsyncSentinel, Primary, PrimaryPool, Sentinel
 from redis_sessions.client.url import Target
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.settings import StoreSettings
 
+C = TypeVar("C")
 SyncClient: TypeAlias = redis.Redis | redis.RedisCluster
 AsyncClient: TypeAlias = redis.asyncio.Redis | redis.asyncio.RedisCluster
 
-# Standalone: three tries within about a second when refused; a server that failed over comes back within seconds.
+# Standalone: three tries, within about a second if refused. A server that failed over comes back within seconds.
 _STANDALONE_ATTEMPTS = 3
 _FAILOVER_ATTEMPTS = 1_000
 
 
-def connect(target: Target, settings: StoreSettings) -> SyncClient:
-    """A sync client for the target, which connects at its first command."""
+class PerProcess(Generic[C]):
+    """One client per process, and with `per_loop` one per event loop, built when it is first asked for.
+
+    A forked child may lack the thread that holds one of redis-py's locks, two processes would read each other's replies from
+    one connection, and a connection of asyncio works in its own event loop only (redis/redis-py #3351).
+    """
+
+    # A parent's clients, kept from being closed: for asyncio that would end the parent's wait, since both share an epoll.
+    _inherited: ClassVar[list[Any]] = []
+
+    def __init__(self, build: Callable[[], C], *, per_loop: bool = False) -> None:
+        self._build = build
+        self._per_loop = per_loop
+        self._clients: dict[asyncio.AbstractEventLoop | None, C] = {}
+        self._lock = threading.RLock()
+        forget_after_fork(self)
+
+    def get(self) -> C:
+        """The client of this process and event loop. Sends nothing."""
+        loop = asyncio._get_running_loop() if self._per_loop else None  # noqa: SLF001 - raises nothing outside of a loop
+        try:
+            return self._clients[loop]
+        except KeyError:
+            return self._add(loop)
+
+    def _add(self, loop: asyncio.AbstractEventLoop | None) -> C:
+        with self._lock:
+            clients = {its: client for its, client in self._clients.items() if its is None or not its.is_closed()}
+            if loop is None and clients:  # outside of a loop, only to read its settings
+                return next(iter(clients.values()))
+            client = clients.pop(None) if None in clients else self._build()
+            self._clients = {**clients, loop: client}
+            return client
+
+    def forget(self) -> None:
+        """Let go of the clients without closing them: in a forked child they are the parent's."""
+        self._inherited.append(self._clients)
+        self._clients, self._lock = {}, threading.RLock()
+
+
+def connect(target: Target, settings: StoreSettings) -> PerProcess[SyncClient]:
+    """Sync clients for the target, which connect at their first command. Raises InvalidSettings for an unreadable file."""
+    files = _tls_files(target)
     options = _options(target, settings) | {"retry": redis.retry.Retry(NoBackoff(), 0)}
     if target.kind == "cluster":
-        _tls_files(target)
-        return Cluster(lambda: _startup(target) | options | {"connection_pool_class": Pool})
-    options |= {"db": _database(target)}
-    if target.kind == "sentinel":
-        sentinel = Sentinel([])
-        sentinel.sentinels = [redis.Redis.from_pool(Pool(**watcher)) for watcher in _watchers(target, options, redis)]
-        client: SyncClient = sentinel.master_for(  # type: ignore[no-untyped-call] # redis-py's
-            target.service, redis_class=Watched, connection_pool_class=PrimaryPool, **_tls(target), **options
-        )
-        return client
-    connection = {
-        "unix": redis.UnixDomainSocketConnection,
-        "standalone": TLSConnection if target.tls else redis.Connection,
-    }[target.kind]
-    return redis.Redis.from_pool(
-        Pool(
-            connection_class=connection,
-            **_place(target),
-            **options,
-        )
-    )
+        options |= files | {"connection_pool_class": Pool}
+        return PerProcess(lambda: Cluster(lambda: _startup(target) | options))
+    return PerProcess(lambda: _client(target, files, dict(options), _SYNC))
 
 
-def aconnect(target: Target, settings: StoreSettings) -> AsyncClient:
+def aconnect(target: Target, settings: StoreSettings) -> PerProcess[AsyncClient]:
     """Same as connect, for asyncio."""
-    options = _options(target, settings) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
+    files = _tls_files(target)
     patience_s = settings.deadline_ms / 1000
+    options = _options(target, settings) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
     if target.kind == "cluster":
-        nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in target.hosts]
-        # Every so many MOVED redis-py would hang up on all calls that are under way; each tells where its slot is anyway.
-        shared = options | _tls(target) | {"reinitialize_steps": 0}
-        return AsyncCluster(settings.max_connections, patience_s, lambda: shared | {"startup_nodes": nodes})
-    options |= {"db": _database(target), "patience_s": patience_s}
-    if target.kind == "sentinel":
-        sentinel = AsyncSentinel([])
-        sentinel.sentinels = [
-            redis.asyncio.Redis.from_pool(AsyncPool(**watcher)) for watcher in _watchers(target, options, redis.asyncio)
-        ]
-        client: AsyncClient = sentinel.master_for(
-            target.service,
-            redis_class=AsyncWatched,
-            connection_pool_class=AsyncPrimaryPool,
-            **_tls(target),
-            **options,
-        )
-        return client
-    connection = {
-        "unix": redis.asyncio.UnixDomainSocketConnection,
-        "standalone": AsyncTLSConnection if target.tls else redis.asyncio.Connection,
-    }[target.kind]
-    return redis.asyncio.Redis.from_pool(
-        AsyncPool(
-            connection_class=connection,
-            **_place(target),
-            **options,
-        )
-    )
+        del options["max_connections"]
+        # Every so many MOVED redis-py up to 8.1 closes the connections of all calls under way, and doesn't look the slots up
+        # again (redis/redis-py #4322); each MOVED says where its slot is anyway.
+        options |= files | {"ssl": target.tls, "reinitialize_steps": 0}
+        options["startup_nodes"] = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in target.hosts]
+        return PerProcess(lambda: AsyncCluster(settings.max_connections, patience_s, options), per_loop=True)
+    options["patience_s"] = patience_s
+    return PerProcess(lambda: _client(target, files, dict(options), _ASYNC), per_loop=True)
 
 
 def link(target: Target, settings: StoreSettings) -> Link:
-    """How the wire is to treat a client that this module built."""
+    """How to use a client that this module built."""
     return Link(
         address=target.address,
         attempts=_STANDALONE_ATTEMPTS if target.kind in ("standalone", "unix") else _FAILOVER_ATTEMPTS,
@@ -114,32 +122,69 @@ def link(target: Target, settings: StoreSettings) -> Link:
 
 
 def callers_link(client: Any, *, awaits: bool) -> Link:
-    """How the wire is to treat a client that the caller built: its own retries apply. What is risky in it is logged once.
+    """How to use a client that the caller built: its own retries apply. What is risky in it is logged once.
 
-    Raises TypeError for what is no client, or one of the other flavour.
+    Raises TypeError for a client of the other flavor, and for anything else.
     """
     store, other = ("AsyncSessionStore", "SessionStore") if awaits else ("SessionStore", "AsyncSessionStore")
     if isinstance(client, SyncClient if awaits else AsyncClient):
         raise TypeError(f"{store} takes {'an async' if awaits else 'a sync'} redis-py client: give this one to {other}")
     if not callable(getattr(client, "execute_command", None)):
-        # What it is may be a URL with a password, so only its type is shown.
+        # It may be a URL with a password, so only its type is shown.
         raise TypeError(f"{store} takes a redis-py client, not a {type(client).__name__}: {store}.from_url(url) makes one")
-    risks.tell(client)
+    callers.warn(client)
     return Link(
         cluster=hasattr(client, "get_primaries"),
-        client_resends=risks.resends(client),
-        tls=risks.speaks_tls(client),
-        risks=risks.known(client),
+        client_resends=callers.resends(client),
+        tls=callers.speaks_tls(client),
+        risks=callers.risks(client),
     )
 
 
 def sentinels(client: Any) -> list[tuple[Any, str]]:
-    """Clients of the Sentinel processes behind a client, each with the name of what it watches."""
-    # A cluster client would be begun by asking it for what it has not got.
+    """Clients of the sentinels behind a client, each with the name of the service it watches."""
     pool = client.connection_pool if isinstance(client, redis.Redis | redis.asyncio.Redis) else None
     if not isinstance(pool, redis.sentinel.SentinelConnectionPool | redis.asyncio.sentinel.SentinelConnectionPool):
         return []
     return [(sentinel, pool.service_name) for sentinel in pool.sentinel_manager.sentinels]
+
+
+class _Flavor(NamedTuple):
+    redis: Any
+    pool: Any
+    tls_connection: Any
+    sentinel: Any
+    primary: Any
+    primary_pool: Any
+
+
+_SYNC = _Flavor(redis, Pool, TLSConnection, Sentinel, Primary, PrimaryPool)
+_ASYNC = _Flavor(redis.asyncio, AsyncPool, AsyncTLSConnection, AsyncSentinel, AsyncPrimary, AsyncPrimaryPool)
+
+
+def _client(target: Target, files: dict[str, str], options: dict[str, Any], flavor: _Flavor) -> Any:
+    """A client for a target that is not a cluster."""
+    # As text, since it is sent as it is: see the top for what an integer can do.
+    options |= {"db": str(target.database) if target.database else 0}
+    if target.kind == "sentinel":
+        # The sentinels are asked as the primary is, except for user, password and database, which are the primary's.
+        shared = {name: value for name, value in options.items() if name not in ("username", "password", "db")} | files
+        shared["connection_class"] = flavor.redis.SSLConnection if target.tls else flavor.redis.Connection
+        sentinel = flavor.sentinel([])
+        sentinel.sentinels = [
+            flavor.redis.Redis.from_pool(flavor.pool(host=host, port=port, **shared)) for host, port in target.hosts
+        ]
+        options |= ({"ssl": True} | files) if target.tls else {}
+        return sentinel.master_for(
+            target.service, redis_class=flavor.primary, connection_pool_class=flavor.primary_pool, **options
+        )
+    if target.kind == "unix":
+        options |= {"connection_class": flavor.redis.UnixDomainSocketConnection, "path": target.path}
+    else:
+        [(host, port)] = target.hosts
+        connection = flavor.tls_connection if target.tls else flavor.redis.Connection
+        options |= {"connection_class": connection, "host": host, "port": port} | files
+    return flavor.redis.Redis.from_pool(flavor.pool(**options))
 
 
 def _options(target: Target, settings: StoreSettings) -> dict[str, Any]:
@@ -156,45 +201,21 @@ def _options(target: Target, settings: StoreSettings) -> dict[str, Any]:
 
 
 def _startup(target: Target) -> dict[str, Any]:
-    """Where a sync cluster client begins. Only for one with a URL does redis-py heed `connection_pool_class`."""
+    """Where a sync cluster client begins. redis-py 8.1 ignores `connection_pool_class` without a URL (no issue found)."""
     nodes = [redis.cluster.ClusterNode(host, port) for host, port in target.hosts]
     host, port = target.hosts[0]
     place = f"[{host}]" if ":" in host else quote(host, safe="")
-    url = f"{'rediss' if target.tls else 'redis'}://{place}:{port}"
-    return {"startup_nodes": nodes, "url": url, **_tls_files(target)}
-
-
-def _database(target: Target) -> str | int:
-    """As text, since it is sent as it stands: see the top for what an integer can do."""
-    return str(target.database) if target.database else 0
-
-
-def _watchers(target: Target, options: dict[str, Any], flavour: Any) -> list[dict[str, Any]]:
-    """How Sentinel's processes are asked: as the primary is, but for user, password and database, which are its alone."""
-    shared = {name: value for name, value in options.items() if name not in ("username", "password", "db")}
-    shared |= {"connection_class": flavour.SSLConnection if target.tls else flavour.Connection, **_tls_files(target)}
-    return [{"host": host, "port": port} | shared for host, port in target.hosts]
-
-
-def _place(target: Target) -> dict[str, Any]:
-    if target.kind == "unix":
-        return {"path": target.path}
-    [(host, port)] = target.hosts
-    return {"host": host, "port": port, **_tls_files(target)}
-
-
-def _tls(target: Target) -> dict[str, Any]:
-    return {"ssl": True, **_tls_files(target)} if target.tls else {}
+    return {"startup_nodes": nodes, "url": f"{'rediss' if target.tls else 'redis'}://{place}:{port}"}
 
 
 def _tls_files(target: Target) -> dict[str, str]:
-    """The files of TLS. Raises InvalidSettings for one that can't be read, which no other try would mend."""
+    """The files of TLS. Raises InvalidSettings for one that can't be read: trying again would not help."""
     for option, path in target.tls_files.items():
         try:
             with Path(path).open("rb"):
                 pass
         except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else "no path"
+            why = error.strerror if isinstance(error, OSError) else "not a path"
             raise InvalidSettings(
                 f"the file that {option} names in the store's URL can't be read ({why})", remedy="name a readable PEM file"
             ) from None

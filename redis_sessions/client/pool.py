@@ -1,14 +1,17 @@
-"""Connection pools that give out whole connections only, whatever interrupted, forked, or went idle before.
+"""Connection pools that never hand out a connection with an unread reply, whatever interrupted or forked the process.
 
-redis-py's own keep a connection that a signal has torn out of a call: either its place in the pool is lost for good, or it
-comes back with a reply unread, and the next call gets the answer to somebody else's question. Here a connection is spare
-once its call has ended in order, and in every other case it is dropped; those in use are held weakly, so that one that was
-lost gives its place back. What a forked child inherits it never touches, and each event loop has connections of its own.
+redis-py's sync pool keeps a connection that a signal has torn out of a call: either its place in the pool is lost for good,
+or the connection comes back with a reply unread, and the next call gets the answer to another question. Here a connection
+is kept only if its call ended in order, and those in use are held weakly, so that a lost one gives its place back.
+
+redis-py's asyncio pool is safe in this respect; added are a queue of callers when all connections are in use, and a check
+whether an idle connection still works.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
 import threading
@@ -22,62 +25,111 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 
-from redis_sessions.client.connection import aask, ask
+from redis_sessions.client.translate import answers, cut_off
 
 BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
-# Idle for longer, a connection is first asked whether it still leads anywhere; and before that, a loop is given the chance
-# to read that the server has hung up.
-HEARD_OF_S: Final = 15.0
+# A connection that was idle for longer is checked by a PING before it is used.
+PING_AFTER_S: Final = 15.0
+# After this much idle time the event loop gets a chance to read that the server has hung up.
 FRESH_S: Final = 0.1
 
-_pools: weakref.WeakSet[Any] = weakref.WeakSet()
-_inherited: list[Any] = []
+
+_forgetful: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def _spoilt() -> bool:
-    """Whether what is on its way out makes a connection useless for the next call.
-
-    Only the server's own refusals leave it as it was; anything else may have left a reply unread. And a server that has
-    become read-only is no longer the primary, so its name is to be looked up anew.
-    """
-    error = sys.exc_info()[1]
-    return error is not None and (not isinstance(error, redis.ResponseError) or isinstance(error, redis.ReadOnlyError))
+def forget_after_fork(one: Any) -> None:
+    """Let the `forget` method of an object be called in every forked child."""
+    _forgetful.add(one)
 
 
 def _after_fork() -> None:
-    for pool in list(_pools):
-        pool.after_fork()
+    for one in list(_forgetful):
+        one.forget()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-class _Whole:
-    """Goes before a pool class of redis-py, and replaces how it lends."""
+def ping(connection: Any) -> None:
+    """Check by a PING that a connection works. Raises what the server says against it, and what redis-py does."""
+    connection.send_command("PING", check_health=False)
+    try:
+        connection.read_response()
+    except redis.ResponseError as error:
+        if not answers(error):
+            raise
 
-    pid: int
+
+async def aping(connection: Any) -> None:
+    """Same as ping, for asyncio."""
+    await connection.send_command("PING", check_health=False)
+    try:
+        await connection.read_response()
+    except redis.ResponseError as error:
+        if not answers(error):
+            raise
+
+
+class TLSConnection(redis.SSLConnection):
+    """Tells a server that refuses our certificate from one that is away.
+
+    In TLS 1.3 a server refuses after the handshake, and then hangs up: the client may see no more than that (redis/redis-py
+    #2066, #3599). So a PING is sent first, and a hang-up before its answer is a refusal.
+    """
+
+    def on_connect_check_health(self, *args: Any, **options: Any) -> None:
+        try:
+            super().on_connect_check_health(*args, **options)
+            ping(self)
+        except redis.ConnectionError as error:
+            raise cut_off(error) from error
+
+
+class AsyncTLSConnection(redis.asyncio.SSLConnection):
+    """Same as TLSConnection, for asyncio."""
+
+    async def on_connect_check_health(self, *args: Any, **options: Any) -> None:
+        try:
+            await super().on_connect_check_health(*args, **options)
+            await aping(self)
+        except redis.ConnectionError as error:
+            raise cut_off(error) from error
+
+
+def _spoiled() -> bool:
+    """Whether the exception being handled makes a connection useless for the next call.
+
+    Only an error that the server replied leaves it as it was; after any other a reply may be unread. And a server that has
+    become read-only is no longer the primary, so its name must be looked up again.
+    """
+    error = sys.exc_info()[1]
+    return error is not None and (not isinstance(error, redis.ResponseError) or isinstance(error, redis.ReadOnlyError))
+
+
+class _SafePool:
+    """Mixin that overrides how connections are checked out and returned.
+
+    redis-py up to 8.1 loses places and mixes up replies when a signal handler raises: redis/redis-py #166, #1128 and #1134
+    are about parts of it.
+    """
+
     max_connections: int
     connection_class: Any
     connection_kwargs: dict[str, Any]
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc] # the pool's
-        self._forget()
-        _pools.add(self)
+        self.forget()
+        forget_after_fork(self)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Forget all connections: in a forked child they are the parent's."""
         self._making = threading.RLock()
         self._spare: list[tuple[Any, float]] = []
         self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.pid = os.getpid()
-
-    def after_fork(self) -> None:
-        """Start anew in a forked child. The parent's connections are kept from being closed, which the parent might see."""
-        _inherited.append((self._spare, list(self._alive)))
-        self._forget()
 
     def get_connection(self, *_: Any, **__: Any) -> Any:
-        """A connection that is connected, has nothing to read, and was heard of lately."""
+        """A connection that is connected, has nothing to read, and was used or checked lately."""
         try:
             connection, since_s = self._spare.pop()
             idle_s = time.monotonic() - since_s
@@ -88,8 +140,8 @@ class _Whole:
             try:
                 if connection.can_read():
                     raise redis.ConnectionError
-                if idle_s > HEARD_OF_S:
-                    ask(connection)
+                if idle_s > PING_AFTER_S:
+                    ping(connection)
             except BROKEN:
                 connection.disconnect()
                 connection.connect()
@@ -107,9 +159,9 @@ class _Whole:
         return connection
 
     def release(self, connection: Any) -> None:
-        """Keep it for the next call if this one ended in order."""
-        whole = connection in self._alive and not _spoilt() and not connection.should_reconnect()
-        if whole and self.owns_connection(connection):
+        """Keep a connection for the next call if this one ended in order."""
+        usable = connection in self._alive and not _spoiled() and not connection.should_reconnect()
+        if usable and self.owns_connection(connection):
             self._spare.append((connection, time.monotonic()))
         else:
             self._drop(connection)
@@ -127,43 +179,42 @@ class _Whole:
         for connection, _ in spare:
             self._drop(connection)
         if inuse_connections:
-            with self._making:
-                alive = list(self._alive)
-            for connection in alive:
+            for connection in self._all():
                 connection.disconnect()
 
     def update_active_connections_for_reconnect(self) -> None:
-        """Let those in use end their call, and no further one."""
-        with self._making:
-            alive = list(self._alive)
-        for connection in alive:
+        """Let the connections in use end their call, and not begin another."""
+        for connection in self._all():
             connection.mark_for_reconnect()
+
+    def _all(self) -> list[Any]:
+        with self._making:
+            return list(self._alive)
 
     def disconnect_free_connections(self) -> None:
         self.disconnect(inuse_connections=False)
 
 
-async def reread(connection: Any, idle_s: float) -> None:
-    """Look whether a connection is still open, has nothing to read, and leads anywhere. Raises one of BROKEN if not."""
-    if idle_s > FRESH_S:
-        # Two rounds: the first may have been under way when the server hung up.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-    if await connection.can_read():
-        raise redis.ConnectionError
-    if idle_s > HEARD_OF_S:
-        await aask(connection)
+class Pool(_SafePool, redis.ConnectionPool):  # type: ignore[misc] # untyped there
+    """For a standalone server, or for one node of a cluster."""
 
 
-class Gate:
-    """Lets so many in at once, and the others in the order in which they came."""
+class SentinelPool(_SafePool, redis.sentinel.SentinelConnectionPool):  # type: ignore[misc] # same
+    """For the primary that Sentinel names."""
+
+
+class AdmissionLimit:
+    """Admits so many callers at a time, the others in order of arrival.
+
+    redis-py's BlockingConnectionPool lets newcomers overtake, and its cluster client raises at once (redis/redis-py #3135).
+    """
 
     def __init__(self, places: int, patience_s: float) -> None:
         self._places = asyncio.Semaphore(places)
         self._patience_s = patience_s
 
     async def enter(self) -> None:
-        """Wait for a place. Raises MaxConnectionsError when patience ends."""
+        """Wait for a place. Raises MaxConnectionsError after `patience_s`."""
         if not self._places.locked():
             await self._places.acquire()
             return
@@ -177,118 +228,109 @@ class Gate:
         self._places.release()
 
 
-class _Here:
-    """The connections of one event loop: spare ones with the time they were given back, and those in use."""
+class _CheckedConnection:
+    """Mixin for redis-py's asyncio connections whose `can_read` finds out whether the server has hung up.
 
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
-        self.spare: list[tuple[Any, float]] = []
-        self.lent: set[Any] = set()
-
-
-class _AsyncWhole:
-    """Same as _Whole, for asyncio, where nothing is lost between two awaits.
-
-    An event loop may have `max_connections`; who finds all in use waits for `patience_s`.
+    Attributes:
+        used_s: when a call last used it, on the monotonic clock; set by its user.
     """
 
+    used_s: float | None = None
+    _reader: Any
+
+    async def can_read(self) -> bool:
+        """False if this connection is fit for another call. Raises ConnectionError if not, and has then disconnected."""
+        connection: Any = super()
+        idle_s = 0.0 if self.used_s is None else time.monotonic() - self.used_s
+        try:
+            if idle_s > FRESH_S:
+                # Two rounds: the first may have been under way when the server hung up.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            # A reset connection holds an exception, which redis-py up to 8.1 ignores. No upstream issue found.
+            if not connection.is_connected or self._reader.exception() is not None or await connection.can_read():
+                raise redis.ConnectionError
+            if idle_s > PING_AFTER_S:
+                await aping(self)
+        except BROKEN:
+            self.used_s = None
+            await connection.disconnect(nowait=True)
+            raise redis.ConnectionError from None
+        return False
+
+
+@functools.cache
+def checked(connection_class: type) -> type:
+    """A connection class of redis-py's asyncio, with the check above."""
+    return type(f"Checked{connection_class.__name__}", (_CheckedConnection, connection_class), {})
+
+
+class _QueuingPool:
+    """Mixin for redis-py's asyncio pools: a caller waits in line for a connection, and one that a call spoiled is closed."""
+
     max_connections: int
+    connection_class: Any
 
     def __init__(self, *args: Any, patience_s: float = 5.0, **options: Any) -> None:
-        self._patience_s = patience_s
-        self._loops: dict[asyncio.AbstractEventLoop, _Here] = {}
         super().__init__(*args, **options)
-        _pools.add(self)
-
-    def reset(self) -> None:
-        super().reset()  # type: ignore[misc] # the pool's
-        self._loops = {}
-
-    def after_fork(self) -> None:
-        """Same as _Whole.after_fork; closing one would also end the parent's wait for it, in the epoll that both share."""
-        _inherited.append(self._loops)
-        self._loops = {}
-
-    def _here(self) -> _Here:
-        loop = asyncio.get_running_loop()
-        here = self._loops.get(loop)
-        if here is None:
-            self._loops = {other: its for other, its in self._loops.items() if not other.is_closed()}
-            here = self._loops[loop] = _Here(Gate(self.max_connections, self._patience_s))
-        return here
+        self.connection_class = checked(self.connection_class)
+        self._limit = AdmissionLimit(self.max_connections, patience_s)
 
     async def get_connection(self, *_: Any, **__: Any) -> Any:
-        """Same as _Whole.get_connection."""
-        here = self._here()
-        await here.gate.enter()
-        idle_s = 0.0
-        if here.spare:
-            connection, since_s = here.spare.pop()
-            idle_s = time.monotonic() - since_s
-        else:
-            connection = self.make_connection()
-        here.lent.add(connection)
+        """Same as _SafePool.get_connection; waits up to `patience_s` if all are in use."""
+        pool: Any = self
+        await self._limit.enter()
+        connection = pool.get_available_connection()
         try:
-            await connection.connect()
-            try:
-                await reread(connection, idle_s)
-            except BROKEN:
-                await connection.disconnect(nowait=True)
-                await connection.connect()
+            await pool.ensure_connection(connection)
         except BaseException:
-            self._take_back(here, connection, whole=False)
-            await connection.disconnect(nowait=True)
+            await self.release(connection)
             raise
         return connection
 
-    def make_connection(self) -> Any:
-        return super().make_connection()  # type: ignore[misc] # the pool's
-
     def release(self, connection: Any) -> Coroutine[Any, Any, None]:
-        """Same as _Whole.release. No coroutine itself: a pipeline awaits it in another task, where no exception passes."""
-        whole = not _spoilt() and not connection.should_reconnect()
-        return _nothing() if self._take_back(self._here(), connection, whole=whole) else connection.disconnect(nowait=True)
+        """Same as _SafePool.release. Not a coroutine function: a pipeline awaits it in a task that doesn't see the error."""
+        if _spoiled() or connection.should_reconnect():
+            return self._close(connection)
+        self._put_back(connection)
+        return _nothing()
 
-    def _take_back(self, here: _Here, connection: Any, *, whole: bool) -> bool:
-        known = connection in here.lent
-        if known:
-            here.lent.discard(connection)
-            here.gate.leave()
-            if whole:
-                here.spare.append((connection, time.monotonic()))
-        return known and whole
+    async def _close(self, connection: Any) -> None:
+        try:
+            await connection.disconnect(nowait=True)
+        finally:
+            self._put_back(connection)
+
+    def _put_back(self, connection: Any) -> None:
+        """As redis-py's own `release`, without its lock, events and metrics, which cost a call several percent."""
+        pool: Any = self
+        pool._in_use_connections.remove(connection)  # noqa: SLF001
+        pool._available_connections.append(connection)  # noqa: SLF001
+        self._limit.leave()
+        connection.used_s = time.monotonic()
 
     async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's signature
-        """Same as _Whole.disconnect, for the connections of the running loop."""
-        here = self._here()
-        spare, here.spare = here.spare, []
-        for connection, _ in spare:
-            await connection.disconnect()
+        """Same as _SafePool.disconnect. redis-py 8.1 lends connections that it is closing; no upstream issue found."""
+        pool: Any = self
+        closing, pool._available_connections = pool._available_connections, []  # noqa: SLF001
         if inuse_connections:
-            for connection in list(here.lent):
-                await connection.disconnect()
+            closing += pool._in_use_connections  # noqa: SLF001
+        for connection in closing:
+            await connection.disconnect()
 
 
 async def _nothing() -> None:
     pass
 
 
-class Pool(_Whole, redis.ConnectionPool):  # type: ignore[misc] # untyped there
-    """For a standalone server, or for one node of a cluster."""
-
-
-class SentinelPool(_Whole, redis.sentinel.SentinelConnectionPool):  # type: ignore[misc] # likewise
-    """For the primary that Sentinel names."""
-
-
-class AsyncPool(_AsyncWhole, redis.asyncio.ConnectionPool):
+class AsyncPool(_QueuingPool, redis.asyncio.ConnectionPool):
     """Same as Pool, for asyncio."""
 
 
-class AsyncSentinelPool(_AsyncWhole, redis.asyncio.sentinel.SentinelConnectionPool):
+class AsyncSentinelPool(_QueuingPool, redis.asyncio.sentinel.SentinelConnectionPool):
     """Same as SentinelPool, for asyncio."""
 
 
-def is_whole(pool: object) -> bool:
-    """Whether a pool is of one of these kinds."""
-    return isinstance(pool, _Whole | _AsyncWhole)
+def is_safe(pool: object) -> bool:
+    """Whether a pool is one of these."""
+    return isinstance(pool, _SafePool | _QueuingPool)

@@ -1,13 +1,14 @@
-"""What redis-py's part for Sentinel lacks: it asks Sentinel when it connects, and then trusts the connection for good.
+"""Asks Sentinel again when its answer may be out of date; redis-py asks when it connects, and then trusts the connection.
 
-A primary that was stopped, or cut off, may come back after Sentinel has put another in its place. Until it is told so it
-answers as before, out of its old data, and what it acknowledges is lost. So Sentinel is asked again before a connection is
-used that was idle for longer than a failover takes at the least, or after anything went wrong; if the primary is another
-one, the pool drops its idle connections by itself.
+A primary that was stopped, or cut off, may come back after Sentinel has put another in its place. Until it hears of that it
+answers as before, out of its old data, and what it acknowledges is lost (redis/redis-py #3560 describes such a loss; #3874).
+So Sentinel is asked again before a connection is used that was idle for longer than the shortest failover takes, and after
+any error; if the primary is another one, redis-py's pool drops its idle connections.
 
 The sentinel that leads a failover goes on naming the old primary, which may be up again, until every replica follows the new
-one: it isn't listened to until then. And redis-py forgets sentinels when several threads or tasks ask at a time: each swaps
-the one that answered to the front of a list that the others are swapping in.
+one: it is ignored until then. And redis-py loses sentinels when several threads or tasks ask at a time: each moves the one
+that answered to the front of a list that the others are changing, too (no upstream issue found; redis/redis-py #4331
+rewrites that code). All this is for redis-py up to 8.1.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ import redis.sentinel
 
 from redis_sessions.client.pool import AsyncSentinelPool, SentinelPool
 
-# Sentinel finds a primary down after 30 s by default. Who sets it below 1 s has failovers that are quicker than this.
+# Sentinel finds a primary down after 30 s by default. If that is set below 1 s, failovers can be quicker than this.
 TRUST_S: Final = 1.0
 # How long an idle connection is trusted after no sentinel could be asked, or none knew a primary.
-UNHEARD_S: Final = 15.0
+UNREACHED_TRUST_S: Final = 15.0
 
 
-class _Asked:
-    """Goes before a Sentinel class: which of the sentinels to ask first, and when to believe one."""
+class _Discovery:
+    """Mixin for redis-py's Sentinel classes: which sentinel to ask first, and when to believe one."""
 
     sentinels: list[Any]
 
@@ -53,11 +54,11 @@ class _Asked:
         return bool(super().check_master_state(state, service_name))  # type: ignore[misc] # Sentinel's
 
 
-class Sentinel(_Asked, redis.sentinel.Sentinel):
+class Sentinel(_Discovery, redis.sentinel.Sentinel):
     """The sentinels of one deployment."""
 
     def discover_master(self, service_name: str) -> tuple[str, int]:
-        """Ask one after the other. Raises MasterNotFoundError, with what the last failed by as its cause."""
+        """Ask one after the other. Raises MasterNotFoundError; its cause is the last sentinel's error."""
         failure: redis.RedisError | None = None
         for sentinel in self._in_order():
             try:
@@ -73,7 +74,7 @@ class Sentinel(_Asked, redis.sentinel.Sentinel):
             failure = None  # its traceback holds this frame
 
 
-class AsyncSentinel(_Asked, redis.asyncio.sentinel.Sentinel):
+class AsyncSentinel(_Discovery, redis.asyncio.sentinel.Sentinel):
     """Same as Sentinel, for asyncio."""
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
@@ -93,38 +94,38 @@ class AsyncSentinel(_Asked, redis.asyncio.sentinel.Sentinel):
             failure = None  # its traceback holds this frame
 
 
-class _Doubt:
-    """When to ask."""
+class _Trust:
+    """Mixin for pools: when to ask Sentinel again."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._heard_s = math.inf  # nothing is idle yet, and who connects asks
-        self._unheard_s = -math.inf
-        self._wrong = False
+        self._good_s = math.inf  # nothing is idle yet, and connecting asks
+        self._unreached_s = -math.inf
+        self._failed = False
         super().__init__(*args, **options)
 
-    def _doubted(self) -> bool:
+    def _in_doubt(self) -> bool:
         now_s = time.monotonic()
-        idle = now_s - self._heard_s > TRUST_S and now_s - self._unheard_s > UNHEARD_S
-        wrong, self._wrong = self._wrong, False
-        return idle or wrong
+        idle = now_s - self._good_s > TRUST_S and now_s - self._unreached_s > UNREACHED_TRUST_S
+        failed, self._failed = self._failed, False
+        return idle or failed
 
     def _note(self) -> None:
-        """Called while a connection is given back, and so while the exception that ended its use passes."""
+        """Called while a connection is returned: the exception that ended the call, if one did, is being handled."""
         if sys.exc_info()[1] is None:
-            self._heard_s = time.monotonic()
+            self._good_s = time.monotonic()
         else:
-            self._wrong = True
+            self._failed = True
 
 
-class PrimaryPool(_Doubt, SentinelPool):  # type: ignore[misc] # untyped there
+class PrimaryPool(_Trust, SentinelPool):  # type: ignore[misc] # untyped there
     """A pool that asks Sentinel when in doubt."""
 
     def get_connection(self, *args: Any, **options: Any) -> Any:
-        if self._doubted():
+        if self._in_doubt():
             try:
                 self.get_master_address()  # type: ignore[no-untyped-call] # redis-py's
             except (redis.ConnectionError, redis.TimeoutError):
-                self._unheard_s = time.monotonic()
+                self._unreached_s = time.monotonic()
         return super().get_connection(*args, **options)
 
     def release(self, connection: Any) -> None:
@@ -132,17 +133,35 @@ class PrimaryPool(_Doubt, SentinelPool):  # type: ignore[misc] # untyped there
         super().release(connection)
 
 
-class AsyncPrimaryPool(_Doubt, AsyncSentinelPool):
+class AsyncPrimaryPool(_Trust, AsyncSentinelPool):
     """Same as PrimaryPool, for asyncio."""
 
     async def get_connection(self, *args: Any, **options: Any) -> Any:
-        if self._doubted():
+        if self._in_doubt():
             try:
                 await self.get_master_address()  # type: ignore[no-untyped-call] # redis-py's
             except (redis.ConnectionError, redis.TimeoutError):
-                self._unheard_s = time.monotonic()
+                self._unreached_s = time.monotonic()
         return await super().get_connection(*args, **options)
 
     def release(self, connection: Any) -> Coroutine[Any, Any, None]:
         self._note()
         return super().release(connection)
+
+
+class Primary(redis.Redis):
+    """The primary that Sentinel names. Closing it closes the connections to the sentinels, too (redis/redis-py #3024)."""
+
+    def close(self) -> None:
+        super().close()
+        pool: Any = self.connection_pool
+        pool.sentinel_manager.close()
+
+
+class AsyncPrimary(redis.asyncio.Redis):
+    """Same as Primary, for asyncio."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 - redis-py's signature
+        await super().aclose(close_connection_pool)
+        pool: Any = self.connection_pool
+        await pool.sentinel_manager.aclose()

@@ -1,7 +1,7 @@
-"""What an error of redis-py means to a caller: the typed error to raise, and whether trying again may help.
+"""Translates errors of redis-py into ours, and says whether trying again may help.
 
 An error's own text is never passed on: pipelines and unknown commands quote their arguments, a parser quotes passwords.
-Only the code a server starts its errors with, and the operating system's word for a socket error, are shown.
+Shown are only the code that a server's error begins with, and the operating system's name for a socket error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from redis.sentinel import MasterNotFoundError
 
 from redis_sessions.errors import AccessDenied, CorruptValue, SessionStoreError, StoreUnavailable
 
-# A server's words for «not now», and whether waiting a moment may help.
+# Codes of a server that can't serve now, and whether waiting a moment may help.
 _NOT_NOW: Final = {
     "LOADING": True,
     "BUSY": True,
@@ -51,38 +51,42 @@ _CODES_BY_CLASS: Final = (
     (redis_errors.MasterDownError, "MASTERDOWN"),
     (redis_errors.ClusterDownError, "CLUSTERDOWN"),
     (redis_errors.TryAgainError, "TRYAGAIN"),
-    # redis-py was sent to and fro, or told to try again, more often than it puts up with: slots are moving.
+    # redis-py gave up after too many redirections: slots are being migrated.
     (redis_errors.ClusterError, "TRYAGAIN"),
     (redis_errors.MovedError, "MOVED"),
     (redis_errors.AskError, "ASK"),
 )
-# What will not pass by waiting: the server's or redis-py's words for it, ours, and the remedy.
+# What waiting doesn't help: how the server or redis-py says it, how we do, and the remedy.
 _SETTLED: Final = (
     (
         "cluster support disabled",
-        "is no cluster",
+        "is not a cluster",
         "write redis:// in place of redis+cluster://",
     ),
     (
         r"unknown command .SENTINEL\b",
-        "is no Sentinel",
-        "name Sentinel's own addresses (port 26379 unless told), or write redis:// in place of redis+sentinel://",
+        "is not a Sentinel",
+        "name Sentinel's own addresses (default port: 26379), or write redis:// in place of redis+sentinel://",
     ),
-    (r"DB index is out of range|SELECT is not allowed in cluster", "has no database of that number", "mend the URL's end"),
+    (
+        r"DB index is out of range|SELECT is not allowed in cluster",
+        "has no database of that number",
+        "fix the end of the URL",
+    ),
 )
-# RedisClusterException is no RedisError.
+# RedisClusterException is not a RedisError.
 _EXPECTED: Final = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError)
-# What is raised because of what every node, or every Sentinel, said.
+# Raised because of what every node, or every sentinel, said.
 _BECAUSE: Final = (redis_errors.RedisClusterException, MasterNotFoundError, AsyncMasterNotFoundError)
 _UNREACHED: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.RedisClusterException, OSError)
 
 _SILENT: Final = "no answer in time"
 _HUNG_UP: Final = "it hung up"
 
-# Redis 6.2 wraps what failed inside a script, with or without a dash: «Error running script (…): @user_script:2: -OOM …».
+# Redis 6.2 wraps what failed inside a script, with or without a dash: "Error running script (…): @user_script:2: -OOM …".
 _WRAPPED = re.compile(r"(?:^|[:\s]-|@user_script: ?\d+: )([A-Z]{3,})\b")
 
-# What a user's list forbids inside a script comes without a code: Valkey and Redis since 7.2, and those before.
+# Inside a script, what the ACL forbids comes without a code. First: Valkey and Redis since 7.2; then: those before.
 _DENIED_IN_SCRIPT = re.compile(r"ACL failure in script: |The user executing the script can't ")
 _NOT_LOGGED_IN = re.compile(r"Authentication required|client already authenticated")
 _COMMAND = re.compile(r" run the '([a-z]+(?:[|.][a-z-]+)?)' command")
@@ -93,38 +97,39 @@ class CutOff(redis_errors.ConnectionError):
     """A server that speaks TLS hung up after the handshake, before its first answer: it refuses our certificate."""
 
 
-# What a cluster client of redis-py 8.1 trips over while nodes come and go; elsewhere these are mistakes of ours.
-_STUMBLES: Final = (AttributeError, TypeError, KeyError, IndexError)
+# What redis-py's cluster client raises by mistake while nodes come and go (redis/redis-py #3835, #4287, #4288; up to 8.1).
+# From anywhere else these are mistakes of ours.
+_MISTAKES: Final = (AttributeError, TypeError, KeyError, IndexError)
 _OTHER_LOOP = re.compile(r"event loop is closed|different (event )?loop", re.IGNORECASE)
 
 
-class Refusal(NamedTuple):
-    """The error to raise, whether the same command may succeed a moment later, and whether it is known not to be sent."""
+class Translation(NamedTuple):
+    """The error to raise, whether the same command may succeed a moment later, and whether it was certainly not sent."""
 
     error: SessionStoreError
     passing: bool
     unsent: bool = False
 
 
-def explain(error: Exception, key: str | None, address: str, *, cluster: bool = False) -> Refusal | None:
+def translate(error: Exception, key: str | None, address: str, *, cluster: bool = False) -> Translation | None:
     """Translate an error of redis-py or of the operating system; None if it is neither.
 
     Args:
         error: what was raised.
         key: the conversation it was about, if one.
-        address: of the server, for the message; no secret in it.
-        cluster: whether it came out of a cluster client.
+        address: of the server, for the message; holds no secret.
+        cluster: whether a cluster client raised it.
     """
     if not isinstance(error, _EXPECTED):
-        return _stray(error, key, address, cluster=cluster)
+        return _unexpected(error, key, address, cluster=cluster)
     if isinstance(error, redis_errors.MaxConnectionsError):
         crowded = StoreUnavailable(
             f"all connections to {address} are in use", key=key, remedy="raise max_connections, or use fewer threads"
         )
-        return Refusal(crowded, passing=True, unsent=True)
+        return Translation(crowded, passing=True, unsent=True)
     for pattern, words, remedy in _SETTLED:
         if any(re.search(pattern, str(cause)) for cause in _chain(error)):
-            return Refusal(StoreUnavailable(f"{address} {words}", key=key, remedy=remedy), passing=False)
+            return Translation(StoreUnavailable(f"{address} {words}", key=key, remedy=remedy), passing=False)
     code = _code(error)
     if isinstance(error, _BECAUSE):
         code = next((cause for cause in map(_code, _chain(error)) if cause in _DENIED), None)
@@ -132,9 +137,9 @@ def explain(error: Exception, key: str | None, address: str, *, cluster: bool = 
         denied, remedy = _DENIED[code]
         if code == "NOPERM":
             denied = f"{denied} {_not_granted(error)}"
-        return Refusal(AccessDenied(f"{address} {denied} ({code})", key=key, remedy=remedy), False)
+        return Translation(AccessDenied(f"{address} {denied} ({code})", key=key, remedy=remedy), False)
     if code in _NOT_NOW:
-        return Refusal(
+        return Translation(
             StoreUnavailable(f"{address} can't serve now ({code})", key=key, remedy="look at the server's log"),
             _NOT_NOW[code],
         )
@@ -142,47 +147,47 @@ def explain(error: Exception, key: str | None, address: str, *, cluster: bool = 
         garbled = StoreUnavailable(
             f"{address} answers, but not as Redis does", key=key, remedy="check that the URL names a Redis server"
         )
-        return Refusal(garbled, passing=True)
+        return Translation(garbled, passing=True)
     if isinstance(error, _UNREACHED):
         wrong_certificate = _tls_refused(error)
         words = "TLS failed" if wrong_certificate else _socket_words(error)
         remedy = "check its certificate and yours" if wrong_certificate else _remedy(error)
-        return Refusal(
+        return Translation(
             StoreUnavailable(f"{address} can't be reached ({words})", key=key, remedy=remedy), not wrong_certificate
         )
     if code == "WRONGTYPE" or "not an integer" in str(error):
-        what = "a counter holds no integer" if key is None else f"the key of conversation {key!r} holds no string"
-        return Refusal(CorruptValue(what, key=key, remedy="find out who wrote it, and delete it"), False)
+        what = "a counter is not an integer" if key is None else f"the key of conversation {key!r} is not a string"
+        return Translation(CorruptValue(what, key=key, remedy="find out who wrote it, and delete it"), False)
     said = code or type(error).__name__
-    return Refusal(
+    return Translation(
         SessionStoreError(f"{address} refused a command ({said})", key=key, remedy="check the server's version and log"),
         False,
     )
 
 
 def answers(error: redis_errors.ResponseError) -> bool:
-    """Whether this reply to a PING says that all is well with the connection.
+    """Whether this error in reply to a PING still says that the connection works.
 
-    A server that can't write to its disk refuses PING as it does writes, and goes on to let its keys be read.
+    A server that can't write to its disk refuses PING and writes, and still lets its keys be read.
     """
     return _code(error) == "MISCONF"
 
 
-def _stray(error: Exception, key: str | None, address: str, *, cluster: bool) -> Refusal | None:
+def _unexpected(error: Exception, key: str | None, address: str, *, cluster: bool) -> Translation | None:
     if isinstance(error, RuntimeError) and _OTHER_LOOP.search(str(error)):
         elsewhere = SessionStoreError(
             f"the connection to {address} belongs to another event loop",
             key=key,
             remedy="make one AsyncSessionStore for each event loop, and close it there",
         )
-        return Refusal(elsewhere, passing=False)
-    if cluster and isinstance(error, _STUMBLES) and _raised_by_redis_py(error):
-        stumbled = StoreUnavailable(
-            f"the client stumbled over changes of the cluster at {address} ({type(error).__name__})",
+        return Translation(elsewhere, passing=False)
+    if cluster and isinstance(error, _MISTAKES) and _raised_by_redis_py(error):
+        confused = StoreUnavailable(
+            f"the client was confused by changes of the cluster at {address} ({type(error).__name__})",
             key=key,
-            remedy="try again when it is at rest",
+            remedy="try again when the changes have ended",
         )
-        return Refusal(stumbled, passing=True)
+        return Translation(confused, passing=True)
     return None
 
 
@@ -210,20 +215,20 @@ def _code(error: BaseException) -> str | None:
 
 
 def _not_granted(error: Exception) -> str:
-    """What it was that a user may not, in words; of the server's own only the name of a command is shown."""
+    """What the ACL does not grant, in words; of the server's message only the name of a command is shown."""
     if command := _COMMAND.search(str(error)):
         return f"the command {command[1]}"
     return "access to this key" if _KEY.search(str(error)) else "a command it needs"
 
 
 def cut_off(error: redis_errors.ConnectionError) -> redis_errors.ConnectionError:
-    """What an error means that came between the handshake of TLS and the server's first answer: itself, or a CutOff."""
-    # Its children are answers: of a wrong password, or of a server that is loading.
+    """What to raise for an error between the handshake of TLS and the server's first answer: the error, or a CutOff."""
+    # The subclasses are answers: of a wrong password, or of a server that is loading.
     return CutOff(str(error)) if type(error) is redis_errors.ConnectionError else error
 
 
 def _tls_refused(error: Exception) -> bool:
-    """Whether one side refused TLS as the other wants it. A connection that merely ended may come back."""
+    """Whether one side refused the other's TLS. A connection that merely ended may come back."""
     return any(
         isinstance(cause, CutOff) or (isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError))
         for cause in _chain(error)
@@ -231,7 +236,7 @@ def _tls_refused(error: Exception) -> bool:
 
 
 def _remedy(error: Exception) -> str:
-    # A plain server lets a TLS handshake time out, one that speaks TLS hangs up on a plain client.
+    # A server without TLS lets a handshake time out, one with TLS hangs up on a client without.
     if _socket_words(error) in (_SILENT, _HUNG_UP):
         return "check that it runs, and that the URL says rediss:// if that port speaks TLS, and redis:// if not"
     return "check the URL and that it runs"

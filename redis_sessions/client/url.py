@@ -1,8 +1,8 @@
-"""URLs of a store, taken apart without ever quoting one: a URL may hold a password.
+"""Parses the URLs of stores, without ever quoting one: a URL may hold a password.
 
 `redis://[user:password@]host:port/db`, `rediss://…`, `unix://[user:password@]/path?db=0`,
 `redis+sentinel://h1:p,h2:p/SERVICE/DB`, `redis+cluster://h1:p,h2:p`, the last two also as `rediss+…`. Options: `db` (unix);
-`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile` (TLS). Every other is refused: redis-py would let a URL turn off the check of
+`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile` (TLS). All others are refused: redis-py would let a URL turn off the check of
 certificates.
 """
 
@@ -29,7 +29,7 @@ _SCHEMES: Mapping[str, tuple[Kind, bool]] = {
 }
 _DEFAULT_PORTS: Mapping[Kind, int] = {"standalone": 6379, "cluster": 6379, "sentinel": 26379}
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-# What Sentinel takes for a name. Anything else may be a part of a password with a bare slash.
+# What Sentinel accepts as a name. Anything else may be part of a password with an unescaped slash.
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
 _SHAPES = (
     "redis://host:port/db, rediss://…, unix:///path?db=0, redis+sentinel://h1:p,h2:p/SERVICE/DB or redis+cluster://h1:p,h2:p"
@@ -62,25 +62,25 @@ class Target:
 
     @property
     def address(self) -> str:
-        """What an error may call this server: no user, no password."""
+        """The server's name in errors, without user and password."""
         where = self.path or ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
         return f"{self.service} behind {where}" if self.service else where
 
 
 def parse(url: str, password: str | None = None) -> Target:
-    """Take a URL apart. Raises InvalidSettings, which says what is wrong and quotes nothing of it but option names.
+    """Parse a URL. Raises InvalidSettings, which says what is wrong and quotes nothing of the URL but option names.
 
-    `password` is for a URL that has none.
+    `password` is for a URL without one.
     """
     if url is None:
-        raise InvalidSettings("the store's URL is None", remedy="is the variable set that it comes from?")
+        raise InvalidSettings("the store's URL is None", remedy="check that the variable it comes from is set")
     if not isinstance(url, str):
-        raise _refused(f"is a {type(url).__name__}, no text")
+        raise _refused(f"must be a str, not {type(url).__name__}")
     target = _parse(url)
     if password is None:
         return target
     if target.password is not None:
-        raise _refused("has a password, and another was given beside it")
+        raise _refused("has a password, and another one was given separately")
     return replace(target, password=password)
 
 
@@ -89,7 +89,7 @@ def _parse(url: str) -> Target:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
-        raise _refused("can't be taken apart") from None
+        raise _refused("can't be parsed") from None
     if parts.scheme not in _SCHEMES:
         raise _refused("has an unknown scheme")
     if parts.fragment:
@@ -107,7 +107,7 @@ def _parse(url: str) -> Target:
         if location or not path.startswith("/"):
             raise _refused("needs an absolute socket path after unix://")
         if "@" in parts.netloc and "@" in parts.path:
-            raise _refused("has two '@'; in a password or path write the other as %40")
+            raise _refused("has two '@'; in a password or path write '@' as %40")
         return Target(kind, path=path, database=_database(options.get("db", "")), username=user, password=password)
     hosts = tuple(_host(item, _DEFAULT_PORTS[kind]) for item in location.split(","))
     if kind == "standalone" and len(hosts) > 1:
@@ -115,9 +115,11 @@ def _parse(url: str) -> Target:
     segments = path.strip("/").split("/") if path.strip("/") else []
     service = segments.pop(0) if kind == "sentinel" and segments else ""
     if service and not _SERVICE.fullmatch(service):
-        raise _refused("names a service that Sentinel can't know; in a password write '/' as %2F and '@' as %40")
+        raise _refused(
+            "names a service in characters that Sentinel doesn't allow; in a password write '/' as %2F and '@' as %40"
+        )
     if kind == "sentinel" and not service:
-        raise _refused("names no service of Sentinel's: redis+sentinel://host:port/SERVICE")
+        raise _refused("must name Sentinel's service: redis+sentinel://host:port/SERVICE")
     if len(segments) > 1:
         raise _refused("has more path than a database number")
     database = _database(segments[0] if segments else "")
@@ -153,15 +155,15 @@ def _host(item: str, default_port: int) -> tuple[str, int]:
     elif ":" in item:
         host, _, port = item.partition(":")
     if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
-        raise _refused("has a port that is no number from 1 to 65535; in a password write '/' as %2F and '@' as %40")
+        raise _refused("has a port that is not a number from 1 to 65535; in a password write '/' as %2F and '@' as %40")
     if not host:
-        raise _refused("names no host")
+        raise _refused("must name a host")
     return unquote(host), int(port or default_port)
 
 
 def _database(text: str) -> int:
     if text and not (text.isascii() and text.isdigit() and len(text) <= 5):
-        raise _refused("names a database that is no number")
+        raise _refused("names a database that is not a number")
     return int(text or 0)
 
 

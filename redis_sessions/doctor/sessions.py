@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Final
 
-from redis_sessions.agents import known_agents
+from redis_sessions.agents import get_agent
 from redis_sessions.doctor.findings import BROKEN, OK, UNKNOWN, WARNING, Outcome, check
 from redis_sessions.doctor.server import Examination, text
-from redis_sessions.errors import InvalidSettings, SessionStoreError, StoreUnavailable
+from redis_sessions.errors import SessionStoreError, StoreUnavailable
 from redis_sessions.keys import COUNTERS
 from redis_sessions.operations.command import Command, Op
 from redis_sessions.operations.retime import RetimeResult, retime
 from redis_sessions.operations.scan import Scan
-from redis_sessions.settings import DAY_MS, StoreSettings
+from redis_sessions.settings import StoreSettings
 from redis_sessions.text import count, exact_duration
-
-# How long runtimes keep what their IDs name; of the others it is not established.
-KEPT_MS: Final[Mapping[str, int]] = {
-    "claude": 30 * DAY_MS,
-    "claude-agent-sdk": 30 * DAY_MS,
-    "gemini": 30 * DAY_MS,
-    "openai": 30 * DAY_MS,
-    "agentcore": 15 * 60_000,
-}
 
 
 @check("no-ttl", why="a session that never expires is tried forever")
@@ -115,20 +105,17 @@ def _counts(value: bytes | str) -> bool:
 
 def kept(max_age_ms: int, agent: str | None) -> Outcome:
     """Whether IDs live longer than the sessions they name. Raises InvalidSettings for an unknown agent."""
-    age, longest_ms = exact_duration(max_age_ms), KEPT_MS["claude"]
+    runtime = get_agent("claude" if agent is None else agent)
+    age, keeps_ms = exact_duration(max_age_ms), runtime.keeps_sessions_ms
+    if keeps_ms is None:
+        return UNKNOWN, f"how long {agent} keeps a session is not established", "watch redis-sessions failures"
     if agent is None:
         found = f"max age {age}; Claude Code and Gemini keep sessions 30 days, an AgentCore machine 15 idle minutes"
-        if max_age_ms <= longest_ms:
-            return OK, found, None
-        return WARNING, found, f"set session_max_age_ms to {longest_ms} or less, or name another agent (--agent)"
-    if agent in KEPT_MS:
-        found = f"max age {age}; {agent} keeps a session {exact_duration(KEPT_MS[agent])}"
-        if max_age_ms <= KEPT_MS[agent]:
-            return OK, found, None
-        # It refuses nothing: what it forgot is lost without a word.
-        status = BROKEN if agent == "agentcore" else WARNING
-        return status, found, f"set session_max_age_ms to {KEPT_MS[agent]} or less"
-    known = sorted({*KEPT_MS, *(each.name for each in known_agents())})
-    if agent in known:
-        return UNKNOWN, f"how long {agent} keeps a session is not established", "watch redis-sessions failures"
-    raise InvalidSettings(f"no agent runtime {agent[:40]!r} is known", remedy=f"name one of {', '.join(known)}")
+        remedy = f"set session_max_age_ms to {keeps_ms} or less, or name another agent (--agent)"
+    else:
+        found = f"max age {age}; {agent} keeps a session {exact_duration(keeps_ms)}"
+        remedy = f"set session_max_age_ms to {keeps_ms} or less"
+    if max_age_ms <= keeps_ms:
+        return OK, found, None
+    # Without a refusal, what the agent forgot is lost silently.
+    return WARNING if runtime.refusals else BROKEN, found, remedy

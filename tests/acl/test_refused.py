@@ -13,7 +13,7 @@ from redis_sessions import (
     StoreSettings,
 )
 from redis_sessions.acl import USERS
-from redis_sessions.client.translate import explain
+from redis_sessions.client.translate import translate
 from redis_sessions.operations import scripts
 from tests.acl.users import KEYS, commands_of
 from tests.servers import is_redis_6
@@ -54,7 +54,7 @@ class TestRefused:
             for name, words in refused_commands(guarded, user, flag="noscript"):
                 with pytest.raises(redis.exceptions.ResponseError) as caught:
                     send("EVALSHA", sha, 0, *words)
-                assert isinstance(explain(caught.value, None, "h").error, AccessDenied), f"{name}: {caught.value}"
+                assert isinstance(translate(caught.value, None, "h").error, AccessDenied), f"{name}: {caught.value}"
                 count += 1
             assert count > 150
 
@@ -71,7 +71,7 @@ class TestRefused:
                     for sent in (words, ["EVALSHA", sha, 0, *words], ["EVALSHA", sha, 1, key, *words]):
                         with pytest.raises(redis.exceptions.ResponseError) as caught:
                             send(*sent)
-                        error = explain(caught.value, None, "h").error
+                        error = translate(caught.value, None, "h").error
                         assert isinstance(error, AccessDenied), f"{sent}: {caught.value}"
                         assert key.decode() not in str(error).replace("redis-sessions", "")
                 assert guarded.raw.get(key) == b"another's"
@@ -116,4 +116,4 @@ def test_scripts_do_not_take_denied_for_absent(guarded, name, words):
     client = redis.Redis.from_url(guarded.url("operator2"))
     with client, pytest.raises(redis.exceptions.ResponseError) as caught:
         client.evalsha(sha, len(keys), *keys, *words)
-    assert isinstance(explain(caught.value, None, "h").error, AccessDenied)
+    assert isinstance(translate(caught.value, None, "h").error, AccessDenied)

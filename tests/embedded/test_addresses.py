@@ -35,7 +35,7 @@ def test_a_given_port_in_use(binary, listener):
     assert not server.is_running
 
 
-def test_a_free_port_that_was_taken_meanwhile_is_replaced(binary, listener, monkeypatch):
+def test_a_free_port_that_was_taken_is_replaced(binary, listener, monkeypatch):
     port = listener.getsockname()[1]
     fresh = random.sample(server_module.FREE_PORTS, 10)
     monkeypatch.setattr(random, "sample", lambda *_: [port, *fresh])
@@ -44,7 +44,7 @@ def test_a_free_port_that_was_taken_meanwhile_is_replaced(binary, listener, monk
         assert client.info("server")["process_id"] == server.pid
 
 
-def test_so_is_one_whose_cluster_bus_port_was_taken(binary, monkeypatch):
+def test_a_free_port_whose_cluster_bus_port_was_taken_is_replaced(binary, monkeypatch):
     fresh = random.sample(server_module.FREE_PORTS, 10)
     with socket.socket() as bus:
         bus.bind(("127.0.0.1", 0))
@@ -78,7 +78,7 @@ def test_a_unix_socket_instead_of_tcp(binary, tmp_path):
     assert not path.exists()
 
 
-def test_a_file_where_the_socket_should_be_is_kept(tmp_path):
+def test_a_file_at_the_path_of_the_socket_is_kept(tmp_path):
     (tmp_path / "notes").write_text("dear")
     with pytest.raises(ServerError, match="in use"):
         EmbeddedServer(socket=tmp_path / "notes").start()
@@ -86,7 +86,7 @@ def test_a_file_where_the_socket_should_be_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("length", [SOCKET_PATH_MAX_BYTES + 1, 1000])
-def test_a_socket_path_longer_than_the_system_takes(length):
+def test_a_socket_path_that_is_too_long(length):
     with pytest.raises(ServerError, match=str(SOCKET_PATH_MAX_BYTES)) as caught:
         EmbeddedServer(socket=Path("/".ljust(length, "x"))).start()
     assert caught.value.remedy

@@ -1,4 +1,4 @@
-"""The cluster that the other tests lean on: it comes up whole, takes a node back, and leaves nothing."""
+"""The cluster that other tests use: it starts completely, takes a node back, and leaves nothing."""
 
 import pytest
 from redis.cluster import ClusterNode, RedisCluster

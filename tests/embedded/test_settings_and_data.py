@@ -1,4 +1,4 @@
-"""What the embedded server was given and has kept: its settings, its data, and the directory that nobody else may enter."""
+"""Settings, data and directory of the embedded server: data survives restarts, and no other user may enter the directory."""
 
 import pytest
 

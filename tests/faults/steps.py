@@ -25,7 +25,7 @@ from redis_sessions import (
     StoreUnavailable,
     Turn,
 )
-from redis_sessions.client.exchange import Link
+from redis_sessions.client.execute import Link
 from redis_sessions.client.pool import AsyncSentinelPool, SentinelPool
 from redis_sessions.operations.conversation import Peek
 from tests.stores import Place

@@ -117,7 +117,7 @@ def test_cancellations_at_random_moments(kind, count, places, clean, settings, l
     asyncio.run(main())
 
 
-class TestTheWorstMoment:
+class TestBetweenSendingAndReply:
     """Between the sending and the reply, while the server takes its time: here a pool without care errs every time."""
 
     ROUNDS = 20
@@ -185,7 +185,7 @@ class TestTheWorstMoment:
         asyncio.run(main())
 
 
-def test_a_handler_that_uses_the_store_itself(valkey, clean, settings, ledger):
+def test_a_signal_handler_that_uses_the_store(valkey, clean, settings, ledger):
     """As one that gives a lease back on SIGTERM: a call in the middle of a call."""
     clean(valkey)
     tally = ledger("signal in the middle of a call")

@@ -46,7 +46,7 @@ def proxy(valkey, loop):
 def client(proxy, request):
     """Waits long, where it isn't the fault that it waits for."""
     fault = request.node.callspec.params["fault"] if hasattr(request.node, "callspec") else Fault.REPLY_LATE
-    client = connect(parse(proxy.url), StoreSettings(socket_timeout_ms=500 if fault.hangs else 5_000))
+    client = connect(parse(proxy.url), StoreSettings(socket_timeout_ms=500 if fault.hangs else 5_000)).get()
     client.get("warm-up")
     yield client
     client.close()

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from redis_sessions import StoreSettings
 from redis_sessions.cli.app import app
-from redis_sessions.cli.tables import show_import, show_report, show_sessions
+from redis_sessions.cli.output import display
+from redis_sessions.cli.tables import report_sections, show_import, show_sessions
 from redis_sessions.keys import COUNTERS, MAX_KEY_BYTES
 from redis_sessions.legacy.transfer import ImportResult, Reject
 from redis_sessions.operations.report import ReportFold
@@ -59,7 +60,8 @@ def test_tables(shown, amount):
         result = ImportResult(total=9, imported=0, expired=0, kept=0, rejected=len(texts), rejects=rejects)
         counters = dict.fromkeys(COUNTERS, 1)
         assert all(is_safe(output, tabs=True) for output in shown(show_sessions, found))
-        assert all(is_safe(output) for output in shown(show_report, fold.finish(counters, approximate=False), "ns"))
+        report = fold.finish(counters, approximate=False)
+        assert all(is_safe(output) for output in shown(lambda: display(*report_sections(report, "ns"))))
         assert all(is_safe(output) for output in shown(show_import, result, dry_run=False))
 
     fuzz(amount, st.lists(any_text, max_size=6), check)

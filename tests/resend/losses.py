@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import redis
 
-from redis_sessions.client.exchange import Link
+from redis_sessions.client.execute import Link
 
 PATIENT = Link(address="test", attempts=5, deadline_s=5)
 LOSSES = [["before"], ["after"], ["after", "after"], ["before", "after", "before"]]

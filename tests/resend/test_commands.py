@@ -26,7 +26,7 @@ class TestEveryCommandThatMayBeSentTwice:
         self.lose()
         assert self.store.get("a") == "ID-1"
 
-    def test_a_claim_whose_reply_was_lost_is_known_as_ones_own(self):
+    def test_a_claim_whose_reply_was_lost_recognizes_itself(self):
         self.store.set("a", "ID-1")
         self.lose()
         lease = self.store.acquire("a")
@@ -34,7 +34,7 @@ class TestEveryCommandThatMayBeSentTwice:
         assert lease.session_id == "ID-1"
         assert isinstance(self.store.acquire("a"), Held)
 
-    def test_a_claim_of_anothers_stays_refused(self):
+    def test_another_workers_claim_stays_refused(self):
         holder = self.store.acquire("a")
         self.lose()
         assert self.store.acquire("a").holder == holder.token
@@ -98,7 +98,7 @@ class TestTheCounter:
         assert store.resume_failures_total() == 0
 
 
-def test_a_save_between_whose_two_sendings_somebody_else_saved(store, client, monkeypatch):
+def test_another_save_between_two_sendings(store, client, monkeypatch):
     """The first sending saved and gave the lease back; a successor saved another ID; the second must not write over it."""
     lease = store.acquire("a")
     send, calls = client._client.execute_command, []
@@ -118,7 +118,7 @@ def test_a_save_between_whose_two_sendings_somebody_else_saved(store, client, mo
     assert store.get("a") == "ID-successor"
 
 
-def test_a_save_that_a_client_of_the_callers_sends_again_by_itself(client, valkey, namespace):
+def test_a_save_resent_by_the_callers_client(client, valkey, namespace):
     """The wire sees one sending; so what the lease can't tell any more, the ID must."""
     client._client.set_retry(redis.retry.Retry(redis.backoff.NoBackoff(), 1))
     store = SessionStore(client._client, StoreSettings(namespace=namespace))
@@ -129,7 +129,7 @@ def test_a_save_that_a_client_of_the_callers_sends_again_by_itself(client, valke
     store.delete("a")
 
 
-def test_a_script_that_is_flushed_at_every_moment(store, client, valkey, monkeypatch):
+def test_a_script_flushed_at_every_moment(store, client, valkey, monkeypatch):
     send = client._client.execute_command
 
     def execute_command(*args, **options):
@@ -142,7 +142,7 @@ def test_a_script_that_is_flushed_at_every_moment(store, client, valkey, monkeyp
         assert store.report().live == 1
 
 
-def test_scripts_load_themselves_again(store, client):
+def test_scripts_are_loaded_again(store, client):
     lease = store.acquire("a")
     client._client.script_flush()
     assert store.save(lease, "ID-1") is True
@@ -158,7 +158,7 @@ def test_tries_end(store, client):
     assert len(client.losses) == 95
 
 
-def test_an_operation_that_is_refused_is_closed_at_once(client):
+def test_a_refused_operation_is_closed_at_once(client):
     closed = []
 
     def operation():

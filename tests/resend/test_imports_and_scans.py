@@ -49,7 +49,7 @@ class TestAnImport:
         assert (result.imported, result.kept) == (1, 2)
         client._client.delete(f"{namespace}:id:{{a}}")
 
-    def test_does_not_guess_where_it_can_not_look(self, store, client, path):
+    def test_does_not_guess_where_it_cannot_look(self, store, client, path):
         client.losses = [None, "after", None, *["before"] * 5]
         with pytest.raises(StoreUnavailable):
             store.import_legacy(path, assume_used_at="mtime")
@@ -77,7 +77,7 @@ class TestAnImport:
         assert len(lost) == 1
 
 
-def test_a_scan_that_could_not_ask_whether_the_server_changed_is_not_called_exact(store, client, monkeypatch):
+def test_a_scan_that_could_not_check_for_a_server_change_is_not_exact(store, client, monkeypatch):
     store.set("a", "ID-1")
     send = client.execute_command
 

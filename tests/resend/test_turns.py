@@ -29,7 +29,7 @@ class TestALeaseIsGivenBackWhenTheFreshRunFails:
     """A resume was refused, something about that was lost, and the server is there again: nothing stays leased."""
 
     @pytest.mark.parametrize("losses", [[None, None, "after"], [None, *["before"] * 5]], ids=["count", "rejection"])
-    def test_although_it_was_lost(self, store, client, losses):
+    def test_despite_lost_replies(self, store, client, losses):
         store.set("a", "ID-1")
         store.release(store.acquire("a"))  # so that the scripts are loaded
         store.reject(store.acquire("b"))

@@ -1,4 +1,4 @@
-"""Turns that fail or are cut short: what is kept of them, and when a session is given up. On every server, in both flavors."""
+"""Turns that fail or are cut short: what is kept of them, and when a session is given up; on every server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of `run` share: a stage on which stand-ins for agents play what a script says. No tests."""
+"""Shared by the tests of `run`: a stage, on which stand-ins for agents do what a script says. No tests."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class Stage:
         return self.finish(self.start(*options, command=command, key=key, **how), given)
 
     def launch(self, *words: str, env: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[bytes]:
-        """Start any program on this stage, in a session of its own; its streams are pipes unless told."""
+        """Start any program on this stage, in a session of its own; its streams are pipes by default."""
         environment = {**os.environ, **self.environment, **(env or {})}
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
         process = subprocess.Popen(words, env=environment, start_new_session=True, **streams)

@@ -1,4 +1,4 @@
-"""Streams of `run` that are closed, full, slow, or read by nobody any more: no turn is lost, and none taken for saved."""
+"""Streams of `run` that are closed, full, slow, or no longer read: no turn is lost, and none wrongly reported as saved."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_streams_that_are_closed(stage: Stage, closed: str, *, planted: bool) ->
 
 
 @pytest.mark.parametrize("planted", [False, True])
-def test_a_reader_that_has_seen_enough(stage: Stage, *, planted: bool) -> None:
+def test_a_reader_that_stops_early(stage: Stage, *, planted: bool) -> None:
     if planted:
         stage.plant()
     steps = [["out", INIT], ["flood", "out", "line\n", 1 << 40]]

@@ -54,15 +54,15 @@ def test_a_fresh_start_has_no_resume_argument(stage: Stage, agent: str) -> None:
         ([], ["bot", "-p"], "--agent"),
         ([], ["env", "claude", "codex"], "--agent"),
         (["--agent", "claude"], ["env", "claude", "claude"], "{resume}"),
-        (["--agent", "nobody"], CLAUDE, "claude, codex, gemini, opencode, copilot"),
-        (["--agent", "openai"], ["claude", "{resume}"], "claude, codex, gemini, opencode, copilot)"),
-        (["--agent", "claude-agent-sdk"], CLAUDE, "claude, codex, gemini, opencode, copilot)"),
+        (["--agent", "nobody"], CLAUDE, "claude, codex, copilot, gemini, opencode"),
+        (["--agent", "openai"], ["claude", "{resume}"], "claude, codex, copilot, gemini, opencode)"),
+        (["--agent", "claude-agent-sdk"], CLAUDE, "claude, codex, copilot, gemini, opencode)"),
         (["--resume-argument", "--session"], ["claude"], "{id}"),
         (["--resume-argument", "--session={id}"], ["claude"], "{resume}"),
         (["--id-field", "x"], CLAUDE, "--resume-argument"),
         (["--gone", "x"], CLAUDE, "--resume-argument"),
         (["--resume-argument", "-s={id}", "--gone", "("], ["claude", "{resume}"], "regular expression"),
-        (["--on-outage", "maybe"], CLAUDE, "run nor raise"),
+        (["--on-outage", "maybe"], CLAUDE, "is not one of"),
         (["--timeout", "5"], CLAUDE, "--timeout has no unit"),
         (["--timeout", "0s"], CLAUDE, "--timeout leaves the agent no time at all"),
         (["--quiet", "--verbose"], CLAUDE, "--quiet and --verbose exclude each other"),
@@ -71,7 +71,7 @@ def test_a_fresh_start_has_no_resume_argument(stage: Stage, agent: str) -> None:
         ([], [], "AGENT-COMMAND"),
     ],
 )
-def test_what_can_not_be_told_is_refused(
+def test_an_unknown_or_incomplete_description_is_refused(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, options: list[str], command: list[str], words: str
 ) -> None:
     """Nothing is started, and nothing counted."""
@@ -93,7 +93,7 @@ def test_what_can_not_be_told_is_refused(
         ("directory/claude", 126, True),
     ],
 )
-def test_a_command_that_can_not_be_run(stage: Stage, tmp_path: Path, program: str, code: int, *, planted: bool) -> None:
+def test_a_command_that_cannot_be_run(stage: Stage, tmp_path: Path, program: str, code: int, *, planted: bool) -> None:
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain/claude").touch(0o600)
     (tmp_path / "directory/claude").mkdir(parents=True)
@@ -117,12 +117,12 @@ def test_a_program_that_is_not_on_the_path(stage: Stage) -> None:
     assert untouched(stage)
 
 
-def test_what_an_agent_sets_for_its_children_is_not_passed_on(stage: Stage) -> None:
+def test_a_variable_that_agents_set_for_their_children_is_not_passed_on(stage: Stage) -> None:
     assert stage.run(env={"CLAUDECODE": "1"}).code == 0
     assert [told["claudecode"] for told in stage.told("start")] == [None]
 
 
-def test_a_runtime_of_ones_own(stage: Stage) -> None:
+def test_an_own_runtime(stage: Stage) -> None:
     own = ["--resume-argument=--session={id}", "--id-field", "session.id", "--gone", "lost track of"]
     (stage.binaries / "bot").hardlink_to(stage.binaries / "claude")
     command = ["bot", "ask", "{resume}", "why"]

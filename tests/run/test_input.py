@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from redis_sessions.agents import CLAUDE as RUNTIME
-from redis_sessions.cli.run import attempts as turns
+from redis_sessions.agents import get_agent
+from redis_sessions.cli.run import attempts
 from tests.run.stage import CLAUDE, GONE, MIB, REFUSED, SAID, TURN, R, Stage, resumed, sha256
 
 
@@ -73,7 +73,7 @@ def test_input_that_stays_open_over_a_refusal(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("refused", [False, True])
-def test_input_that_can_not_be_kept(stage: Stage, *, refused: bool) -> None:
+def test_input_that_cannot_be_kept(stage: Stage, *, refused: bool) -> None:
     """The agent still gets all of it; only a second run is not to be had."""
     given = os.urandom(MIB)
     stage.plant()
@@ -90,13 +90,13 @@ def test_input_that_can_not_be_kept(stage: Stage, *, refused: bool) -> None:
         assert (done.code, done.out, done.err) == (0, TURN.encode(), b"")
 
 
-def test_a_spool_that_can_not_be_made(stage: Stage, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_a_spool_that_cannot_be_created(stage: Stage, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """The agent still runs, on the input itself, and only once."""
 
     def full(_: int) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(turns, "Spool", full)
+    monkeypatch.setattr(attempts, "InputSpool", full)
     stage.put_on(monkeypatch)
     stage.script(resumed=[["read"], *REFUSED])
     reading, writing = os.pipe()
@@ -107,8 +107,8 @@ def test_a_spool_that_can_not_be_made(stage: Stage, monkeypatch: pytest.MonkeyPa
         os.dup2(reading, 0)
         with open(0, "rb", closefd=False) as source:
             monkeypatch.setattr("sys.stdin", source)
-            it = turns.Turns(runtime=RUNTIME, command=CLAUDE, timeout_s=None, verbose=False)
-            with pytest.raises(turns.AgentFailed) as failed:
+            it = attempts.Attempts(runtime=get_agent("claude"), command=CLAUDE, timeout_s=None, verbose=False)
+            with pytest.raises(attempts.AgentFailed) as failed:
                 it(R)
     finally:
         os.dup2(kept, 0)

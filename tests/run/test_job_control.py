@@ -115,7 +115,7 @@ def test_a_pipeline_whose_agent_reads_from_it(stage: Stage, shell: Shell) -> Non
     shell.seen(TURN)
 
 
-def test_where_no_shell_would_continue_it_nothing_stops(stage: Stage) -> None:
+def test_without_a_shell_nothing_stops(stage: Stage) -> None:
     stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID])
     process = stage.start()
     stage.hear("ready")

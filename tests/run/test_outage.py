@@ -22,7 +22,7 @@ def test_without_redis_the_agent_still_runs(stage: Stage, code: int) -> None:
         assert "store unavailable" in stage.result["reason"]
 
 
-def test_without_redis_and_asked_to_raise(stage: Stage) -> None:
+def test_without_redis_and_on_outage_raise(stage: Stage) -> None:
     done = stage.run(*NOWHERE, "--on-outage", "raise", "--result", str(stage.result_file))
     assert (done.code, done.out, len(done.said)) == (69, b"", 1)
     assert stage.starts == []

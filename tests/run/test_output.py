@@ -1,4 +1,4 @@
-"""What the agent prints comes through `run` byte for byte, at once or after a refusal not at all, and in little memory."""
+"""What the agent prints comes through `run` byte for byte, at once, or after a refusal not at all, and in little memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from redis_sessions.cli.run import gate
-from redis_sessions.cli.run.gate import Gate
+from redis_sessions.cli.run import streams
+from redis_sessions.cli.run.streams import OutputBuffer
 from tests.run.stage import CLAUDE, GONE, INIT, MIB, REFUSED, TURN, E, R, Stage, resumed
 
 NOISE = '{"type":"system","subtype":"hook_started"}\n'
@@ -93,19 +93,19 @@ def test_what_a_refused_attempt_printed(stage: Stage, *, verbose: bool) -> None:
         assert done.err == b""
 
 
-def test_a_gate_keeps_the_order_of_each_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_buffer_keeps_the_order_of_each_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[tuple[int, bytes]] = []
 
     def write(descriptor: int, data: Any) -> int:
         written.append((descriptor, bytes(data[:2])))
         return len(bytes(data[:2]))
 
-    monkeypatch.setattr(gate.os, "write", write)
-    it = Gate(hold=True)
+    monkeypatch.setattr(streams.os, "write", write)
+    it = OutputBuffer(hold=True)
     for descriptor, piece in ((1, b"abc"), (2, b"xyz"), (1, b"de")):
         it.put(descriptor, piece)
     assert (written, it.passed) == ([], False)
-    it.let_through()
+    it.release()
     it.put(2, b"w")
     assert it.passed
     assert b"".join(piece for to, piece in written if to == 1) == b"abcde"

@@ -11,11 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from redis_sessions import StoreSettings, Verdict
-from redis_sessions.agents import CLAUDE, CODEX, GEMINI, Agent
-from redis_sessions.agents.judge import Watch
-from redis_sessions.cli.run import attempts as turns
-from redis_sessions.cli.run import gate
-from redis_sessions.cli.run.attempts import AgentFailed, Turns, judge
+from redis_sessions.agents import Agent, get_agent
+from redis_sessions.agents.judge import RunObserver
+from redis_sessions.cli.run import attempts, streams
+from redis_sessions.cli.run.attempts import AgentFailed, Attempts, judge
 from redis_sessions.errors import SessionBusy
 from redis_sessions.testing import fake_store
 from tests.run.stage import COMMANDS, E, R
@@ -43,37 +42,41 @@ ENDS = st.sampled_from([0, 1, 42, -9])
 
 
 class FakeChild:
-    """In the place of a process: puts what it is told through the watch and the gate, as Child does."""
+    """In the place of a process: gives output to the observer and the buffer, as Child does."""
 
     plays: ClassVar[list[tuple[list[tuple[int, str]], int]]] = []
-    seen: ClassVar[list[tuple[Watch, Any]]] = []
+    seen: ClassVar[list[tuple[RunObserver, Any]]] = []
 
-    def __init__(self, *, watch: Watch, gate: Any, **_: Any) -> None:
-        self.watch, self.gate = watch, gate
+    def __init__(self, *, observer: RunObserver, output: Any, **_: Any) -> None:
+        self.observer, self.output = observer, output
 
     def run(self) -> tuple[int, bool]:
-        output, code = FakeChild.plays[len(FakeChild.seen)]
-        FakeChild.seen.append((self.watch, self.gate))
-        for number, text in output:
+        said, code = FakeChild.plays[len(FakeChild.seen)]
+        FakeChild.seen.append((self.observer, self.output))
+        for number, text in said:
             piece = text.encode("latin-1")
-            (self.watch.stdout if number == 1 else self.watch.stderr)(piece)
-            self.gate.put(number, piece)
-            if self.watch.turn_began:
-                self.gate.let_through()
+            (self.observer.stdout if number == 1 else self.observer.stderr)(piece)
+            self.output.put(number, piece)
+            if self.observer.turn_began:
+                self.output.release()
         return code, False
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(agent=st.sampled_from([CLAUDE, CODEX, GEMINI]), first=st.tuples(OUTPUT, ENDS), second=st.tuples(OUTPUT, ENDS))
+@given(
+    agent=st.sampled_from(["claude", "codex", "gemini"]).map(get_agent),
+    first=st.tuples(OUTPUT, ENDS),
+    second=st.tuples(OUTPUT, ENDS),
+)
 def test_only_a_refusal_deletes_and_nothing_is_repeated_once_it_began(
     monkeypatch: pytest.MonkeyPatch, agent: Agent, first: Any, second: Any
 ) -> None:
     written: list[tuple[int, bytes]] = []
-    monkeypatch.setattr(gate.os, "write", lambda number, data: written.append((number, bytes(data))) or len(data))
-    monkeypatch.setattr(turns, "Child", FakeChild)
+    monkeypatch.setattr(streams.os, "write", lambda number, data: written.append((number, bytes(data))) or len(data))
+    monkeypatch.setattr(attempts, "Child", FakeChild)
     monkeypatch.setattr("sys.stdin", None)
     FakeChild.plays, FakeChild.seen = [first, second], []
-    it = Turns(runtime=agent, command=COMMANDS[agent.name], timeout_s=None, verbose=False)
+    it = Attempts(runtime=agent, command=COMMANDS[agent.name], timeout_s=None, verbose=False)
     key = uuid.uuid4().hex
     with fake_store(StoreSettings()) as store:
         store.set(key, R)
@@ -82,7 +85,7 @@ def test_only_a_refusal_deletes_and_nothing_is_repeated_once_it_began(
             done = store.resume(key, it, judge=judge)
         left = store.get(key)
         failures = store.resume_failures_total()
-    watched = Watch(agent, R)
+    watched = RunObserver(agent, R)
     for number, text in first[0]:
         (watched.stdout if number == 1 else watched.stderr)(text.encode("latin-1"))
     verdict = watched.judge(first[1])
@@ -91,7 +94,7 @@ def test_only_a_refusal_deletes_and_nothing_is_repeated_once_it_began(
         assert left == (R if done is None else done.session_id)
     size = sum(len(text) for _, text in first[0])
     repeated = len(FakeChild.seen) == 2
-    assert repeated is (verdict.verdict.refused and not verdict.turn_began and size <= gate.HOLD_BYTES)
+    assert repeated is (verdict.verdict.refused and not verdict.turn_began and size <= streams.HOLD_BYTES)
     shown = [*(() if repeated else first[0]), *(second[0] if repeated else ())]
     for number in (1, 2):
         expected = b"".join(text.encode("latin-1") for to, text in shown if to == number)

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
-from redis_sessions.cli.run import process as child
-from redis_sessions.cli.run.process import Signals
+from redis_sessions.cli.signals import PASSED_ON, Signals, Stopped, send
 from redis_sessions.keys import LEASE_GRACE_MS
 from tests import test_cli_support
 from tests.run.stage import FAMILY, HANG, KEY, REFUSED, SAID, TURN, E, R, Stage
@@ -46,7 +46,7 @@ def test_an_agent_that_handles_a_signal_has_the_last_word(stage: Stage, code: in
     assert not stage.leased()
 
 
-def test_signals_that_stop_nobody_are_passed_on_too(stage: Stage) -> None:
+def test_user_signals_are_passed_on(stage: Stage) -> None:
     stage.script(fresh=[["on", "SIGUSR1", [["tell", "one"]]], ["on", "SIGUSR2", [["exit", 5]]], *HANG])
     process = stage.start()
     stage.hear("ready")
@@ -94,17 +94,17 @@ def test_a_signal_while_it_waits_for_the_lease(stage: Stage) -> None:
     assert len(stage.starts) == 1
 
 
-def test_a_signal_between_the_fork_and_the_watch_is_not_lost() -> None:
-    signals = Signals()
+def test_a_signal_while_the_agent_starts_is_not_lost() -> None:
+    signals = Signals(PASSED_ON)
     process = subprocess.Popen(["/bin/sleep", "60"], process_group=0)
     with signals.installed():
-        with signals.starting() as to:
+        with signals.held() as pass_to:
             signal.raise_signal(signal.SIGTERM)
             assert process.poll() is None
-            to(process.pid)
+            pass_to(partial(send, process.pid))
             assert process.wait(timeout=10) == -signal.SIGTERM
         signal.raise_signal(signal.SIGTERM)  # what the turn gave is still to be saved
-        with pytest.raises(child.Stopped) as stopped:
+        with pytest.raises(Stopped) as stopped:
             signals.check()
     assert stopped.value.exit_code == 143
 
@@ -143,13 +143,13 @@ def test_the_wrapper_is_killed(stage: Stage) -> None:
 
 SHORT_GRACE = """
 from redis_sessions.cli import main
-from redis_sessions.cli.run import group
-group.LEADER = group.LEADER.replace("sleep 5", "sleep 1")
+from redis_sessions.cli.run import process
+process.LEADER = process.LEADER.replace("sleep 5", "sleep 1")
 main()
 """
 
 
-def test_the_wrapper_is_killed_and_the_agent_would_not_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wrapper_is_killed_and_the_agent_ignores_sigterm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", SHORT_GRACE])
     stage.script(fresh=[["on", "SIGTERM", [["tell", "term"]]], *HANG])
     process = stage.start()

@@ -43,7 +43,7 @@ def test_ctrl_c_at_a_terminal(stage: Stage) -> None:
     assert not stage.leased()
 
 
-def test_a_terminal_that_is_not_its_own(stage: Stage) -> None:
+def test_a_terminal_that_is_not_the_controlling_one(stage: Stage) -> None:
     """As a supervisor may give it: without job control."""
     stage.script()
     with ExitStack() as stack:

@@ -8,11 +8,12 @@ import time
 
 import pytest
 
-from redis_sessions.agents import CLAUDE as RUNTIME
-from redis_sessions.agents.judge import Watch
+from redis_sessions.agents import get_agent
+from redis_sessions.agents.judge import RunObserver
 from redis_sessions.cli.run import process as child
-from redis_sessions.cli.run.gate import Gate
-from redis_sessions.cli.run.process import Child, Signals
+from redis_sessions.cli.run.process import Child
+from redis_sessions.cli.run.streams import OutputBuffer
+from redis_sessions.cli.signals import Signals
 from tests.run.stage import FAMILY, HANG, REFUSED, Stage
 
 
@@ -30,7 +31,7 @@ def test_an_agent_that_hangs(stage: Stage, option: str) -> None:
     assert stage.result["exit_code"] == 124
 
 
-def test_a_refusal_on_the_way_out_of_time_is_none(stage: Stage) -> None:
+def test_a_refusal_after_the_time_limit_is_ignored(stage: Stage) -> None:
     stage.plant()
     stage.script(resumed=[["on", "SIGTERM", REFUSED], *HANG])
     assert stage.run("--timeout", "1s").code == 124
@@ -38,7 +39,7 @@ def test_a_refusal_on_the_way_out_of_time_is_none(stage: Stage) -> None:
     assert stage.kept()
 
 
-def test_an_agent_that_hangs_and_would_not_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_that_hangs_and_ignores_sigterm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "TERMINATED_AFTER_S", 0.2)
     stage.put_on(monkeypatch)
     deaf = [["on", "SIGTERM", [["tell", "term"]]], *HANG]
@@ -47,8 +48,8 @@ def test_an_agent_that_hangs_and_would_not_end(stage: Stage, monkeypatch: pytest
         command=[str(stage.binaries / "claude")],
         environment=dict(os.environ),
         spool=None,
-        watch=Watch(RUNTIME),
-        gate=Gate(hold=False),
+        observer=RunObserver(get_agent("claude")),
+        output=OutputBuffer(hold=False),
         signals=Signals(),
         deadline_s=time.monotonic() + 1.0,
     )

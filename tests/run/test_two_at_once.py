@@ -1,4 +1,4 @@
-"""`run` beside another `run` of the same conversation: one at a time, and the lease is kept while it lasts."""
+"""Two `run` of one conversation: one at a time, and the lease is renewed while it lasts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.run.stage import CLAUDE, KEY, REFUSED, SAID, TURN, E, Stage, resumed
 from tests.servers import wait_until
 
 
-def test_the_second_of_two_ends_at_once_and_names_the_first(stage: Stage) -> None:
+def test_the_second_of_two_fails_at_once_and_names_the_first(stage: Stage) -> None:
     stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID])
     first = stage.start()
     stage.hear("ready")
@@ -31,7 +31,7 @@ def test_the_second_of_two_ends_at_once_and_names_the_first(stage: Stage) -> Non
     assert not stage.leased()
 
 
-def test_of_two_at_once_one_runs(stage: Stage) -> None:
+def test_one_of_two_runs(stage: Stage) -> None:
     stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID])
     both = [stage.start(), stage.start()]
     stage.hear("ready")

@@ -1,4 +1,4 @@
-"""`run` with every runtime and every verdict observed of it: what is in Redis then, what was run, and what passed on."""
+"""`run` with every runtime and every verdict: what is then in Redis, what was run, and what output was passed on."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_every_verdict_of_every_runtime_is_here() -> None:
 
 
 @of("ok")
-def test_a_session_that_is_there(case: Case) -> None:
+def test_a_session_that_exists(case: Case) -> None:
     each, stage = case.observation, case.stage
     passed_through(case, each)
     agent, before = each["agent"], asked(each)
@@ -186,7 +186,7 @@ def test_a_session_that_was_refused_after_a_turn_had_begun(case: Case) -> None:
 
 
 @of("busy", "other")
-def test_a_failure_that_is_no_refusal(case: Case) -> None:
+def test_a_failure_that_is_not_a_refusal(case: Case) -> None:
     each, stage = case.observation, case.stage
     passed_through(case, each)
     assert stage.starts == [resumed(each["agent"], asked(each))]

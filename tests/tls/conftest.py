@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from redis_sessions.client import exchange
+from redis_sessions.client import execute
 from redis_sessions.server import EmbeddedServer
 from tests.servers import find_redis_server
 from tests.tls.certificates import Certificates
@@ -45,8 +45,8 @@ def serve(binary, certificates):
 @pytest.fixture
 def refusals(monkeypatch):
     """What was raised to the wire: one for each try."""
-    seen, explain = [], exchange.explain
+    seen, translate = [], execute.translate
     monkeypatch.setattr(
-        exchange, "explain", lambda error, *rest, **more: (seen.append(error), explain(error, *rest, **more))[1]
+        execute, "translate", lambda error, *rest, **more: (seen.append(error), translate(error, *rest, **more))[1]
     )
     return seen

@@ -12,7 +12,7 @@ from tests.tls.ways import KINDS, door, refused
 
 @KINDS
 @pytest.mark.parametrize(("clients", "shown"), [("yes", "client"), ("optional", "client"), ("optional", ""), ("no", "")])
-def test_all_of_it_works(serve, certificates, loop, namespace, tmp_path, kind, clients, shown):
+def test_all_operations_work(serve, certificates, loop, namespace, tmp_path, kind, clients, shown):
     port = serve(clients=clients).extra["tls-port"]
     with opened(kind, f"rediss://127.0.0.1:{port}/0{certificates.options(shown)}", loop, namespace=namespace) as store:
         store.set("a", "ID-1")
@@ -49,7 +49,7 @@ def test_a_wrong_certificate_is_refused_at_the_first_try(serve, certificates, lo
 
 @KINDS
 @pytest.mark.parametrize("shown", ["", "expired-client", "stranger"])
-def test_a_client_certificate_is_refused_at_the_first_try_however_the_words_get_lost(
+def test_a_refused_client_certificate_is_recognized_even_if_the_reason_is_lost(
     serve, certificates, loop, kind, shown, refusals
 ):
     """The server hangs up while the client still writes, so that its reason comes through only at times."""

@@ -11,7 +11,7 @@ from tests.tls.ways import KINDS, door
 
 
 @KINDS
-def test_a_connection_that_was_cut_in_the_handshake_is_made_anew(serve, certificates, loop, kind):
+def test_a_connection_cut_in_the_handshake_is_made_again(serve, certificates, loop, kind):
     """As behind a proxy whose server restarts: it is no refusal of a certificate."""
     port = int(serve().extra["tls-port"])
     with (
@@ -24,7 +24,7 @@ def test_a_connection_that_was_cut_in_the_handshake_is_made_anew(serve, certific
 
 @KINDS
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])
-def test_the_wrong_kind_of_port_is_named_as_what_it_may_be(serve, certificates, loop, kind, scheme):
+def test_the_wrong_kind_of_port_is_suggested_in_the_remedy(serve, certificates, loop, kind, scheme):
     """A port that hangs up or is silent may be a server that restarts: it is tried again, as often as any other."""
     server = serve()
     target = int(server.extra["tls-port"]) if scheme == "redis" else server.port

@@ -25,7 +25,7 @@ from tests.tls.ways import KINDS
         "ssl_ciphers=NULL",
     ],
 )
-def test_no_url_turns_the_check_off(kind, scheme, option):
+def test_no_url_turns_verification_off(kind, scheme, option):
     for query in (option, f"ssl_ca_certs=/dev/null&{option}"):
         with pytest.raises(InvalidSettings, match="not allowed"):
             kind.from_url(f"{scheme}://127.0.0.1:1{'/main' if 'sentinel' in scheme else ''}?{query}")
@@ -34,7 +34,7 @@ def test_no_url_turns_the_check_off(kind, scheme, option):
 @KINDS
 @pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
 @pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster", "rediss+sentinel"])
-def test_a_file_that_is_not_there_is_said_before_anything_is_sent(kind, scheme, option):
+def test_a_missing_file_is_reported_before_anything_is_sent(kind, scheme, option):
     for path in ("/nowhere/s3cret.pem", "", "/", "a%00b"):
         with pytest.raises(
             InvalidSettings, match=f"the file that {option} names in the store's URL can't be read"

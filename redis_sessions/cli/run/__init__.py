@@ -1,1 +1,1 @@
-"""The command `run`: an agent's process under a lease, its output watched on its way."""
+"""The command `run`: an agent's process under a lease, its output read while it is passed on."""

@@ -3,31 +3,30 @@
 import json
 import os
 import re
-import signal
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 
-from redis_sessions.agents.command_line import lacks
+from redis_sessions.agents import Agent, RecordField, Refusal, UnknownAgent, get_agent, known_agents, load
+from redis_sessions.agents.command_line import guess, lacks, name_of
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
-from redis_sessions.cli.options import Options, on_a_store
-from redis_sessions.cli.program import NAME
-from redis_sessions.cli.run.attempts import NOT_RUNNABLE, NOT_THERE, TIMED_OUT, AgentFailed, Turns, judge
-from redis_sessions.cli.run.gate import hold_standard_streams
-from redis_sessions.cli.run.process import Stopped
-from redis_sessions.cli.run.runtimes import runtime_of
-from redis_sessions.cli.warnings import warnings_aloud
+from redis_sessions.cli.agents import register_users_runtimes
+from redis_sessions.cli.options import Key, Options, on_a_store
+from redis_sessions.cli.run.attempts import NOT_FOUND, NOT_RUNNABLE, TIMED_OUT, AgentFailed, Attempts, judge
+from redis_sessions.cli.run.streams import open_standard_streams
+from redis_sessions.cli.signals import Stopped
 from redis_sessions.errors import FileNotWritten, InvalidSettings, LeaseHeld, SessionBusy, StoreUnavailable
 from redis_sessions.legacy.atomic_file import replace_file
-from redis_sessions.resume.turn import ResumeResult
+from redis_sessions.resume.turn import OnOutage, ResumeResult, Verdict
 from redis_sessions.text import parse_duration_ms
 
-# As sysexits(3) has them.
+# As in sysexits(3).
 AWAY: Final = 69
 LEASED: Final = 75
 
@@ -37,30 +36,71 @@ CODES: Final = {
     LEASED: "another worker has the conversation",
     TIMED_OUT: "it ran out of time",
     NOT_RUNNABLE: "the command can't be run",
-    NOT_THERE: "the command isn't there",
+    NOT_FOUND: "the command isn't there",
 }
 
-# As a word of a command it asks for JSON, in whatever option of whatever runtime.
+# A word of a command that asks for JSON, in any option of any runtime.
 _JSON: Final = re.compile(r"(?:--|--experimental-|-.*=)?(?:stream-)?json")
+_DASHES: Final = "--"
+_USAGE: Final = "write redis-sessions run KEY -- AGENT-COMMAND"
 _OWN: Final = "For a runtime of your own: "
 
-Key = Annotated[str, typer.Argument(metavar="KEY", help="The conversation, such as acme/shop#42:reviewer.")]
 Words = Annotated[list[str], typer.Argument(metavar="AGENT-COMMAND", help="What to run, after --.")]
-Name = Annotated[str | None, typer.Option("--agent", metavar="NAME", help="Which runtime it is; else told by its name.")]
+Name = Annotated[
+    str | None, typer.Option("--agent", metavar="NAME", show_default="found by its name", help="Which runtime it is.")
+]
+AgentFile = Annotated[
+    Path | None, typer.Option("--agent-file", metavar="FILE", help=f"{_OWN}its TOML file; see redis-sessions agents.")
+]
 Wait = Annotated[str | None, typer.Option("--wait", metavar="TIME", help="Wait this long for another worker's turn to end.")]
 Timeout = Annotated[
     str | None, typer.Option("--timeout", metavar="TIME", help="End a run that takes longer: exit code 124.")
 ]
-OnOutage = Annotated[str, typer.Option("--on-outage", metavar="HOW", help="Without Redis: run, or raise (exit code 69).")]
+Outage = Annotated[OnOutage, typer.Option("--on-outage", help="Without Redis: run, or raise (exit code 69).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but why it failed.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say on stderr what was decided and why.")]
 ResultFile = Annotated[Path | None, typer.Option("--result", metavar="FILE", help="Write the outcome there, as JSON.")]
 Resume = Annotated[str | None, typer.Option("--resume-argument", metavar="TEXT", help=f"{_OWN}what resumes {{id}}.")]
 IDField = Annotated[str | None, typer.Option("--id-field", metavar="PATH", help=f"{_OWN}where its JSON has the ID.")]
-Gone = Annotated[str | None, typer.Option("--gone", metavar="REGEX", help=f"{_OWN}a stderr line that says «gone».")]
+Gone = Annotated[str | None, typer.Option("--gone", metavar="REGEX", help=f'{_OWN}a line on stderr that says "gone".')]
 
 
-# Its output is the agent's.
+class RunCommand(TyperCommand):
+    """The words of `run`: a key and options, then `--`, then the agent's command, whose options are never ours."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's name and parameters
+        """The usage line, with the dashes."""
+        return ["[OPTIONS]", "KEY", _DASHES, "AGENT-COMMAND..."]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse. Raises InvalidSettings if the key, `--` or the command is missing."""
+        own = args[: args.index(_DASHES)] if _DASHES in args else args
+        if not {*ctx.help_option_names}.isdisjoint(own):
+            return list(super().parse_args(ctx, ctx.help_option_names[:1]))
+        if _DASHES not in args:
+            # Otherwise an option of the agent's could be taken for one of ours.
+            raise InvalidSettings("-- is missing before the agent's command", remedy=_USAGE)
+        rest = args[len(own) + 1 :]
+        if rest[1:2] == [_DASHES] and rest[0].startswith("-"):
+            # No agent has such a name, but a key may.
+            own, rest = [*own, _DASHES, rest[0]], rest[2:]
+        # Two dashes mark where the command starts. If the key is missing, one of them is taken for it, and parsing never
+        # fails because the command is empty.
+        dashes = [_DASHES] * (2 if _DASHES in own else 3)
+        left: list[str] = super().parse_args(ctx, [*own, *dashes, *rest])
+        command = ctx.params["command"]
+        for wrong, problem in (
+            (ctx.params["key"] == _DASHES, "KEY is missing before --"),
+            (command[:2] != [_DASHES, _DASHES], "more than KEY stands before --"),
+            (len(command) == 2, "AGENT-COMMAND is missing after --"),
+        ):
+            if wrong:
+                raise InvalidSettings(problem, remedy=_USAGE)
+        ctx.params["command"] = command[2:]
+        return left
+
+
+# --json would mean nothing: the output is the agent's.
 @partial(on_a_store, but=("as_json",))
 def run(
     at: Options,
@@ -68,9 +108,10 @@ def run(
     command: Words,
     *,
     agent: Name = None,
+    agent_file: AgentFile = None,
     wait: Wait = None,
     timeout: Timeout = None,
-    on_outage: OnOutage = "run",
+    on_outage: Outage = "run",
     verbose: Verbose = False,
     quiet: Quiet = False,
     result: ResultFile = None,
@@ -80,140 +121,186 @@ def run(
 ) -> int:
     """Run an agent: resume the session, or start fresh.
 
-    It is for agents that run one turn and end, in print mode: their output is read here on its way.
+    For agents that run one turn and end, in print mode: their output is read here while it is passed on.
 
-    Takes the conversation's lease, looks up its session ID, adds the runtime's resume argument if there is one, and passes
-    input, output, signals and exit code through. The ID of a turn that succeeded is saved. If the agent says that the
-    session is gone, invalid or unusable, the ID is deleted, that is counted, and the command runs once more, fresh, with
-    the same input; what the refused attempt printed is left out. Once a turn had begun, nothing is run again. Without
-    Redis the agent still runs, fresh; stderr says so, as it does of all else that keeps a turn from being resumed later.
+    It takes the conversation's lease, looks up its session ID, adds the runtime's resume argument if there is one, and
+    passes on input, output, signals and exit code. The ID is saved when the turn succeeded. If the agent says that the
+    session is gone, invalid or unusable, the ID is deleted, that is counted, and the command runs once more, fresh, with the
+    same input; the output of the refused attempt is left out. Once a turn has begun, nothing is run again. Without Redis the
+    agent still runs, fresh; stderr says so, and says whatever else keeps a turn from being resumed later.
 
-    {resume} as a word of the command says where the resume argument goes; without it each runtime has its place.
+    {resume} as a word of the command marks where the resume argument goes; by default each runtime has its place.
 
     Examples:
       redis-sessions run "$KEY" -- claude -p --output-format json "Review the pull request"
       redis-sessions run "$KEY" --wait 30s --timeout 1h -- codex exec --json "Go on" > turn.jsonl
       redis-sessions run "$KEY" --agent claude -- ssh build-7 claude {resume} -p < prompt.txt
+      redis-sessions run "$KEY" --agent-file bot.toml -- ./bot -p "Go on"
       redis-sessions run "$KEY" --resume-argument=--session={id} --id-field session.id -- ./bot {resume}
     """
-    if on_outage not in ("run", "raise"):
-        raise InvalidSettings("--on-outage is neither run nor raise", remedy="write one of them")
     if quiet and verbose:
         raise InvalidSettings("--quiet and --verbose exclude each other", remedy="give one of them")
-    timeout_ms = None if timeout is None else parse_duration_ms(timeout, "--timeout")
+    timeout_ms = parse_duration_ms(timeout, "--timeout") if timeout is not None else None
     if timeout_ms == 0:
         raise InvalidSettings("--timeout leaves the agent no time at all", remedy="give more, or leave it out")
-    turns = Turns(
-        runtime=runtime_of(command, agent, resume_argument, id_field, gone),
+    attempts = Attempts(
+        runtime=runtime_of(
+            command, name=agent, file=agent_file, resume_argument=resume_argument, id_field=id_field, gone=gone
+        ),
         command=command,
         timeout_s=None if timeout_ms is None else timeout_ms / 1000,
         verbose=verbose,
         quiet=quiet,
     )
-    hold_standard_streams()
+    open_standard_streams()
     if result is not None and not os.access(result.parent, os.W_OK):
-        raise FileNotWritten(
-            f"{result} can't be written", remedy="name a place for --result that is there and can be written"
-        )
+        raise FileNotWritten(f"{result} can't be written", remedy="name a place for --result that exists and is writable")
     # A command that could not be resumed, or would wait for a person, is refused before anything is run.
-    turns.place(None)
-    _refuse_interactive(turns)
+    attempts.place(None)
+    _refuse_interactive(attempts)
+    outcome: dict[str, Any] = dict.fromkeys(("how", "session_id", "previous", "session_changed", "saved", "reason"))
+    outcome |= {"session_changed": False, "saved": False}
     wait_ms = 0 if wait is None else parse_duration_ms(wait, "--wait")
-    with turns.signals.installed(), at.store() as store, nullcontext() if quiet else warnings_aloud(turns.say, once=True):
+    warnings = nullcontext() if quiet else show.logged_warnings(attempts.say, once=True)
+    with attempts.signals.installed(), at.store() as store, warnings:
         try:
-            done = store.resume(
-                key,
-                turns,
-                judge=judge,
-                accepts=turns.runtime.can_be,
-                wait_ms=wait_ms,
-                on_outage="raise" if on_outage == "raise" else "run",
-            )
+            accepts = attempts.runtime.can_be
+            done = store.resume(key, attempts, judge=judge, accepts=accepts, wait_ms=wait_ms, on_outage=on_outage)
         except (AgentFailed, SessionBusy, LeaseHeld, StoreUnavailable, Stopped) as error:
-            code = _delivered(_exit_code(error, turns), turns)
-            why = _why(error, wait)
-            outcome = _outcome(None, turns.previous, code, why)
-            turns.discard()
-            if verbose or turns.timed_out or isinstance(error, LeaseHeld | StoreUnavailable):
-                turns.say(why)
+            code, why = _failure(error, attempts, wait)
+            code = _delivered(code, attempts)
+            outcome |= {"previous": attempts.previous, "reason": why}
+            attempts.discard()
+            if verbose or attempts.timed_out or isinstance(error, LeaseHeld | StoreUnavailable):
+                attempts.say(why)
         else:
-            code = _delivered(done.value, turns)
-            outcome = _outcome(done, done.previous, code, done.reason)
-            if done.session_id is None and not turns.named and not quiet:
-                turns.say(_unnamed(turns))
+            code = _delivered(done.value, attempts)
+            outcome = {name: getattr(done, name) for name in outcome}
+            if done.session_id is None and not attempts.named and not quiet:
+                attempts.say(_unnamed(attempts))
             if verbose:
-                turns.say(_story(done))
+                attempts.say(_story(done))
     if result is not None:
         try:
-            replace_file(result, f"{json.dumps(outcome)}\n")
+            replace_file(result, f"{json.dumps(outcome | {'exit_code': code})}\n")
         except FileNotWritten as error:
-            # The turn was run: its exit code is what the caller goes by.
-            turns.say(str(error))
+            # The turn was run: its exit code is what the caller needs.
+            attempts.say(str(error))
     return code
 
 
-def _refuse_interactive(turns: Turns) -> None:
-    """At a terminal: the agent's output is a pipe, since it is read here, so it could not talk to anybody."""
-    runtime = turns.runtime
-    at_a_terminal = show.is_terminal(sys.stdin) and show.is_terminal(sys.stdout)
-    if at_a_terminal and runtime.one_turn and lacks(turns.command, runtime.commands, runtime.one_turn):
+def runtime_of(
+    command: list[str],
+    *,
+    name: str | None,
+    file: Path | None,
+    resume_argument: str | None,
+    id_field: str | None,
+    gone: str | None,
+) -> Agent:
+    """The runtime of a command, as the options of the same names say. Raises InvalidSettings."""
+    if file is not None:
+        return _loaded(file, name, resume_argument, id_field, gone)
+    if resume_argument is not None:
+        return _described(name or name_of(command[0]), command, resume_argument, id_field, gone)
+    if id_field is not None or gone is not None:
+        raise InvalidSettings("--id-field and --gone describe a runtime of your own", remedy="add --resume-argument")
+    register_users_runtimes()
+    program = name_of(command[0])
+    with suppress(UnknownAgent):
+        # One file is read, not all of them.
+        agent = get_agent(name or program)
+        if (name is not None and agent.executables) or program in agent.executables:
+            return agent
+    runtimes = [agent for agent in known_agents() if agent.executables]
+    chosen = None if name else guess(command, [executable for agent in runtimes for executable in agent.executables])
+    for agent in runtimes:
+        if chosen in agent.executables:
+            return agent
+    names = ", ".join(agent.name for agent in runtimes)
+    raise InvalidSettings(
+        f"{name or program} is not an agent that can be run here",
+        remedy=f"name one with --agent ({names}), or describe it: --agent-file or --resume-argument",
+    )
+
+
+def _loaded(file: Path, *others: str | None) -> Agent:
+    if any(other is not None for other in others):
         raise InvalidSettings(
-            f"without {' or '.join(runtime.one_turn)}, {runtime.name} talks to a terminal, and here it has none",
-            remedy=f"add {runtime.one_turn[0]} and a prompt, or start it without {NAME}",
+            "--agent-file describes a runtime whole",
+            remedy="leave out --agent, --resume-argument, --id-field and --gone",
+        )
+    agent = load(file)
+    if not agent.resume:
+        raise InvalidSettings(f"{file}: resume is missing", remedy='add the arguments, resume = ["--resume={id}"]')
+    return agent
+
+
+def _described(name: str, command: list[str], resume_argument: str, id_field: str | None, gone: str | None) -> Agent:
+    if "{id}" not in resume_argument:
+        raise InvalidSettings("--resume-argument has no {id} in it", remedy="write it as --session={id}")
+    try:
+        refusals = (Refusal(Verdict.gone, gone),) if gone and re.compile(gone) else ()
+    except re.error as error:
+        raise InvalidSettings(f"--gone is not a regular expression ({error})", remedy="fix it") from None
+    return Agent(
+        name=name,
+        executables=(name_of(command[0]),),
+        resume=tuple(resume_argument.split()),
+        session_id_at=(RecordField(id_field),) if id_field else (),
+        turn_began=({},),
+        turn_ended=({},),
+        refusals=refusals,
+    )
+
+
+def _refuse_interactive(attempts: Attempts) -> None:
+    """At a terminal, refuse an agent that would talk to a person: its output is a pipe, since it is read here."""
+    runtime = attempts.runtime
+    at_a_terminal = show.is_terminal(sys.stdin) and show.is_terminal(sys.stdout)
+    if at_a_terminal and runtime.print_mode and lacks(attempts.command, runtime.executables, runtime.print_mode):
+        raise InvalidSettings(
+            f"without {' or '.join(runtime.print_mode)}, {runtime.name} talks to a terminal, and here it has none",
+            remedy=f"add {runtime.print_mode[0]} and a prompt, or start it without redis-sessions",
         )
 
 
-def _exit_code(error: BaseException, turns: Turns) -> int:
-    if isinstance(error, AgentFailed | Stopped):
-        return error.exit_code
-    if isinstance(error, LeaseHeld):
-        return LEASED
-    return turns.exit_code if isinstance(error, SessionBusy) else AWAY
+def _failure(error: BaseException, attempts: Attempts, wait: str | None) -> tuple[int, str]:
+    """The exit code for what `resume` raised, and its reason."""
+    match error:
+        case Stopped():
+            return error.exit_code, f"stopped by {error.number.name} while no agent ran"
+        case AgentFailed():
+            return error.exit_code, str(error)
+        case SessionBusy():
+            return attempts.exit_code, str(error)
+        case LeaseHeld():
+            longer = "--wait 30s" if wait is None else f"more than --wait {wait}"
+            hint = "" if error.holder is None else f", or wait for it with {longer}"
+            return LEASED, f"{error.message}: try later{hint}"
+    return AWAY, str(error)
 
 
-def _why(error: BaseException, wait: str | None) -> str:
-    if isinstance(error, Stopped):
-        return f"stopped by {signal.Signals(error.exit_code - 128).name} while no agent ran"
-    if not isinstance(error, LeaseHeld):
-        return str(error)
-    if error.holder is None:
-        return f"{error.message}: try later"
-    return f"{error.message}: try later, or wait for it with {'--wait 30s' if wait is None else f'more than --wait {wait}'}"
-
-
-def _unnamed(turns: Turns) -> str:
-    """That nothing could be saved for want of an ID, and what gives one."""
-    what = f"no session ID in the output of {turns.runtime.name}, so nothing was saved and the next turn starts fresh"
-    if not turns.runtime.session_at:
+def _unnamed(attempts: Attempts) -> str:
+    """Say that nothing could be saved without a session ID, and what would give one."""
+    runtime = attempts.runtime
+    what = f"no session ID in the output of {runtime.name}, so nothing was saved and the next turn starts fresh"
+    if not runtime.session_id_at:
         return f"{what}: say where it is with --id-field"
-    if turns.runtime.named_by and not any(map(_JSON.fullmatch, turns.command)):
-        return f"{what}: add {turns.runtime.named_by}"
+    if runtime.json_output and not any(map(_JSON.fullmatch, attempts.command)):
+        return f"{what}: add {runtime.json_output}"
     return what
 
 
-def _delivered(code: int, turns: Turns) -> int:
-    """The exit code, which is not 0 where some of the output was lost on its way."""
-    if turns.lost is None:
+def _delivered(code: int, attempts: Attempts) -> int:
+    """The exit code, which is not 0 if some of the output was lost."""
+    if attempts.lost is None:
         return code
-    turns.say(f"the output can't be written ({turns.lost.strerror})")
+    attempts.say(f"the output can't be written ({attempts.lost.strerror})")
     return code or exits.PARTLY
 
 
-def _outcome(done: ResumeResult[int] | None, previous: str | None, code: int, reason: str | None) -> dict[str, Any]:
-    return {
-        "how": done and done.how,
-        "session_id": done and done.session_id,
-        "previous": previous,
-        "session_changed": bool(done and done.session_changed),
-        "saved": bool(done and done.saved),
-        "reason": reason,
-        "exit_code": code,
-    }
-
-
 def _story(done: ResumeResult[int]) -> str:
-    what = {"fresh": "started fresh", "resumed": f"resumed {done.previous}", "restarted": "started fresh after a refusal"}[
-        done.how
-    ]
+    ways = {"fresh": "started fresh", "resumed": f"resumed {done.previous}", "restarted": "started fresh after a refusal"}
     kept = f"saved {done.session_id}" if done.saved else "saved nothing"
-    return "; ".join(part for part in (what, kept, done.reason) if part)
+    return "; ".join(part for part in (ways[done.how], kept, done.reason) if part)

@@ -1,4 +1,4 @@
-"""The terminal: given to an agent that reads from it, and Ctrl-Z, which stops agent and job until both are continued."""
+"""Job control: the terminal is given to an agent that reads from it, and Ctrl-Z stops agent and job until both continue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from redis_sessions.cli.run.group import send
+from redis_sessions.cli.signals import send
 
 
 @contextlib.contextmanager
@@ -26,16 +26,16 @@ def job_control(group: int, agent: int, *, shared: bool) -> Iterator[None]:
     terminal = sys.stdin.fileno() if shared and sys.stdin is not None and sys.stdin.isatty() else None
     job = _Job(group, agent, terminal)
     handlers: dict[signal.Signals, Any] = {signal.SIGTSTP: job.stop, signal.SIGCONT: job.go_on}
-    # What is in the background is stopped if it sets the terminal's group.
+    # A process in the background is stopped by SIGTTOU if it sets the terminal's group.
     handlers |= {} if terminal is None else {signal.SIGCHLD: job.follow, signal.SIGTTOU: signal.SIG_IGN}
     before = {number: signal.getsignal(number) for number in handlers}
-    # A shell without job control has it ignored.
+    # It is ignored if the shell has no job control.
     if before[signal.SIGTSTP] is signal.SIG_IGN:
         del before[signal.SIGTSTP]
     for number in before:
         signal.signal(number, handlers[number])
     try:
-        # It may have been stopped for reading before the terminal was its own.
+        # It may have been stopped because it read before the terminal was its own.
         job.go_on()
         yield
     finally:
@@ -46,10 +46,10 @@ def job_control(group: int, agent: int, *, shared: bool) -> Iterator[None]:
 
 @dataclass
 class _Job:
-    """The shell's job: a process that waits, and the agent, which is in a group of its own.
+    """The shell's job: this process, which waits, and the agent, in a process group of its own.
 
     Attributes:
-        terminal: what the agent reads from, if it is one.
+        terminal: the agent's standard input, if that is a terminal.
     """
 
     group: int
@@ -64,17 +64,17 @@ class _Job:
         send(self.group, signal.SIGCONT)
 
     def take_back(self) -> None:
-        """Take the terminal back from the agent, if it is there."""
+        """Take the terminal back from the agent, if it has it."""
         if self.terminal is not None and _foreground(self.terminal) == self.group:
             _give(self.terminal, os.getpgrp())
 
     def follow(self, *_: object) -> None:
-        """Stop this job, a pipeline's other programs too, if the agent has stopped: Ctrl-Z reached nobody else."""
+        """Stop this job, a pipeline's other programs too, if the agent has stopped: only the agent received the Ctrl-Z."""
         if not self.stopping and _has_stopped(self.agent):
             self._stop(os.getpgrp())
 
     def stop(self, *_: object) -> None:
-        """Stop the agent, and then this process: nobody else would keep its lease."""
+        """Stop the agent, and then this process: the agent must not run while its lease is not renewed."""
         if not self.stopping:
             send(self.group, signal.SIGSTOP)
             self._stop(None)
@@ -86,7 +86,7 @@ class _Job:
         if others is not None:
             send(others, signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        # To this thread, which stops before it goes on; but not where no shell would continue it, as in a container.
+        # To this thread, so that it stops here; but it doesn't stop if no shell could continue it, as in a container.
         signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, before)
         self.stopping = False

@@ -1,4 +1,8 @@
-"""One run of an agent's process: output watched and passed on, input fed, signals and time limit for its whole group."""
+"""One run of an agent's process: input, output, signals and time limit, for its whole process group.
+
+The group is led by a shell that ends it if this process ends unexpectedly, also by SIGKILL: else the agent would outlive its
+lease. The shell is started before the agent, so that there is always something to end it, and ignores the group's signals.
+"""
 
 from __future__ import annotations
 
@@ -12,159 +16,92 @@ import subprocess
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Final
+from functools import partial
+from typing import IO, Any, Final
 
-from redis_sessions.agents.judge import Watch
-from redis_sessions.cli.run.gate import Gate
-from redis_sessions.cli.run.group import NotStarted, process_group, send
+from redis_sessions.agents.judge import RunObserver
 from redis_sessions.cli.run.job_control import job_control
-from redis_sessions.cli.run.spool import Spool
+from redis_sessions.cli.run.streams import InputSpool, OutputBuffer
+from redis_sessions.cli.signals import Signals, send
 
 TERMINATED_AFTER_S: Final = 10.0
 _PIECE_BYTES: Final = 65_536
-# How long what an agent left running may go on writing into the pipe it shared.
+# How long a process that the agent left running may still write to the pipe it shared.
 _LEFTOVERS_S: Final = 1.0
-_TO_STOP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_PASSED_ON: Final = (*_TO_STOP, signal.SIGUSR1, signal.SIGUSR2)
+# It closes its output when it ignores signals; a line of input makes it exit without ending the group.
+LEADER: Final = """trap '' HUP INT QUIT TERM USR1 USR2 TSTP; exec >/dev/null 2>&1; read -r _ && exit
+kill -TERM 0; kill -CONT 0; sleep 5; kill -KILL 0"""
 
 
-class Stopped(BaseException):
-    """A signal asked this program to stop, and no agent runs that it could be passed on to.
+class NotStarted(Exception):
+    """A program that can't be run.
 
     Attributes:
-        exit_code: 128 + the signal's number.
+        missing: whether it does not exist.
     """
 
-    def __init__(self, number: int) -> None:
-        self.exit_code = 128 + number
-        super().__init__(number)
-
-
-class Signals:
-    """While installed, signals go to the agent's whole process group, and before the first one runs, raise Stopped.
-
-    After it they are noted, and keep a second one from being started: what a turn gave is saved whatever comes.
-    """
-
-    def __init__(self) -> None:
-        self._group: int | None = None
-        self._stopped_by: int | None = None
-        self._waiting: list[int] | None = None
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Take the signals over for a block, but for those that are ignored, as SIGHUP is under nohup."""
-        before = {number: signal.getsignal(number) for number in _PASSED_ON}
-        taken = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-        for number in taken:
-            signal.signal(number, self._receive)
-        try:
-            yield
-        finally:
-            for number, handler in taken.items():
-                signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def starting(self) -> Iterator[Callable[[int], None]]:
-        """Keep them for a group that is about to be, which the block then names by calling what it gets."""
-        waiting = self._waiting = self._waiting or []
-
-        def to(group: int) -> None:
-            self._group = group
-            while waiting:
-                send(group, waiting.pop(0))
-
-        try:
-            yield to
-        finally:
-            self._group = None
-
-    def check(self) -> None:
-        """Raise Stopped if a signal to stop has come, be it to an agent that has ended since."""
-        if self._stopped_by is not None:
-            raise Stopped(self._stopped_by)
-
-    def _receive(self, number: int, _frame: object) -> None:
-        if number in _TO_STOP:
-            self._stopped_by = number
-        if self._group is not None:
-            send(self._group, number)
-        elif self._waiting is not None:
-            self._waiting.append(number)
-        else:
-            self.check()
+    def __init__(self, program: str, error: OSError) -> None:
+        self.missing = isinstance(error, FileNotFoundError)
+        super().__init__(f"{program} can't be run ({error.strerror or type(error).__name__})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Child:
-    """What to run, and what with.
+    """What to run, and with what.
 
     Attributes:
         command: program and arguments.
         environment: of the process.
-        spool: what it gets as standard input; None lets it have this process's own.
-        watch: is shown its output.
-        gate: where its output goes; opened once a turn begins.
+        spool: its standard input; None for this process's own.
+        observer: is given its output.
+        output: its output goes there; released once a turn begins.
         signals: pass on what this process receives.
         deadline_s: on the monotonic clock, when it is to be ended; None for never.
     """
 
     command: list[str]
-    environment: dict[str, str]
-    spool: Spool | None
-    watch: Watch
-    gate: Gate
+    environment: Mapping[str, str]
+    spool: InputSpool | None
+    observer: RunObserver
+    output: OutputBuffer
     signals: Signals
     deadline_s: float | None
 
     def run(self) -> tuple[int, bool]:
         """Run it to its end: its exit code, negative for a signal, and whether time ran out. Raises NotStarted."""
-        with self.signals.starting() as passed_to, process_group() as group:
-            process = self._start(group)
-            passed_to(group)
-            return self._follow(process, group)
-
-    def _start(self, group: int) -> subprocess.Popen[bytes]:
-        try:
-            return subprocess.Popen(
+        with self.signals.held() as pass_to, _process_group() as group:
+            process = _start(
                 self.command,
                 stdin=None if self.spool is None else subprocess.PIPE,
-                stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=self.environment,
                 process_group=group,
-                bufsize=0,
             )
-        except OSError as error:
-            raise NotStarted(self.command[0], error) from None
+            pass_to(partial(send, group))
+            with job_control(group, process.pid, shared=self.spool is None):
+                return self._follow(process, group)
 
     def _follow(self, process: subprocess.Popen[bytes], group: int) -> tuple[int, bool]:
-        with job_control(group, process.pid, shared=self.spool is None):
-            if self.spool is not None and process.stdin is not None:
-                self.spool.feed(process.stdin)
-            exited, exit_told = os.pipe()
-            pumps = [
-                threading.Thread(target=self._pump, args=(stream, number, watch, exited), daemon=True)
-                for stream, number, watch in (
-                    (process.stdout, 1, self.watch.stdout),
-                    (process.stderr, 2, self.watch.stderr),
-                )
-            ]
+        if self.spool is not None and process.stdin is not None:
+            self.spool.feed(process.stdin)
+        exited, exit_reported = os.pipe()
+        streams = ((process.stdout, 1, self.observer.stdout), (process.stderr, 2, self.observer.stderr))
+        pumps = [threading.Thread(target=self._pump, args=(*stream, exited), daemon=True) for stream in streams]
+        for pump in pumps:
+            pump.start()
+        timed_out = False
+        try:
+            timed_out = self._wait(process, group)
+        finally:
+            if process.poll() is None:
+                send(group, signal.SIGKILL)
+                process.wait()
+            os.close(exit_reported)
             for pump in pumps:
-                pump.start()
-            timed_out = False
-            try:
-                timed_out = self._wait(process, group)
-            finally:
-                if process.poll() is None:
-                    send(group, signal.SIGKILL)
-                    process.wait()
-                os.close(exit_told)
-                for pump in pumps:
-                    pump.join()
-                os.close(exited)
+                pump.join()
+            os.close(exited)
         return process.returncode, timed_out
 
     def _wait(self, process: subprocess.Popen[bytes], group: int) -> bool:
@@ -175,13 +112,13 @@ class Child:
             send(group, signal.SIGCONT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(TERMINATED_AFTER_S)
-            # What of the group is left, too.
+            # Also for the rest of the group.
             send(group, signal.SIGKILL)
             process.wait()
             return True
         return False
 
-    def _pump(self, stream: IO[bytes], number: int, watch: Callable[[bytes], None], exited: int) -> None:
+    def _pump(self, stream: IO[bytes], number: int, observe: Callable[[bytes], None], exited: int) -> None:
         with stream, selectors.DefaultSelector() as ready, contextlib.suppress(OSError):
             ready.register(stream, selectors.EVENT_READ)
             ready.register(exited, selectors.EVENT_READ)
@@ -190,17 +127,40 @@ class Child:
                 events = [key.fileobj for key, _ in ready.select(None if until_s is None else _LEFTOVERS_S)]
                 if exited in events:
                     ready.unregister(exited)
-                    # What stood in the pipe when the agent ended is its own, however slowly it is read from here.
+                    # What is in the pipe when the agent ends is its own output, however slowly it is read here.
                     owed_bytes, until_s = _waiting_bytes(stream), time.monotonic() + _LEFTOVERS_S
                 if stream in events:
                     piece = os.read(stream.fileno(), _PIECE_BYTES)
                     if not piece:
                         return
                     owed_bytes -= len(piece)
-                    watch(piece)
-                    self.gate.put(number, piece)
-                    if self.watch.turn_began:
-                        self.gate.let_through()
+                    observe(piece)
+                    self.output.put(number, piece)
+                    if self.observer.turn_began:
+                        self.output.release()
+
+
+@contextlib.contextmanager
+def _process_group() -> Iterator[int]:
+    """A process group for a block; processes that are left in it afterwards continue. Raises NotStarted."""
+    with _start(["/bin/sh", "-c", LEADER], stdin=subprocess.PIPE, process_group=0) as leader:
+        assert leader.stdin is not None
+        assert leader.stdout is not None
+        try:
+            leader.stdout.read()
+            yield leader.pid
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                leader.stdin.write(b"\n")
+            # It may have been stopped with the group.
+            leader.send_signal(signal.SIGCONT)
+
+
+def _start(command: list[str], **how: Any) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, **how)
+    except OSError as error:
+        raise NotStarted(command[0], error) from None
 
 
 def _waiting_bytes(stream: IO[bytes]) -> int:

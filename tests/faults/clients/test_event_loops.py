@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from redis_sessions import AsyncSessionStore, SessionStoreError
+from redis_sessions import AsyncSessionStore
 from tests.faults.clients.own_keys import aread
 
 
@@ -28,9 +28,9 @@ def test_one_after_the_other(place, settings, ledger):
     tally.check()
 
 
-def test_several_at_once_on_one_server(valkey, clean, settings, ledger):
+def test_several_at_once(place, settings, ledger):
     tally = ledger("used from a second event loop")
-    store = AsyncSessionStore.from_url(clean(valkey).url, settings)
+    store = AsyncSessionStore.from_url(place.url, settings)
 
     async def work(n: int) -> int:
         try:
@@ -45,23 +45,7 @@ def test_several_at_once_on_one_server(valkey, clean, settings, ledger):
     tally.check()
 
 
-def test_several_at_once_on_a_cluster_is_refused(places, clean, settings, ledger, loop):
-    place = clean(places.get("cluster"))
-    tally = ledger("used from a second event loop")
-    store = AsyncSessionStore.from_url(place.url, settings)
-    loop.run(store.set("a", "ID"))
-    for operation in (lambda: store.get("a"), lambda: store.peek("a"), store.report, store.increment_resume_failures):
-        with pytest.raises(SessionStoreError, match="make one AsyncSessionStore for each event loop"):
-            asyncio.run(operation())
-        tally.injected += 1
-        tally.operations += 1
-        tally.refused += 1
-    tally.wrong += loop.run(store.get("a")) != "ID"
-    loop.run(store.aclose())
-    tally.check()
-
-
-def test_a_callers_client_works_or_says_what_to_do(valkey, clean, namespace, ledger):
+def test_a_callers_client_works_or_raises_a_typed_error(valkey, clean, namespace, ledger):
     """In a process of its own, since redis-py leaves much open then."""
     tally = ledger("used from a second event loop")
     command = [sys.executable, "-W", "ignore", "-c", SECOND_LOOP, clean(valkey).url, namespace]

@@ -114,7 +114,7 @@ class TestHungUp:
         asyncio.run(main())
         tally.check()
 
-    def test_while_the_loop_was_busy_with_something_else(self, place, settings, ledger, monkeypatch):
+    def test_while_the_loop_was_busy(self, place, settings, ledger, monkeypatch):
         """What the loop has not had time to read, the client gives it time to."""
         monkeypatch.setattr(pools, "FRESH_S", 0.0)
         tally = ledger("idle connection closed by the server")
@@ -132,7 +132,7 @@ class TestHungUp:
         tally.check()
 
     @KINDS
-    def test_by_the_servers_own_timeout(self, kind, namespace, ledger, loop):
+    def test_the_servers_timeout(self, kind, namespace, ledger, loop):
         tally = ledger("idle connection closed by the server")
         with (
             EmbeddedServer(extra={"timeout": "1"}) as server,
@@ -147,9 +147,9 @@ class TestHungUp:
         tally.check()
 
     @KINDS
-    def test_one_that_leads_nowhere_any_more(self, kind, valkey, clean, namespace, ledger, loop, monkeypatch):
+    def test_forgotten_by_a_firewall(self, kind, valkey, clean, namespace, ledger, loop, monkeypatch):
         """As behind a firewall that forgot it: nothing was closed, nothing is answered. A PING finds out."""
-        monkeypatch.setattr(pools, "HEARD_OF_S", 0.0)
+        monkeypatch.setattr(pools, "PING_AFTER_S", 0.0)
         tally = ledger("idle connection closed by the server")
         with (
             Relay(urlsplit(clean(valkey).url).port) as relay,

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
-from redis_sessions.client.exchange import Link
+from redis_sessions.client.execute import Link
 from tests.faults.clients.own_keys import aread, read
 
 
@@ -52,7 +52,34 @@ class TestManyAtOnce:
         tally.operations += 200 * 4
         tally.check()
 
-    def test_a_pool_that_stays_used_up_is_said(self, valkey, clean, namespace):
+    def test_calls_while_spare_connections_are_being_closed(self, valkey, clean, namespace, ledger, monkeypatch):
+        """As when Sentinel names another primary: a connection that is being closed, which takes a while, is not lent."""
+        tally = ledger("more threads than connections")
+        clean(valkey)
+
+        async def wait_closed(writer, _wait_closed=asyncio.StreamWriter.wait_closed):
+            for _ in range(20):
+                await asyncio.sleep(0)
+            await _wait_closed(writer)
+
+        monkeypatch.setattr(asyncio.StreamWriter, "wait_closed", wait_closed)
+
+        async def main() -> None:
+            async with AsyncSessionStore.from_url(valkey.url, StoreSettings(namespace=namespace)) as store:
+                for n in range(50):
+                    await asyncio.gather(*(store.get(f"k{m}") for m in range(4)))
+                    closing = asyncio.create_task(store.client.connection_pool.disconnect(inuse_connections=False))
+                    await asyncio.sleep(0)
+                    counted = await asyncio.gather(*(store.increment_resume_failures() for _ in range(4)))
+                    tally.lost += sorted(counted) != [4 * n + 1, 4 * n + 2, 4 * n + 3, 4 * n + 4]
+                    await closing
+                    tally.injected += 1
+                    tally.operations += 8
+
+        asyncio.run(main())
+        tally.check()
+
+    def test_an_exhausted_pool_raises(self, valkey, clean, namespace):
         settings = StoreSettings(namespace=namespace, max_connections=1, deadline_ms=200)
         with SessionStore.from_url(clean(valkey).url, settings) as store, ThreadPoolExecutor(1) as pool:
             store.get("a")

@@ -7,15 +7,16 @@ import subprocess
 
 import pytest
 
-from redis_sessions.agents import CLAUDE as RUNTIME
-from redis_sessions.agents.judge import Watch
+from redis_sessions.agents import get_agent
+from redis_sessions.agents.judge import RunObserver
 from redis_sessions.cli.run import process as child
-from redis_sessions.cli.run.gate import Gate
+from redis_sessions.cli.run.streams import OutputBuffer
+from redis_sessions.cli.signals import Signals
 from tests.run.stage import MIB, TURN, E, Stage
 from tests.servers import exists, wait_until
 
 
-def test_what_an_agent_left_running_does_not_keep_the_wrapper(stage: Stage) -> None:
+def test_a_process_the_agent_left_does_not_delay_the_end(stage: Stage) -> None:
     """It still has all of the agent's own output, however slowly that is read."""
     stage.script(fresh=[["child", [["pause"]]], ["out", TURN], ["flood", "out", "yyyyyyyyy\n", MIB], ["out", "the end"]])
     process = stage.start()
@@ -28,7 +29,7 @@ def test_what_an_agent_left_running_does_not_keep_the_wrapper(stage: Stage) -> N
     assert not stage.all_gone(within_s=0.0)
 
 
-class SlowGate(Gate):
+class SlowBuffer(OutputBuffer):
     """Takes the first piece only after the agent has ended."""
 
     def __init__(self, stage: Stage) -> None:
@@ -43,26 +44,26 @@ class SlowGate(Gate):
         self.taken += piece
 
 
-def test_what_stood_in_the_pipe_is_the_agents_own(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slowly it is read, and whoever else holds that pipe open."""
+def test_output_in_the_pipe_at_the_end_is_not_lost(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly it is read, and whatever else holds that pipe open."""
     monkeypatch.setattr(child, "_PIECE_BYTES", 1000)
     monkeypatch.setattr(child, "_LEFTOVERS_S", 0.0)
     stage.script(fresh=[["flood", "out", "line\n", 40_000], ["child", [["pause"]]]])
-    slow = SlowGate(stage)
+    slow = SlowBuffer(stage)
     run = child.Child(
         command=[str(stage.binaries / "claude")],
         environment={**os.environ, **stage.environment},
         spool=None,
-        watch=Watch(RUNTIME),
-        gate=slow,
-        signals=child.Signals(),
+        observer=RunObserver(get_agent("claude")),
+        output=slow,
+        signals=Signals(),
         deadline_s=None,
     )
     assert run.run() == (0, False)
     assert slow.taken == b"line\n" * 8_000
 
 
-def test_a_child_that_goes_on_printing_does_not_keep_the_wrapper(stage: Stage) -> None:
+def test_a_child_that_keeps_printing_does_not_delay_the_end(stage: Stage) -> None:
     stage.script(fresh=[["child", [["flood", "out", "z\n", 1 << 40]]], ["out", "\n" + TURN]])
     process = stage.start(stdout=subprocess.DEVNULL)
     assert process.wait(timeout=10) == 0

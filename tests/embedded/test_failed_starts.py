@@ -24,7 +24,7 @@ def test_a_binary_that_does_not_exist(tmp_path):
 
 def test_a_directory_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ServerError, match="file is no directory"):
+    with pytest.raises(ServerError, match="file is not a directory"):
         EmbeddedServer(directory=tmp_path / "file").start()
 
 
@@ -47,7 +47,7 @@ def test_the_log_tail_is_of_this_start_only(binary, directory):
         assert server.is_running
 
 
-def test_what_is_not_running_has_no_process_id():
+def test_a_server_that_is_not_running_has_no_process_id():
     server = standalone()
     with pytest.raises(ServerError, match="isn't running"):
         _ = server.pid

@@ -1,4 +1,4 @@
-"""What `run` says of its own accord: whatever keeps a turn from being resumed later; and what --quiet leaves of that."""
+"""Messages of `run`: whatever keeps a turn from being resumed later is reported; --quiet leaves only failures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from redis_sessions.agents import known_agents
-from redis_sessions.cli.warnings import warnings_aloud
+from redis_sessions.cli.output import logged_warnings
 from redis_sessions.server import EmbeddedServer
 from redis_sessions.text import exact_duration, parse_duration_ms
 from tests import test_cli_support
@@ -41,7 +41,7 @@ def test_without_redis_one_line_says_what_that_costs(stage: Stage, code: int) ->
     assert said.endswith("the turn runs fresh, without a lease, and unless that changes by its end nothing is saved")
 
 
-def test_it_is_said_before_the_agent_has_ended(stage: Stage) -> None:
+def test_an_outage_is_reported_before_the_agent_has_ended(stage: Stage) -> None:
     stage.script(fresh=READY)
     process = stage.start(*NOWHERE)
     stage.hear("ready")
@@ -51,7 +51,7 @@ def test_it_is_said_before_the_agent_has_ended(stage: Stage) -> None:
     assert stage.finish(process).code == 0
 
 
-def test_a_store_that_refuses_access_is_no_outage(stage: Stage, guarded: str) -> None:
+def test_a_store_that_refuses_access_is_not_an_outage(stage: Stage, guarded: str) -> None:
     done = stage.run("--url", guarded, "--result", str(stage.result_file))
     assert (done.code, done.out) == (0, TURN.encode())
     [said] = done.said
@@ -64,7 +64,7 @@ def test_a_store_that_refuses_access_is_no_outage(stage: Stage, guarded: str) ->
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_access_refused_and_asked_to_raise(stage: Stage, guarded: str, *, quiet: bool) -> None:
+def test_access_refused_and_on_outage_raise(stage: Stage, guarded: str, *, quiet: bool) -> None:
     done = stage.run("--url", guarded, "--on-outage", "raise", *["--quiet"] * quiet)
     assert (done.code, done.out, len(done.said)) == (69, b"", 1)
     assert "WRONGPASS" in done.said[0]
@@ -72,7 +72,7 @@ def test_access_refused_and_asked_to_raise(stage: Stage, guarded: str, *, quiet:
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_redis_that_goes_away_in_mid_turn(stage: Stage, *, quiet: bool) -> None:
+def test_redis_goes_away_during_a_turn(stage: Stage, *, quiet: bool) -> None:
     stage.script(fresh=READY)
     with EmbeddedServer() as server:
         process = stage.start("--url", server.url, *["--quiet"] * quiet)
@@ -99,7 +99,7 @@ main()
 """
 
 
-def test_a_renewal_that_fails_is_said_while_the_agent_runs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_renewal_is_reported_while_the_agent_runs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", SHORT_LEASE])
     stage.script(fresh=READY)
     with EmbeddedServer() as server:
@@ -113,10 +113,10 @@ def test_a_renewal_that_fails_is_said_while_the_agent_runs(stage: Stage, monkeyp
     assert stage.finish(process).code == 0
 
 
-def test_a_warning_that_comes_with_every_renewal_is_said_once() -> None:
+def test_a_repeated_warning_is_reported_once() -> None:
     said: list[str] = []
     log = logging.getLogger("redis_sessions")
-    with warnings_aloud(said.append, once=True):
+    with logged_warnings(said.append, once=True):
         for what in ("away", "away", "back"):
             log.warning("the store is %s", what)
         log.info("no warning")
@@ -124,7 +124,7 @@ def test_a_warning_that_comes_with_every_renewal_is_said_once() -> None:
     assert said == ["the store is away", "the store is back"]
 
 
-def test_quiet_leaves_out_what_is_no_failure(stage: Stage) -> None:
+def test_quiet_leaves_out_everything_but_failures(stage: Stage) -> None:
     assert stage.run(*NOWHERE, "--quiet").err == b""
     stage.script(fresh=[["out", "hi\n"]])
     assert stage.run("--quiet").err == b""
@@ -132,13 +132,13 @@ def test_quiet_leaves_out_what_is_no_failure(stage: Stage) -> None:
     assert stage.run("--quiet").err == b""
 
 
-def test_quiet_keeps_what_decides_the_exit_code(stage: Stage) -> None:
+def test_quiet_keeps_the_reason_of_the_exit_code(stage: Stage) -> None:
     done = stage.run("--quiet", command=["/nowhere/claude", "-p"])
     assert (done.code, len(done.said)) == (127, 1)
     assert "can't be run" in done.said[0]
 
 
-def test_it_stands_on_a_line_of_its_own(stage: Stage) -> None:
+def test_a_message_starts_on_a_new_line(stage: Stage) -> None:
     stage.script(fresh=[["out", "hi\n"], ["err", "no line yet"]])
     assert stage.run().err.startswith(b"no line yet\nredis-sessions: no session ID")
     assert stage.run("--quiet").err == b"no line yet"
@@ -157,8 +157,8 @@ TEXT = {
 NONE = "no session ID in the output of {}, so nothing was saved and the next turn starts fresh"
 
 
-def test_every_runtime_says_what_makes_it_name_its_session() -> None:
-    assert set(TEXT) == {agent.name for agent in known_agents() if agent.commands}
+def test_every_runtime_has_a_remedy_for_text_mode() -> None:
+    assert set(TEXT) == {agent.name for agent in known_agents() if agent.executables}
 
 
 @pytest.mark.parametrize("agent", TEXT)
@@ -181,20 +181,20 @@ def test_a_turn_in_text_mode(stage: Stage, agent: str) -> None:
         ["gemini", "-o", "json"],
     ],
 )
-def test_json_that_names_none(stage: Stage, command: list[str]) -> None:
+def test_json_without_a_session_id(stage: Stage, command: list[str]) -> None:
     """What was added already is not asked for."""
     stage.script(fresh=[["out", "{}\n"]])
     remedy = ": add --output-format json" if "json" not in " ".join(command) else ""
     assert stage.run(command=command).said == [f"redis-sessions: {NONE.format(command[0])}{remedy}"]
 
 
-def test_a_runtime_of_ones_own_that_was_not_described_so_far(stage: Stage) -> None:
+def test_an_own_runtime_without_an_id_field(stage: Stage) -> None:
     stage.script(fresh=[["out", "hi\n"]])
     done = stage.run("--resume-argument=-s={id}", command=["claude", "{resume}"])
     assert done.said == [f"redis-sessions: {NONE.format('claude')}: say where it is with --id-field"]
 
 
-def test_a_session_that_was_resumed_stays_the_one_it_was(stage: Stage) -> None:
+def test_a_resumed_session_that_names_no_id_is_kept(stage: Stage) -> None:
     stage.plant()
     stage.script(resumed=[["out", "hi\n"]])
     assert stage.run().err == b""
@@ -210,7 +210,7 @@ def test_a_session_that_was_resumed_stays_the_one_it_was(stage: Stage) -> None:
     ],
 )
 @pytest.mark.parametrize("planted", [None, R])
-def test_an_id_that_is_not_taken_is_named(stage: Stage, planted: str | None, named: str, shown: str, why: str) -> None:
+def test_a_refused_id_is_named(stage: Stage, planted: str | None, named: str, shown: str, why: str) -> None:
     if planted:
         stage.plant()
     turn = [["out", json.dumps(json.loads(TURN) | {"session_id": named}) + "\n"]]
@@ -223,13 +223,13 @@ def test_an_id_that_is_not_taken_is_named(stage: Stage, planted: str | None, nam
     assert (stage.result["session_id"], stage.result["reason"]) == (planted, reason)
 
 
-def test_an_id_in_redis_that_is_not_taken_is_named(stage: Stage) -> None:
+def test_a_refused_id_in_redis_is_named(stage: Stage) -> None:
     stage.plant("5f2c9a")
     [said] = stage.run().said
     assert said.endswith("Redis held '5f2c9a', which can't be a session of this agent: started fresh")
 
 
-def test_a_value_that_is_no_id_is_said_too(stage: Stage) -> None:
+def test_an_invalid_value_in_redis_is_reported(stage: Stage) -> None:
     stage.plant("two words")
     [said] = stage.run().said
     assert said.endswith("what Redis held was not a valid session ID")
@@ -245,7 +245,7 @@ def test_a_value_that_is_no_id_is_said_too(stage: Stage) -> None:
         (["--wait", "10ms"], "try later, or wait for it with more than --wait 10ms"),
     ],
 )
-def test_who_comes_second_is_told_the_option(stage: Stage, options: list[str], remedy: str) -> None:
+def test_the_second_worker_learns_of_the_wait_option(stage: Stage, options: list[str], remedy: str) -> None:
     stage.cli.raw.set(stage.cli.keys.lease(KEY), "another:1:x", px=30 * 86_400_000 + 30_000)
     done = stage.run(*options, "--result", str(stage.result_file))
     [said] = done.said
@@ -257,7 +257,7 @@ def test_who_comes_second_is_told_the_option(stage: Stage, options: list[str], r
 
 
 @pytest.mark.parametrize("text", ["1ms", "1500ms", "90s", "1s", "2h", "1d", "0ms"])
-def test_durations_are_said_exactly(text: Any) -> None:
+def test_durations_are_printed_exactly(text: Any) -> None:
     milliseconds = parse_duration_ms(text, "--timeout")
     assert parse_duration_ms(exact_duration(milliseconds), "--timeout") == milliseconds
     assert exact_duration(60_000) == "1m"

@@ -1,4 +1,4 @@
-"""What a newcomer writes by mistake: each is refused before anything is run, in words that say what to write instead."""
+"""Commands that are written wrong: each is refused before anything is run, and the message says what to write instead."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Any:
         (["copilot", "--continue", "-p", "x"], "--continue"),
     ],
 )
-def test_a_command_that_resumes_by_itself(stage: Stage, refused: Any, command: list[str], word: str) -> None:
+def test_a_command_that_resumes_on_its_own(stage: Stage, refused: Any, command: list[str], word: str) -> None:
     said = refused(*stage.arguments(command=command)[1:])
     assert f"the command resumes a session by itself ({word}): remove that argument, the conversation's own is put" in said
 
@@ -79,7 +79,7 @@ def test_a_command_that_names_its_session(stage: Stage, refused: Any) -> None:
         ["gemini", "-mpro", "-p", "x"],
     ],
 )
-def test_words_that_only_look_like_it(stage: Stage, command: list[str]) -> None:
+def test_words_that_only_look_like_resuming(stage: Stage, command: list[str]) -> None:
     stage.script(fresh=SAID)
     assert stage.run(command=command).code == 0
     assert stage.starts == [command]
@@ -139,7 +139,7 @@ def test_one_turn_at_a_terminal(stage: Stage, command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["wrapper", "bash"])
-def test_what_can_not_be_told_is_not_refused_at_a_terminal(stage: Stage, name: str) -> None:
+def test_a_wrapped_agent_is_not_refused_at_a_terminal(stage: Stage, name: str) -> None:
     """What a program of somebody's hands on to the agent is its own affair."""
     (stage.binaries / name).hardlink_to(stage.binaries / "claude")
     stage.script(fresh=SAID)
@@ -147,7 +147,7 @@ def test_what_can_not_be_told_is_not_refused_at_a_terminal(stage: Stage, name: s
 
 
 @pytest.mark.parametrize("agent", ["claude", "gemini", "copilot"])
-def test_away_from_a_terminal_a_prompt_may_come_by_the_input(stage: Stage, agent: str) -> None:
+def test_without_a_terminal_the_prompt_may_come_from_stdin(stage: Stage, agent: str) -> None:
     stage.script(fresh=[["read"], *SAID])
     assert stage.run("--quiet", command=[agent], given=b"prompt").code == 0
     assert stage.told("read")[0]["size"] == 6
@@ -184,14 +184,14 @@ def test_words_that_are_missing(refused: Any, words: list[str], said: str) -> No
     assert refused(*words) == f"redis-sessions: {said}: {WRITE}\n"
 
 
-def test_dashes_of_the_agents_own_stay_with_it(stage: Stage) -> None:
+def test_later_dashes_belong_to_the_agent(stage: Stage) -> None:
     command = ["claude", "-p", "--", "--", "--help"]
     stage.script(fresh=SAID)
     assert stage.run(command=command).code == 0
     assert stage.starts == [command]
 
 
-def test_a_key_with_a_dash_in_front(stage: Stage) -> None:
+def test_a_key_that_starts_with_a_dash(stage: Stage) -> None:
     stage.script(fresh=SAID)
     words = ["run", *stage.cli.options, "--", "-k", "--", *CLAUDE]
     process = stage.launch(*test_cli_support.PROGRAM, *words)
@@ -200,7 +200,7 @@ def test_a_key_with_a_dash_in_front(stage: Stage) -> None:
     assert stage.saved(E, key="-k")
 
 
-def test_help_is_shown_wherever_it_is_asked_for() -> None:
+def test_help_anywhere_before_the_dashes() -> None:
     shown = CliRunner().invoke(app, ["run", "--help"])
     assert (shown.exit_code, shown.stderr) == (0, "")
     assert shown.stdout.startswith("Usage: redis-sessions run [OPTIONS] KEY -- AGENT-COMMAND...\n")
@@ -208,7 +208,7 @@ def test_help_is_shown_wherever_it_is_asked_for() -> None:
     assert CliRunner().invoke(app, ["run", "k", "--help", "--", "claude"]).stdout == shown.stdout
 
 
-def test_there_is_no_json_to_print(refused: Any) -> None:
+def test_run_has_no_json_option(refused: Any) -> None:
     """An option that changes nothing would only look like --result."""
     assert "No such option: --json" in refused("k", "--json", "--", "claude", "-p")
     assert "--json " not in CliRunner().invoke(app, ["run", "--help"]).stdout.partition("Examples:")[0]

@@ -49,7 +49,7 @@ def test_a_stopped_process_still_ends_in_order(binary, directory):
     assert "ready to exit" in (directory / "server.log").read_text()
 
 
-def test_a_server_that_never_gets_ready_is_ended(tmp_path, monkeypatch):
+def test_a_server_that_is_never_ready_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(server_module, "DEADLINE_S", 0.1)
     stuck = script(tmp_path / "stuck", f"echo $$ >{tmp_path}/pid; echo Loading for ever; exec sleep 100")
     server = standalone(stuck)
@@ -58,7 +58,7 @@ def test_a_server_that_never_gets_ready_is_ended(tmp_path, monkeypatch):
     assert not exists(int((tmp_path / "pid").read_text()))
 
 
-def test_what_ignores_sigterm_is_killed(tmp_path, monkeypatch):
+def test_a_server_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
     deaf = script(tmp_path / "deaf", "trap '' TERM; echo Ready to accept connections; while :; do sleep 1; done")
     server = standalone(deaf)
     server.start()
@@ -77,7 +77,7 @@ def test_wait_returns_when_another_thread_stops_the_server(binary):
     assert status == 0
 
 
-def test_wait_tells_of_a_crash_and_the_lifeline_lets_go(binary):
+def test_wait_reports_a_crash_and_the_lifeline_ends(binary):
     with standalone(binary) as server:
         lifeline = server._lifeline
         assert lifeline is not None
@@ -87,7 +87,7 @@ def test_wait_tells_of_a_crash_and_the_lifeline_lets_go(binary):
         assert not exists(lifeline.pid)
 
 
-def test_the_server_outlives_the_thread_that_started_it_and_has_its_own_session(binary):
+def test_the_server_has_its_own_session_and_outlives_its_starting_thread(binary):
     server = standalone(binary)
     starter = threading.Thread(target=server.start)
     starter.start()
@@ -135,7 +135,7 @@ def test_no_server_outlives_its_owner(directory, how, kept):
         wait_until(lambda: not Path(temporary).exists(), "the temporary directory is gone")
 
 
-def test_the_lock_is_the_servers_own(directory):
+def test_the_server_holds_the_lock(directory):
     owner, pid, lifeline_pid, _ = start_owner(directory)
     with owner:
         os.kill(lifeline_pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What `run` tells: in one line when asked, and in its result file, also of an ID that could not be resumed."""
+"""What `run --verbose` says in one line, and what --result writes, also about an ID that could not be resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.run.stage import CLAUDE, REFUSED, SAID, TURN, E, R, Stage
         (R, [["exit", 0]], f"resumed {R}; saved {R}"),
     ],
 )
-def test_what_it_says_when_asked(stage: Stage, planted: str | None, steps: list[Any], told: str) -> None:
+def test_verbose_says_what_was_decided(stage: Stage, planted: str | None, steps: list[Any], told: str) -> None:
     if planted:
         stage.plant(planted)
     stage.script(fresh=steps, resumed=steps)
@@ -27,7 +27,7 @@ def test_what_it_says_when_asked(stage: Stage, planted: str | None, steps: list[
     assert done.said == [f"redis-sessions: {told}"]
 
 
-def test_a_fresh_run_that_fails_after_a_refusal_tells_of_both(stage: Stage) -> None:
+def test_a_fresh_run_that_fails_after_a_refusal_reports_both(stage: Stage) -> None:
     stage.plant()
     stage.script(resumed=REFUSED, fresh=[["exit", 3]])
     done = stage.run("--result", str(stage.result_file))
@@ -36,7 +36,7 @@ def test_a_fresh_run_that_fails_after_a_refusal_tells_of_both(stage: Stage) -> N
     assert stage.result["reason"] == f"session {R} was refused; run fresh, the agent ended with 3 (other)"
 
 
-def test_a_result_that_can_not_be_written_after_all(stage: Stage, tmp_path: Path) -> None:
+def test_a_result_that_cannot_be_written_at_the_end(stage: Stage, tmp_path: Path) -> None:
     """The turn was run: its exit code stands."""
     (tmp_path / "taken").mkdir()
     stage.script(fresh=[*SAID, ["exit", 0]])
@@ -46,7 +46,7 @@ def test_a_result_that_can_not_be_written_after_all(stage: Stage, tmp_path: Path
     assert stage.saved(E)
 
 
-def test_an_id_that_the_runtime_never_gives_is_not_tried(stage: Stage) -> None:
+def test_an_id_the_runtime_cannot_have_is_not_tried(stage: Stage) -> None:
     stage.plant("5f2c9a")
     done = stage.run("--result", str(stage.result_file))
     assert (done.code, done.out) == (0, TURN.encode())
@@ -57,7 +57,7 @@ def test_an_id_that_the_runtime_never_gives_is_not_tried(stage: Stage) -> None:
     assert stage.result["reason"] == "Redis held '5f2c9a', which can't be a session of this agent: started fresh"
 
 
-def test_an_id_that_the_runtime_never_gives_outlives_a_turn_that_fails(stage: Stage) -> None:
+def test_an_id_the_runtime_cannot_have_survives_a_failed_turn(stage: Stage) -> None:
     stage.plant("5f2c9a")
     stage.script(fresh=[["exit", 3]])
     assert stage.run().code == 3
@@ -66,7 +66,7 @@ def test_an_id_that_the_runtime_never_gives_outlives_a_turn_that_fails(stage: St
     assert stage.counters == (0, 0, 0)
 
 
-def test_a_value_that_is_no_id_at_all(stage: Stage) -> None:
+def test_a_value_that_is_not_an_id(stage: Stage) -> None:
     stage.plant("--dangerously-skip-permissions")
     done = stage.run("--result", str(stage.result_file))
     assert (done.code, done.out) == (0, TURN.encode())

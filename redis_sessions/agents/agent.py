@@ -1,0 +1,264 @@
+"""The description of an agent runtime as an immutable, checked value, and how it is read from a TOML file."""
+
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from redis_sessions.agents.command_line import Place
+from redis_sessions.agents.evidence import READERS, Evidence, of_process
+from redis_sessions.agents.judge import RunObserver
+from redis_sessions.agents.output import ANY, Record, compiled
+from redis_sessions.errors import InvalidSettings
+from redis_sessions.resume.turn import Judgement, Verdict
+from redis_sessions.text import parse_duration_ms
+
+KNOWN: Final = Path(__file__).with_name("known")
+
+# In the words of TOML. Each pair is one error by its names in older and newer versions of pydantic.
+_WRONG: Final = {
+    **dict.fromkeys(("missing_argument", "missing"), "is missing"),
+    **dict.fromkeys(("unexpected_keyword_argument", "extra_forbidden"), "is not a known key"),
+    **dict.fromkeys(("arguments_type", "named_tuple_type", "dict_type"), "must be a table"),
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+}
+
+
+def _regular(pattern: str) -> str:
+    try:
+        compiled(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"is not a regular expression ({error})") from None
+    return pattern
+
+
+def _must(be: str, right: Callable[[Any], bool]) -> AfterValidator:
+    def checked(value: Any) -> Any:
+        if not right(value):
+            raise ValueError(f"must {be}")
+        return value
+
+    return AfterValidator(checked)
+
+
+def _duration(text: str) -> str:
+    try:
+        parse_duration_ms(text, "")
+    except InvalidSettings:
+        raise ValueError("must be a duration such as 15m, 24h or 30d") from None
+    return text
+
+
+def _reader(value: Any) -> Any:
+    if callable(value):
+        return value
+    if isinstance(value, str) and value in READERS:
+        return READERS[value]
+    raise ValueError(f"must be one of {', '.join(READERS)}")
+
+
+def _any_value(record: Any) -> Any:
+    if not isinstance(record, dict):
+        return record
+    return {name: ANY if value is ... else value for name, value in record.items()}
+
+
+Pattern = Annotated[str, AfterValidator(_regular)]
+NamingPattern = Annotated[Pattern, _must("have {id} or a group (?P<id>…) in it", lambda it: "id" in compiled(it).groupindex)]
+ResumeWords = Annotated[tuple[str, ...], _must("have {id} in it", lambda words: not words or "{id}" in " ".join(words))]
+Refusing = Annotated[Verdict, _must("be a way to refuse", lambda verdict: verdict not in (Verdict.ok, Verdict.other))]
+FreeRecord = Annotated[Record, BeforeValidator(_any_value)]
+Records = tuple[FreeRecord, ...]
+# Pydantic says of None what it says of a wrong type, and `_explained` that it is empty.
+Versions = Annotated[tuple[str, ...], BeforeValidator(lambda versions: versions or None)]
+Name = Annotated[str, BeforeValidator(lambda name: name or None)]
+
+
+class Refusal(NamedTuple):
+    """A text by which a runtime refuses to resume.
+
+    Attributes:
+        verdict: what it means: gone, invalid_id, busy or unusable.
+        pattern: a regular expression, matched from the first character of a stderr line or an error text. `{id}`, or a
+            group `id`, is the session it names: a refusal of another session than the requested one does not count.
+        within_turn: whether it also counts after the turn has begun; then only in a closing record.
+    """
+
+    verdict: Refusing
+    pattern: Pattern
+    within_turn: bool = False
+
+    def says(self, text: str, requested: str | None) -> bool:
+        """Whether a text is this refusal, of the requested session."""
+        found = compiled(self.pattern).match(text)
+        named = found.groupdict().get("id") if found else None
+        return found is not None and (requested is None or named is None or named == requested)
+
+
+class RecordField(NamedTuple):
+    """A field of some of a runtime's JSON records.
+
+    Attributes:
+        path: where it is in the record, dotted: `error.message`.
+        record: names and values that the record has; none: any record.
+    """
+
+    path: str
+    record: FreeRecord = {}  # noqa: RUF012 - never changed; a named tuple has no factories
+
+
+class Verified(NamedTuple):
+    """Versions of a runtime for which a description was checked.
+
+    Attributes:
+        versions: oldest first.
+        evidence: "ran offline" if their real output was seen, "documents" if only their documentation was read.
+    """
+
+    versions: Versions
+    evidence: Literal["ran offline", "documents"]
+
+
+class Agent(BaseModel, frozen=True, extra="forbid"):
+    """One runtime, described: its session IDs, its JSON records, its ways to refuse. Immutable; only `name` is required.
+
+    What a TOML file says by its keys, Python says by keyword arguments, with `...` for "any true value":
+
+    >>> mine = Agent(
+    ...     name="mine",
+    ...     session_id_at=(RecordField("session.id", {"type": "end"}),),
+    ...     turn_began=({"type": "step"},),
+    ...     turn_ended=({"type": "end"},),
+    ...     turn_failed=({"type": "end", "error": ...},),
+    ...     error_paths=("error.message",),
+    ...     refusals=(Refusal(Verdict.gone, "no such session"), Refusal(Verdict.busy, "session is locked")),
+    ... )
+    >>> mine.judge(exit_code=1, stdout='{"type": "end", "error": {"message": "no such session: 7"}}').verdict
+    <Verdict.gone: 'gone'>
+    >>> mine.judge(exit_code=0, stdout='{"type": "end", "session": {"id": "8"}}').session_id
+    '8'
+
+    `store.resume(key, run, judge=mine.judge)` then reads what `run` raises, such as a `subprocess.CalledProcessError`.
+    Raises InvalidSettings, which names the key, for a description that can't be right.
+
+    Attributes:
+        name, executables, keeps_sessions, bound_to, verified: which runtime it is; `keeps_sessions` is a duration, "30d".
+        session_id, resume, place, print_mode, json_output: how it is called. `place` None: only `{resume}` can say.
+        session_id_at, session_id_line: where it names the session.
+        turn_began, turn_began_line, turn_ended, turn_failed, turn_failed_line: how a turn goes.
+        ignore_stderr_after, error_paths, refusals: how it refuses.
+        error_reader: reads an exception as Evidence: a word that a TOML file may have, or a function.
+
+    The documentation of `redis_sessions.agents` says what each of them means.
+    """
+
+    name: Name
+    executables: tuple[str, ...] = ()
+    keeps_sessions: Annotated[str, AfterValidator(_duration)] | None = None
+    bound_to: tuple[Literal["host", "home", "directory"], ...] = ()
+    verified: tuple[Verified, ...] = ()
+    session_id: Pattern = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
+    resume: ResumeWords = ()
+    place: Place | None = None
+    print_mode: tuple[str, ...] = ()
+    json_output: str | None = None
+    session_id_at: tuple[RecordField, ...] = ()
+    session_id_line: NamingPattern | None = None
+    turn_began: Records = ()
+    turn_began_line: Pattern | None = None
+    turn_ended: Records = ()
+    turn_failed: Records = ()
+    turn_failed_line: Pattern | None = None
+    ignore_stderr_after: Records = ()
+    error_paths: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    error_reader: Annotated[Callable[[Exception], Evidence], BeforeValidator(_reader)] = of_process
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _typed_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise InvalidSettings(_explained(error)) from None
+
+    @property
+    def keeps_sessions_ms(self) -> int | None:
+        """How long it keeps a session, in milliseconds; None if that is not established."""
+        return None if self.keeps_sessions is None else parse_duration_ms(self.keeps_sessions, "keeps_sessions")
+
+    def judge(
+        self,
+        error: Exception | None = None,
+        *,
+        exit_code: int | None = None,
+        stdout: str | bytes = "",
+        stderr: str | bytes = "",
+        requested: str | None = None,
+    ) -> Judgement:
+        """Judge a finished run; also the `judge` of `resume`, given what `run` raised.
+
+        Args:
+            error: an exception with `returncode`, `stdout` and `stderr`, as `subprocess.CalledProcessError` has, or whatever
+                else `error_reader` reads; the arguments below are then ignored.
+            exit_code: of the process; None if it is not known.
+            stdout: all of it, as text or bytes.
+            stderr: the same.
+            requested: the session that was to be resumed, if known; a refusal that names another one is then ignored.
+        """
+        if error is not None:
+            exit_code, stdout, stderr = self.error_reader(error)
+        observer = RunObserver(self, requested)
+        observer.stdout(_bytes(stdout))
+        observer.stderr(_bytes(stderr))
+        return observer.judge(exit_code)
+
+    def can_be(self, session_id: str) -> bool:
+        """Whether this can be a session ID of this runtime."""
+        return compiled(self.session_id).fullmatch(session_id) is not None
+
+
+def load(path: str | Path) -> Agent:
+    """Read the description of a runtime from a TOML file. Raises InvalidSettings, which names the file and the key."""
+    try:
+        return Agent.model_validate(_table(Path(path)))
+    except InvalidSettings as error:
+        raise InvalidSettings(f"{path}: {error.message}", remedy=error.remedy) from None
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InvalidSettings(f"can't be read ({error.strerror})", remedy="name a TOML file") from None
+    except UnicodeDecodeError:
+        raise InvalidSettings("is not UTF-8", remedy="save it as UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InvalidSettings(f"is not TOML ({error})") from None
+    if (like := table.pop("like", None)) is None:
+        return table
+    ours = sorted(each.stem for each in KNOWN.glob("*.toml"))
+    if like not in ours:
+        raise InvalidSettings(f"like must be one of {', '.join(ours)}")
+    # What was checked for the one is not checked for the other.
+    return {
+        name: value for name, value in _table(KNOWN / f"{like}.toml").items() if name not in ("name", "verified")
+    } | table
+
+
+def _explained(error: ValidationError) -> str:
+    """The first of what is wrong: which key, and how."""
+    first = error.errors(include_url=False)[0]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
+    if first["input"] is None:
+        return f"{key} is empty"
+    wrong = _WRONG.get(first["type"]) or first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{key} {wrong}"
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
