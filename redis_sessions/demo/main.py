@@ -168,7 +168,7 @@ def _remove(url: str, namespace: str, conversations: set[str], view: LiveView) -
     for name in (IMPORTED, WITHOUT, WITH):
         keys = Keys(f"{namespace}.{name}")
         names = [keys.counter(counter) for counter in COUNTERS]
-        names += [make(key) for key in conversations for make in (keys.session_id, keys.lease)]
+        names += [make(key) for key in conversations for make in (keys.session_id, keys.record, keys.lease)]
         try:
             with SessionStore.from_url(url) as store:
                 execute.run(store.client, _deletion(names))
