@@ -42,7 +42,7 @@ def acl(
       redis-sessions acl > users.acl && redis-server --aclfile users.acl
       redis-sessions acl --namespace sessions.claude@build-7 --cluster
     """
-    from redis_sessions.acl import USERS, acl_lines
+    from redis_sessions.operations.acl import USERS, acl_lines
 
     hashes, guessable = {}, []
     for name in USERS:

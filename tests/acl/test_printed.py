@@ -12,8 +12,8 @@ from redis_sessions import (
     SessionStore,
     acl,
 )
-from redis_sessions.acl import acl_lines
 from redis_sessions.cli import exit_codes as exits
+from redis_sessions.operations.acl import acl_lines
 from redis_sessions.server import EmbeddedServer
 from tests.acl.users import HASHES, VARIABLES, commands_of
 from tests.servers import is_redis_6
