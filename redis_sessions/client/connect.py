@@ -28,7 +28,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis_sessions.client import callers
 from redis_sessions.client.cluster import AsyncCluster, Cluster
 from redis_sessions.client.execute import Link
-from redis_sessions.client.pool import AsyncPool, AsyncTLSConnection, Pool, TLSConnection, forget_after_fork
+from redis_sessions.client.pool import AsyncPool, AsyncTLSConnection, Pool, TLSConnection, forgetful
 from redis_sessions.client.sentinel import AsyncPrimary, AsyncPrimaryPool, AsyncSentinel, Primary, PrimaryPool, Sentinel
 from redis_sessions.client.url import Target
 from redis_sessions.errors import InvalidSettings
@@ -58,7 +58,7 @@ class PerProcess(Generic[C]):
         self._per_loop = per_loop
         self._clients: dict[asyncio.AbstractEventLoop | None, C] = {}
         self._lock = threading.RLock()
-        forget_after_fork(self)
+        forgetful.add(self)
 
     def get(self) -> C:
         """The client of this process and event loop. Sends nothing."""
