@@ -74,16 +74,7 @@ _Config = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where the store is and how it behaves, as given on the command line.
-
-    Attributes:
-        url: of the store; see `redis_sessions/client/url.py`.
-        password_file: contains the password of the URL's user, or None.
-        namespace: first part of every key; None is the default one.
-        max_age: a number with its unit; None leaves it to `config`.
-        config: a JSON file with `session_max_age_ms`, or None.
-        as_json: whether to print JSON.
-    """
+    """Where the store is and how it behaves, as given on the command line."""
 
     url: _Url = DEFAULT_URL
     password_file: _PasswordFile = None
@@ -96,9 +87,7 @@ class Options:
         """The store's settings. Raises InvalidSettings."""
         from redis_sessions.settings import StoreSettings
 
-        given: dict[str, Any] = {}
-        if self.namespace is not None:
-            given["namespace"] = self.namespace
+        given: dict[str, Any] = {} if self.namespace is None else {"namespace": self.namespace}
         if self.max_age is not None:
             given["session_max_age_ms"] = parse_duration_ms(self.max_age, "--max-age")
         if self.config is None:
