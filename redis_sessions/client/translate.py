@@ -98,11 +98,7 @@ class Translation(NamedTuple):
 def translate(error: Exception, key: str | None, address: str, *, cluster: bool = False) -> Translation | None:
     """Translate an error of redis-py or of the operating system; None if it is neither.
 
-    Args:
-        error: what was raised.
-        key: the conversation it was about, if one.
-        address: of the server, for the message; holds no secret.
-        cluster: whether a cluster client raised it.
+    Args: what was raised; the conversation and the server it was about, for the message; whether it is a cluster client's.
     """
     found = _read(error, key, address, cluster=cluster)
     if found is None:
