@@ -59,6 +59,8 @@ def doctor(at: Options, *, agent: Agent = None, strict: Strict = False) -> int:
 
 
 def _show(diagnosis: "Diagnosis") -> None:
+    from rich.console import Group
+
     table = tables.table({}, {}, {"overflow": "fold"}, heading=False)
     for finding in diagnosis.findings:
         table.add_row(show.cell(finding.status, _STYLES[finding.status]), finding.check, show.cell(finding.found))
@@ -67,7 +69,7 @@ def _show(diagnosis: "Diagnosis") -> None:
             table.add_row("", "", show.cell(f"fix: {finding.remedy}", "dim"))
     warnings = count(diagnosis.warnings, "warning")
     summary = f"{diagnosis.broken} broken, {warnings}, {diagnosis.unknown} unknown, {diagnosis.ok} ok"
-    show.display(table, show.cell(summary, "bold"))
+    show.display(table, Group(show.cell(summary, "bold")))
 
 
 @on_a_store

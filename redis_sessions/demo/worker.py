@@ -23,9 +23,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, CalledProcessError, Popen, SubprocessError
@@ -67,36 +66,20 @@ class Event:
         return " ".join((done, *facts))
 
 
-class StopHandler:
-    """Signal handler that ends the worker by SystemExit, once: a second signal must not interrupt the way out."""
-
-    def __init__(self) -> None:
-        self._asked = self._postponed = False
-
-    def __call__(self, *_: object) -> None:
-        asked, self._asked = self._asked, True
-        if not (asked or self._postponed):
-            raise SystemExit(0)
-
-    @contextmanager
-    def postponed(self) -> Iterator[None]:
-        """Raise at the end of the block rather than in it. A signal mask would not do: threads of the store take signals."""
-        self._postponed = True
-        try:
-            yield
-        finally:
-            self._postponed = False
-        if self._asked:
-            raise SystemExit(0)
-
-
 @dataclass
 class Worker:
     """Runs one turn after the other, as the options of `parser` say."""
 
-    store: SessionStore
     options: argparse.Namespace
-    stop: StopHandler
+    store: SessionStore = field(init=False)
+    _stopping: bool = False
+    _starting_agent: bool = False
+
+    def stop(self, *_: object) -> None:
+        """Handle a signal by SystemExit, once: a second one must not interrupt the way out."""
+        first, self._stopping = not self._stopping, True
+        if first and not self._starting_agent:
+            raise SystemExit(0)
 
     def report(self, event: Event) -> None:
         """Print an event: as JSON for the demo, as a line of a log for people."""
@@ -145,10 +128,15 @@ class Worker:
         command += [f"--journal={options.journal}"] if options.journal else []
         command += [f"--resume={session_id}"] if session_id else []
         with ExitStack() as stack:
-            # An agent that was started but is not known yet would run on.
-            with self.stop.postponed():
+            # An agent that was started but is not known yet would run on. A signal mask would not do: the store has threads.
+            self._starting_agent = True
+            try:
                 agent = stack.enter_context(Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, text=True))
                 stack.callback(agent.kill)
+            finally:
+                self._starting_agent = False
+            if self._stopping:
+                raise SystemExit(0)
             stdout, stderr = agent.communicate(timeout=AGENT_TIMEOUT_S)
         if agent.returncode != 0:
             raise CalledProcessError(agent.returncode, command, stdout, stderr)
@@ -217,9 +205,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Work, and return the exit code: 0 when done or stopped, 2 for arguments that can't be used."""
     options = parser().parse_args(arguments)
-    stop = StopHandler()
+    worker = Worker(options)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, worker.stop)
     # Warnings of the store go to stderr, with the same times as the lines on stdout.
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(format="%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
@@ -227,8 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = StoreSettings(namespace=options.namespace, session_max_age_ms=options.max_age_ms)
         password = read_password(Path(file) if file else None)
-        with SessionStore.from_url(options.url, settings, password=password) as store:
-            (_follow_plan if options.plan_from_stdin else _work_until_stopped)(Worker(store, options, stop))
+        with SessionStore.from_url(options.url, settings, password=password) as worker.store:
+            (_follow_plan if options.plan_from_stdin else _work_until_stopped)(worker)
     except BrokenPipeError:
         # Nobody reads stdout any more; the interpreter must not try to flush it at exit.
         with suppress(OSError):
