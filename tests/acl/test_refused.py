@@ -12,9 +12,9 @@ from redis_sessions import (
     SessionStore,
     StoreSettings,
 )
-from redis_sessions.acl import USERS
 from redis_sessions.client.translate import translate
 from redis_sessions.operations import scripts
+from redis_sessions.operations.acl import USERS
 from tests.acl.users import KEYS, commands_of
 from tests.servers import is_redis_6
 
