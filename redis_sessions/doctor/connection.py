@@ -112,7 +112,7 @@ def tls(about: Examination) -> Op[Outcome]:
     return WARNING, "none: the network sees passwords and session IDs", "set tls-port, and use rediss:// in the URL"
 
 
-@check("round-trip", why="a turn with its lease takes three round trips")
+@check("round-trip", why="a turn with its lease takes two round trips")
 def round_trip(about: Examination) -> Op[Outcome]:
     trip_ms, _ = yield from about.server.once("timing", _timing(about.server))
     fix = "bring workers and server closer together"
