@@ -64,7 +64,7 @@ def _reader(value: Any) -> Any:
 def _any_value(record: Any) -> Any:
     if not isinstance(record, dict):
         return record
-    return {name: ANY if value is ... else value for name, value in record.items()}
+    return {name: ANY if value is ... else _any_value(value) for name, value in record.items()}
 
 
 Pattern = Annotated[str, AfterValidator(_regular)]
@@ -73,7 +73,10 @@ ResumeWords = Annotated[tuple[str, ...], _must("have {id} in it", lambda words: 
 Refusing = Annotated[Verdict, _must("be a way to refuse", lambda verdict: verdict not in (Verdict.ok, Verdict.other))]
 FreeRecord = Annotated[Record, BeforeValidator(_any_value)]
 Records = tuple[FreeRecord, ...]
+Options = Annotated[tuple[str, ...], _must("be options", lambda words: all(word[:1] == "-" for word in words))]
+Formats = bool | tuple[Literal["text", "json"], ...]
 # Pydantic says of None what it says of a wrong type, and `_explained` that it is empty.
+Paths = Annotated[tuple[str, ...], BeforeValidator(lambda paths: paths or None)]
 Versions = Annotated[tuple[str, ...], BeforeValidator(lambda versions: versions or None)]
 Name = Annotated[str, BeforeValidator(lambda name: name or None)]
 
@@ -82,10 +85,10 @@ class Refusal(NamedTuple):
     """A text by which a runtime refuses to resume.
 
     Attributes:
-        verdict: what it means: gone, invalid_id, busy or unusable.
+        verdict: what it means: gone, invalid_id, busy, unusable, or unavailable, which says nothing of the session.
         pattern: a regular expression, matched from the first character of a stderr line or an error text. `{id}`, or a
             group `id`, is the session it names: a refusal of another session than the requested one does not count.
-        within_turn: whether it also counts after the turn has begun; then only in a closing record.
+        within_turn: an error of the model's API, which also counts after the turn has begun, and shows that it has.
     """
 
     verdict: Refusing
@@ -109,6 +112,25 @@ class RecordField(NamedTuple):
 
     path: str
     record: FreeRecord = {}  # noqa: RUF012 - never changed; a named tuple has no factories
+
+
+class ContextTokens(NamedTuple):
+    """Where records have the size of the session's context, in tokens.
+
+    Attributes:
+        paths: dotted, as in a RecordField; the size is the sum of the last number at each.
+        record: names and values that the record has; the last such record counts.
+    """
+
+    paths: Paths
+    record: FreeRecord
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, dict | ContextTokens) else value
+
+
+Contexts = Annotated[tuple[ContextTokens, ...], BeforeValidator(_one_or_more)]
 
 
 class Verified(NamedTuple):
@@ -146,11 +168,14 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     Raises InvalidSettings, which names the key, for a description that can't be right.
 
     Attributes:
-        name, executables, keeps_sessions, bound_to, verified: which runtime it is; `keeps_sessions` is a duration, "30d".
+        name, executables, packages, keeps_sessions, bound_to, verified: which runtime it is; `keeps_sessions` is a duration,
+            "30d".
         session_id, resume, place, print_mode, json_output: how it is called. `place` None: only `{resume}` can say.
-        session_id_at, session_id_line: where it names the session.
-        turn_began, turn_began_line, turn_ended, turn_failed, turn_failed_line: how a turn goes.
-        ignore_stderr_after, error_paths, refusals: how it refuses.
+        keeps_id, new_id_options, mint, ephemeral: what becomes of the session's ID.
+        session_id_at, session_id_line, session_id_stdout_line: where it names the session.
+        turn_began, turn_began_line, answered, answered_unless, answered_line, answer_on_stdout, turn_ended, turn_failed,
+            turn_failed_line, failed_stdout_line, spurious_failures, context_tokens_at: how a turn goes.
+        ignore_stderr_after, error_paths, refusals, silent_refusal: how it refuses.
         error_reader: reads an exception as Evidence: a word that a TOML file may have, or a function.
 
     The documentation of `redis_sessions.agents` says what each of them means.
@@ -158,21 +183,35 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
 
     name: Name
     executables: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     keeps_sessions: Annotated[str, AfterValidator(_duration)] | None = None
     bound_to: tuple[Literal["host", "home", "directory"], ...] = ()
     verified: tuple[Verified, ...] = ()
     session_id: Pattern = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
     resume: ResumeWords = ()
     place: Place | None = None
+    keeps_id: bool = False
+    new_id_options: Options = ()
+    mint: ResumeWords = ()
+    ephemeral: Options = ()
+    silent_refusal: Formats = False
     print_mode: tuple[str, ...] = ()
     json_output: str | None = None
     session_id_at: tuple[RecordField, ...] = ()
     session_id_line: NamingPattern | None = None
+    session_id_stdout_line: NamingPattern | None = None
     turn_began: Records = ()
     turn_began_line: Pattern | None = None
+    answered: Records = ()
+    answered_unless: Records = ()
+    answered_line: Pattern | None = None
+    answer_on_stdout: bool = False
     turn_ended: Records = ()
     turn_failed: Records = ()
     turn_failed_line: Pattern | None = None
+    failed_stdout_line: Pattern | None = None
+    spurious_failures: Records = ()
+    context_tokens_at: Contexts = ()
     ignore_stderr_after: Records = ()
     error_paths: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()

@@ -16,7 +16,7 @@ Record: TypeAlias = dict[str, Any]
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 MAX_LINE_CHARS: Final = 16_384
-# Where a description wants a value, this stands for any but null, false, zero and empty.
+# Where a description wants a value, this stands for any but null, false, zero and empty; at the end of a text, for its rest.
 ANY: Final = "..."
 
 _UUID: Final = r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
@@ -120,6 +120,17 @@ def pick(record: Record, path: str) -> Iterator[str]:
     yield from (value for value in found if isinstance(value, str))
 
 
-def matches(record: Record, wanted: Record) -> bool:
-    """Whether a record has all the wanted names and values; ANY is any true value."""
-    return all(bool(record.get(name)) if value == ANY else record.get(name) == value for name, value in wanted.items())
+def matches(value: Any, wanted: Any) -> bool:
+    """Whether a record has all the wanted names and values, also inside it; "x..." is any text that begins with x.
+
+    ANY alone is any true value. Of a list, one value is enough.
+    """
+    if wanted == ANY:
+        return bool(value)
+    if isinstance(value, list) and not isinstance(wanted, list):
+        return any(matches(each, wanted) for each in value)
+    if isinstance(wanted, dict):
+        return isinstance(value, dict) and all(matches(value.get(name), each) for name, each in wanted.items())
+    if isinstance(wanted, str) and wanted.endswith(ANY):
+        return isinstance(value, str) and value.startswith(wanted.removesuffix(ANY))
+    return bool(value == wanted)
