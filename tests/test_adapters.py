@@ -105,7 +105,7 @@ class TestClaude:
                 "unusable",
                 True,
             ),
-            (play(*BEGAN, ResultMessage(is_error=True, result="API Error: 429")), "other", True),
+            (play(*BEGAN, ResultMessage(is_error=True, result="API Error: 429")), "unavailable", True),
             (play(*BEGAN, stderr=[GONE], error=ProcessError()), "other", True),
             (play(*BEGAN), "other", True),
         ],
@@ -152,7 +152,7 @@ class TestOpenAI:
             ("previous_response_not_found", "gone"),
             ("conversation_locked", "busy"),
             ("context_length_exceeded", "unusable"),
-            ("rate_limit_exceeded", "other"),
+            ("rate_limit_exceeded", "unavailable"),
             (None, "other"),
         ],
     )
