@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import AsyncIterable, Callable
 from typing import Any, TypeVar
 
 from redis_sessions.agents.evidence import CLAUDE_FACTS, Evidence, RunFailed, claude_record, of_claude_sdk, of_openai
 from redis_sessions.agents.output import size
+from redis_sessions.errors import SessionStoreError
 from redis_sessions.resume.turn import Turn
 
 __all__ = ["RunFailed", "claude_turn", "openai_turn"]
 
+log = logging.getLogger("redis_sessions")
 V = TypeVar("V")
 _INPUT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
@@ -50,9 +53,8 @@ async def claude_turn(
                 records["assistant"] = json.dumps(record)
                 tokens = size(getattr(message, "usage", None) or {}, _INPUT) or tokens
                 if save_early is not None and isinstance(session_id, str):
-                    saved, save_early = save_early(session_id), None
-                    if inspect.isawaitable(saved):
-                        await saved
+                    await _save(save_early, session_id)
+                    save_early = None
             elif kind == "ResultMessage":
                 result = message
     except Exception as error:
@@ -67,6 +69,16 @@ async def claude_turn(
         # Of more than one request it is the sum.
         tokens = size(getattr(result, "usage", None) or {}, _INPUT) or None
     return Turn(result.session_id, result, context_tokens=tokens)
+
+
+async def _save(save_early: Callable[[str], Any], session_id: str) -> None:
+    try:
+        saved = save_early(session_id)
+        if inspect.isawaitable(saved):
+            await saved
+    except SessionStoreError as error:
+        # The turn goes on, and its end saves the ID again.
+        log.warning("the session was not saved early: %s", error)
 
 
 def openai_turn(response: V) -> Turn[V]:
