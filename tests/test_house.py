@@ -28,7 +28,7 @@ ARROWS = {
     "legacy": _BASE | {"operations"},
     "agents": {"errors", "resume", "text"},
     "doctor": _BASE | {"operations", "agents"},
-    "adapters": {"agents", "resume"},
+    "adapters": {"errors", "agents", "resume"},
     "store": _STORE,
     "metrics": _STORE,
     "testing": _STORE,

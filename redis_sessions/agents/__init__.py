@@ -7,26 +7,43 @@ change it, and use it: `redis-sessions run --agent-file mine.toml`, or `load("mi
     name = "mine"                    # the only key that is required; a file in a directory is called like its runtime
     like = "codex"                   # a runtime of this package, whose keys count where they are not given here
     executables = ["mine"]           # names of its program; none: it is called from Python
+    packages = ["mine-cli"]          # npm or PyPI packages that npx, bunx, pnpm dlx or uvx run it from
     keeps_sessions = "30d"           # how long it keeps a session; left out: not established
     bound_to = ["host", "home", "directory"]        # a session can be resumed only where these are the same
 
     session_id = '{uuid}'            # a regular expression for a whole session ID
     resume = ["--resume={id}"]       # arguments that resume the session {id}; [place], below, says where they go
+    keeps_id = true                  # a resumed session keeps its ID: if another one answers, the old one was gone
+    new_id_options = ["--fork"]      # options with which a resumed session has a new ID all the same
+    mint = ["--session-id={id}"]     # arguments that give a fresh session its ID
+    ephemeral = ["--no-save"]        # options with which nothing can be resumed later
+    silent_refusal = true            # stdout stays empty when it refuses to resume; or where: ["text"], ["json"]
     print_mode = ["-p", "--print"]   # options; without one of them it starts a conversation at a terminal
     json_output = "--format json"    # what to add to a command so that its output names the session
 
     session_id_at = [{ path = "session.id", record = { type = "result" } }]     # where records name the session
     session_id_line = 'session id: {id}'            # a stderr line that names it
+    session_id_stdout_line = 'session: {id}'        # a line of text on stdout that names it
     turn_began = [{ type = "init" }]                # records that show it at work: from then on nothing is run again
     turn_began_line = 'session id: '                # a stderr line that shows it, after which stderr is a transcript
+    answered = [{ type = "message" }]               # records that show that the model has answered: the session is real
+    answered_unless = [{ message.model = "none" }]  # those of them that don't, such as an error in an answer's place
+    answered_line = 'mine:'                         # in text mode, a stderr line that shows it
+    answer_on_stdout = true                         # in text mode, anything on stdout is the model's
     turn_ended = [{ type = "result" }]              # records that end a turn, well or not; the last one counts
-    turn_failed = [{ type = "result", error = "..." }]      # those of them that say that it failed
+    turn_failed = [{ type = "result", error = "..." }]      # records, of those or others, that say that it failed
     turn_failed_line = 'Error: '                    # a stderr line that says so, whatever the exit code
+    failed_stdout_line = 'Error: '                  # a line of text on stdout that says so, whatever the exit code
+    turn_closed = [{ type = "result" }]             # records after which only its process ends; default: turn_ended
+    spurious_failures = [{ type = "result", turns = 0 }]    # failed ends that mean nothing after one of success
+    context_tokens_at = { record = { type = "result" }, paths = ["usage.input", "usage.cached"] }   # size of the context:
+                                     # the sum of the last numbers there; or a list of such, the best one first
     ignore_stderr_after = [{ type = "message" }]    # records after which stderr may quote what was said; default: turn_began
     error_paths = ["error.message"]                 # where a failed record has its own words
-    refusals = [                     # those words, or stderr lines, that say that the session can't be resumed
+    refusals = [                     # those words, or lines, that say that the session can't be resumed
       { verdict = "gone", pattern = 'No session {id}' },        # or "invalid_id", "busy", "unusable"
-      { verdict = "unusable", pattern = 'Context is full', within_turn = true },        # also after the turn has begun
+      { verdict = "unusable", pattern = 'Context is full', within_turn = true },        # an error of the model's API
+      { verdict = "unavailable", pattern = 'API error 5', within_turn = true },         # trouble with provider or login
     ]
     error_reader = "process"         # what it raises in Python: "process" (an error with returncode, stdout and stderr),
                                      # "claude_sdk" or "openai"
@@ -43,8 +60,9 @@ change it, and use it: `redis-sessions run --agent-file mine.toml`, or `load("mi
     versions = ["1.0", "1.2"]
     evidence = "ran offline"         # their real output was seen; or "documents"
 
-A record, such as `{ type = "result" }`, stands for every JSON object in the output that has these names with these values;
-`"..."` stands for any value but null, false, zero and empty. A path is dotted, and goes through lists. A regular expression
+A record, such as `{ type = "result" }`, stands for every JSON object in the output that has these names with these values,
+also in objects and lists inside it: `{ message.model = "x" }`. `"..."` stands for any value but null, false, zero and empty,
+and `"Error: ..."` for a text that begins so. A path is dotted, and goes through lists. A regular expression
 matches from the first character (write it in single quotes, so that a backslash is one); `{uuid}` in it stands for a UUID,
 and `{id}` for a session ID, in quotes or not. Lines have no ANSI codes.
 """
@@ -54,13 +72,14 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from redis_sessions.agents.agent import KNOWN, Agent, RecordField, Refusal, Verified, load
+from redis_sessions.agents.agent import KNOWN, Agent, ContextTokens, RecordField, Refusal, Verified, load
 from redis_sessions.agents.command_line import Place
 from redis_sessions.agents.evidence import Evidence
 from redis_sessions.errors import InvalidSettings
 
 __all__ = [
     "Agent",
+    "ContextTokens",
     "Evidence",
     "Place",
     "RecordField",

@@ -1,17 +1,18 @@
 """The description of an agent runtime as an immutable, checked value, and how it is read from a TOML file."""
 
 import re
+import shlex
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from redis_sessions.agents.command_line import Place
+from redis_sessions.agents.command_line import Place, name_of
 from redis_sessions.agents.evidence import READERS, Evidence, of_process
 from redis_sessions.agents.judge import RunObserver
-from redis_sessions.agents.output import ANY, Record, compiled
+from redis_sessions.agents.output import ANY, Record, asks_for_json, compiled
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.resume.turn import Judgement, Verdict
 from redis_sessions.text import parse_duration_ms
@@ -64,7 +65,7 @@ def _reader(value: Any) -> Any:
 def _any_value(record: Any) -> Any:
     if not isinstance(record, dict):
         return record
-    return {name: ANY if value is ... else value for name, value in record.items()}
+    return {name: ANY if value is ... else _any_value(value) for name, value in record.items()}
 
 
 Pattern = Annotated[str, AfterValidator(_regular)]
@@ -73,7 +74,10 @@ ResumeWords = Annotated[tuple[str, ...], _must("have {id} in it", lambda words: 
 Refusing = Annotated[Verdict, _must("be a way to refuse", lambda verdict: verdict not in (Verdict.ok, Verdict.other))]
 FreeRecord = Annotated[Record, BeforeValidator(_any_value)]
 Records = tuple[FreeRecord, ...]
+Options = Annotated[tuple[str, ...], _must("be options", lambda words: all(word[:1] == "-" for word in words))]
+Formats = bool | tuple[Literal["text", "json"], ...]
 # Pydantic says of None what it says of a wrong type, and `_explained` that it is empty.
+Paths = Annotated[tuple[str, ...], BeforeValidator(lambda paths: paths or None)]
 Versions = Annotated[tuple[str, ...], BeforeValidator(lambda versions: versions or None)]
 Name = Annotated[str, BeforeValidator(lambda name: name or None)]
 
@@ -82,10 +86,10 @@ class Refusal(NamedTuple):
     """A text by which a runtime refuses to resume.
 
     Attributes:
-        verdict: what it means: gone, invalid_id, busy or unusable.
+        verdict: what it means: gone, invalid_id, busy, unusable, or unavailable, which says nothing of the session.
         pattern: a regular expression, matched from the first character of a stderr line or an error text. `{id}`, or a
             group `id`, is the session it names: a refusal of another session than the requested one does not count.
-        within_turn: whether it also counts after the turn has begun; then only in a closing record.
+        within_turn: an error of the model's API, which also counts after the turn has begun, and shows that it has.
     """
 
     verdict: Refusing
@@ -109,6 +113,25 @@ class RecordField(NamedTuple):
 
     path: str
     record: FreeRecord = {}  # noqa: RUF012 - never changed; a named tuple has no factories
+
+
+class ContextTokens(NamedTuple):
+    """Where records have the size of the session's context, in tokens.
+
+    Attributes:
+        paths: dotted, as in a RecordField; the size is the sum of the last number at each.
+        record: names and values that the record has; the last such record counts.
+    """
+
+    paths: Paths
+    record: FreeRecord
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, dict | ContextTokens) else value
+
+
+Contexts = Annotated[tuple[ContextTokens, ...], BeforeValidator(_one_or_more)]
 
 
 class Verified(NamedTuple):
@@ -146,11 +169,14 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     Raises InvalidSettings, which names the key, for a description that can't be right.
 
     Attributes:
-        name, executables, keeps_sessions, bound_to, verified: which runtime it is; `keeps_sessions` is a duration, "30d".
+        name, executables, packages, keeps_sessions, bound_to, verified: which runtime it is.
         session_id, resume, place, print_mode, json_output: how it is called. `place` None: only `{resume}` can say.
-        session_id_at, session_id_line: where it names the session.
-        turn_began, turn_began_line, turn_ended, turn_failed, turn_failed_line: how a turn goes.
-        ignore_stderr_after, error_paths, refusals: how it refuses.
+        keeps_id, new_id_options, mint, ephemeral: what becomes of the session's ID.
+        session_id_at, session_id_line, session_id_stdout_line: where it names the session.
+        turn_began, turn_began_line, turn_ended, turn_failed, turn_failed_line, failed_stdout_line: how a turn goes.
+        answered, answered_unless, answered_line, answer_on_stdout: what shows that the model has answered.
+        turn_closed, spurious_failures, context_tokens_at: how a turn ends.
+        ignore_stderr_after, error_paths, refusals, silent_refusal: how it refuses.
         error_reader: reads an exception as Evidence: a word that a TOML file may have, or a function.
 
     The documentation of `redis_sessions.agents` says what each of them means.
@@ -158,21 +184,36 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
 
     name: Name
     executables: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     keeps_sessions: Annotated[str, AfterValidator(_duration)] | None = None
     bound_to: tuple[Literal["host", "home", "directory"], ...] = ()
     verified: tuple[Verified, ...] = ()
     session_id: Pattern = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
     resume: ResumeWords = ()
     place: Place | None = None
+    keeps_id: bool = False
+    new_id_options: Options = ()
+    mint: ResumeWords = ()
+    ephemeral: Options = ()
+    silent_refusal: Formats = False
     print_mode: tuple[str, ...] = ()
     json_output: str | None = None
     session_id_at: tuple[RecordField, ...] = ()
     session_id_line: NamingPattern | None = None
+    session_id_stdout_line: NamingPattern | None = None
     turn_began: Records = ()
     turn_began_line: Pattern | None = None
+    answered: Records = ()
+    answered_unless: Records = ()
+    answered_line: Pattern | None = None
+    answer_on_stdout: bool = False
     turn_ended: Records = ()
     turn_failed: Records = ()
     turn_failed_line: Pattern | None = None
+    failed_stdout_line: Pattern | None = None
+    spurious_failures: Records = ()
+    turn_closed: Records = ()
+    context_tokens_at: Contexts = ()
     ignore_stderr_after: Records = ()
     error_paths: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
@@ -199,6 +240,7 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
         stdout: str | bytes = "",
         stderr: str | bytes = "",
         requested: str | None = None,
+        command: Sequence[str] | None = None,
     ) -> Judgement:
         """Judge a finished run; also the `judge` of `resume`, given what `run` raised.
 
@@ -209,13 +251,36 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
             stdout: all of it, as text or bytes.
             stderr: the same.
             requested: the session that was to be resumed, if known; a refusal that names another one is then ignored.
+            command: its program and words, if known: they say whether JSON was asked for. Default: what the error has.
         """
         if error is not None:
-            exit_code, stdout, stderr = self.error_reader(error)
-        observer = RunObserver(self, requested)
+            evidence = self.error_reader(error)
+            exit_code, stdout, stderr = evidence[:3]
+            command = command or evidence.command
+        observer = self.observer(requested, command)
         observer.stdout(_bytes(stdout))
         observer.stderr(_bytes(stderr))
         return observer.judge(exit_code)
+
+    def observer(self, requested: str | None = None, command: Sequence[str] | None = None) -> RunObserver:
+        """What follows a run of this command while it goes on; `requested` is the session that it is to resume."""
+        given = command or ()
+        words = given if any(map(self._is_program, given)) else _all_words(given)
+        new_id = any(word.partition("=")[0] in self.new_id_options for word in words)
+        return RunObserver(self, requested, json=self.wants_json(given), keeps_id=self.keeps_id and not new_id)
+
+    def wants_json(self, command: Sequence[str]) -> bool | None:
+        """Whether a command asks this runtime for JSON; None if that can't be seen, as in a script's name."""
+        if asks_for_json(command):
+            return True
+        if any(map(self._is_program, command)):
+            return False if self.json_output else None
+        words = [*_all_words(command)]
+        return (asks_for_json(words) and any(map(self._is_program, words))) or None
+
+    def _is_program(self, word: str) -> bool:
+        head, _, _ = word[1:].partition("@")
+        return name_of(word) in self.executables or word[:1] + head in self.packages
 
     def can_be(self, session_id: str) -> bool:
         """Whether this can be a session ID of this runtime."""
@@ -258,6 +323,17 @@ def _explained(error: ValidationError) -> str:
         return f"{key} is empty"
     wrong = _WRONG.get(first["type"]) or first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{key} {wrong}"
+
+
+def _all_words(command: Iterable[str]) -> Iterator[str]:
+    """The words of a command, and those inside of a word that a shell is to read."""
+    for word in command:
+        yield word
+        try:
+            inside = shlex.split(word)
+        except ValueError:
+            continue
+        yield from inside if len(inside) > 1 else ()
 
 
 def _bytes(text: str | bytes) -> bytes:
