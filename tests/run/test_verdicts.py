@@ -18,7 +18,7 @@ from tests.run.stage import AGENTS, COMMANDS, DEADLINE_S, Done, R, Stage, resume
 from tests.test_cli_support import Cli
 
 LINES = (Path(__file__).parents[1] / "observations.jsonl").read_text("utf-8").splitlines()
-OBSERVATIONS = [each for each in map(json.loads, LINES) if each["exit_code"] is not None]
+OBSERVATIONS = [each for each in map(json.loads, LINES) if each["exit_code"] is not None and each["exit_code"] >= 0]
 ASKED = dict.fromkeys(AGENTS, R) | {"opencode": "ses_dfe04e541ffeGgqffElOqS2Kku"}
 REFUSED = ("gone", "invalid_id", "unusable")
 
@@ -185,18 +185,22 @@ def test_a_session_that_was_refused_after_a_turn_had_begun(case: Case) -> None:
     assert each["verdict"] in stage.result["reason"]
 
 
-@of("busy", "other")
+@of("busy", "other", "unavailable")
 def test_a_failure_that_is_not_a_refusal(case: Case) -> None:
     each, stage = case.observation, case.stage
     passed_through(case, each)
     assert stage.starts == [resumed(each["agent"], asked(each))]
-    assert stage.kept(asked(each))
+    if each["session_id"] is None:
+        assert stage.kept(asked(each))
+    else:
+        # The model had answered: it was a turn.
+        assert stage.saved(each["session_id"])
     assert not stage.leased()
-    assert stage.counters == (0, 0, 0)
+    assert stage.counters == (int(each["session_id"] is not None), 0, 0)
     assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, False, each["exit_code"])
 
 
-@of("ok", "other", *REFUSED, resuming=False)
+@of("ok", "other", "unavailable", *REFUSED, resuming=False)
 def test_a_fresh_start(case: Case) -> None:
     each, stage = case.observation, case.stage
     if each["verdict"] == "ok" and each["session_id"] is None:
@@ -208,8 +212,9 @@ def test_a_fresh_start(case: Case) -> None:
         case.done.err = each["stderr"].encode()
     passed_through(case, each)
     assert stage.starts == [COMMANDS[each["agent"]]]
-    assert stage.stored() == each["session_id"]
-    assert stage.counters == (0, int(each["verdict"] == "ok"), 0)
+    saved = None if each["verdict"] in REFUSED else each["session_id"]
+    assert stage.stored() == saved
+    assert stage.counters == (0, int(each["verdict"] == "ok" or saved is not None), 0)
     assert not stage.leased()
     assert stage.result["how"] == ("fresh" if each["verdict"] == "ok" else None)
-    assert stage.result["saved"] is (each["session_id"] is not None)
+    assert stage.result["saved"] is (each["verdict"] == "ok" and saved is not None)
