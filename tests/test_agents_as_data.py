@@ -74,8 +74,10 @@ class TestKnown:
         assert agents.file_of(path.stem) == path
 
     def test_which_there_are(self):
-        names = ["agentcore", "claude", "claude-agent-sdk", "codex", "copilot", "gemini", "openai", "opencode"]
-        assert [path.stem for path in FILES] == names
+        clis = ["amp", "auggie", "claude", "codex", "copilot", "cursor", "droid", "gemini"]
+        clis += ["goose", "grok", "hermes", "kilo", "kimi", "opencode", "pi", "qwen"]
+        assert [path.stem for path in FILES] == sorted([*clis, "agentcore", "claude-agent-sdk", "openai"])
+        assert [agent.name for agent in agents.known_agents() if agent.executables] == clis
 
     def test_every_observed_version_is_verified(self):
         observed = {(each["agent"], each["version"]) for each in OBSERVATIONS}
@@ -157,8 +159,8 @@ class TestLoad:
             ('name = ""', "name is empty"),
             ("name = 5", "name must be text"),
             ("name = ", "is not TOML (Invalid value (at end of document))"),
-            ("like = []", "like must be one of agentcore, claude, "),
-            ('like = "../known/claude"', "like must be one of agentcore, claude, "),
+            ("like = []", "like must be one of agentcore, amp, "),
+            ('like = "../known/claude"', "like must be one of agentcore, amp, "),
             ('refusal = "x"', "refusal is not a known key"),
             ('resume = "--resume={id}"', "resume must be a list"),
             ('resume = ["--resume"]', "resume must have {id} in it"),
@@ -258,7 +260,7 @@ class TestDirectories:
 
     def test_no_name_is_a_path(self, tmp_path):
         for name in ("../known/claude", "", "claude.toml", str(KNOWN / "claude")):
-            with pytest.raises(UnknownAgent, match="name one of agentcore, claude, "):
+            with pytest.raises(UnknownAgent, match="name one of agentcore, amp, "):
                 agents.get_agent(name)
         with pytest.raises(InvalidSettings, match="is not a directory"):
             agents.register_directory(tmp_path / "none")
@@ -312,7 +314,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("given", "says"),
         [
-            (["nobody"], "no agent runtime 'nobody' is known: name one of agentcore, claude, "),
+            (["nobody"], "no agent runtime 'nobody' is known: name one of agentcore, amp, "),
             (["--toml"], "--toml prints one runtime: name it"),
             (["claude", "--toml", "--json"], "--toml and --json exclude each other"),
         ],

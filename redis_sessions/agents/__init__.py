@@ -1,8 +1,8 @@
 r"""Agent runtimes as data: how each is called, where its output names the session, and how it refuses to resume.
 
-`get_agent("codex").judge` is a judge for `resume`. Known are claude, codex, gemini, opencode, copilot, claude-agent-sdk,
-openai and agentcore. Each is a TOML file; to add a runtime, copy one (`redis-sessions agents codex --toml > mine.toml`),
-change it, and use it: `redis-sessions run --agent-file mine.toml`, or `load("mine.toml")` in Python. The keys:
+`get_agent("codex").judge` is a judge for `resume`; `known_agents()` lists them. Each is a TOML file; to add one, copy one
+(`redis-sessions agents codex --toml > mine.toml`), change it, and use it: `redis-sessions run --agent-file mine.toml`, or
+`load("mine.toml")` in Python. The keys:
 
     name = "mine"                    # the only key that is required; a file in a directory is called like its runtime
     like = "codex"                   # a runtime of this package, whose keys count where they are not given here

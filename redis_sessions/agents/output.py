@@ -22,7 +22,7 @@ ANY: Final = "..."
 _UUID: Final = r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
 _ID: Final = r"['\"“]?(?P<id>[A-Za-z0-9][A-Za-z0-9._:-]*)['\"”]?"
 # A word of a command that asks for JSON, in any option of any runtime.
-_JSON: Final = re.compile(r"(?:--|--experimental-|-o|-.*=)?(?:stream-|streaming-|streaming-messages-)?json")
+_JSON: Final = re.compile(r"(?:--|--experimental-|-o|-.*=)?(?:stream-|streaming-|streaming-messages-)?json(?:-thinking)?")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from redis_sessions.agents import known_agents
 from tests import test_cli_support
 from tests.test_cli_support import DAY_MS, Cli, spawn
 
@@ -86,7 +87,7 @@ class Stage:
         first = self.binaries / AGENTS[0]
         first.write_text(source)
         first.chmod(0o700)
-        for name in AGENTS[1:]:
+        for name in {name for agent in known_agents() for name in agent.executables} - {first.name}:
             os.link(first, self.binaries / name)
         os.mkfifo(directory / "told")
         self._told = os.open(directory / "told", os.O_RDONLY | os.O_NONBLOCK)

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from redis_sessions.agents import known_agents
 from redis_sessions.cli.app import app
 from tests.run.stage import CLAUDE, COMMANDS, E, R, Stage
+
+KNOWN = ", ".join(agent.name for agent in known_agents() if agent.executables)
 
 
 def untouched(stage: Stage) -> bool:
@@ -54,9 +57,9 @@ def test_a_fresh_start_has_no_resume_argument(stage: Stage, agent: str) -> None:
         ([], ["bot", "-p"], "--agent"),
         ([], ["env", "claude", "codex"], "--agent"),
         (["--agent", "claude"], ["env", "claude", "claude"], "{resume}"),
-        (["--agent", "nobody"], CLAUDE, "claude, codex, copilot, gemini, opencode"),
-        (["--agent", "openai"], ["claude", "{resume}"], "claude, codex, copilot, gemini, opencode)"),
-        (["--agent", "claude-agent-sdk"], CLAUDE, "claude, codex, copilot, gemini, opencode)"),
+        (["--agent", "nobody"], CLAUDE, KNOWN),
+        (["--agent", "openai"], ["claude", "{resume}"], f"{KNOWN})"),
+        (["--agent", "claude-agent-sdk"], CLAUDE, f"{KNOWN})"),
         (["--resume-argument", "--session"], ["claude"], "{id}"),
         (["--resume-argument", "--session={id}"], ["claude"], "{resume}"),
         (["--id-field", "x"], CLAUDE, "--resume-argument"),

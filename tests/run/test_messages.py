@@ -148,11 +148,24 @@ def test_a_message_starts_on_a_new_line(stage: Stage) -> None:
 
 
 TEXT = {
-    "claude": (["claude", "-p", "hi"], "add --output-format json"),
-    "codex": (["codex", "exec", "hi"], "add --json"),
-    "gemini": (["gemini", "-p", "hi"], "add --output-format json"),
-    "opencode": (["opencode", "run", "hi"], "add --format json"),
-    "copilot": (["copilot", "-p", "hi"], "add --output-format json"),
+    "claude": (["claude", "-p", "hi"], ": add --output-format json"),
+    "codex": (["codex", "exec", "hi"], ": add --json"),
+    "gemini": (["gemini", "-p", "hi"], ": add --output-format json"),
+    "opencode": (["opencode", "run", "hi"], ": add --format json"),
+    "copilot": (["copilot", "-p", "hi"], ": add --output-format json"),
+    "amp": (["amp", "-x", "hi"], ": add --stream-json --no-archive-after-execute"),
+    "auggie": (["auggie", "-p", "hi"], ": add --output-format json"),
+    "cursor": (["cursor-agent", "-p", "hi"], ": add --output-format json"),
+    "droid": (["droid", "exec", "hi"], ": add --output-format json"),
+    # Nothing that it prints names a session.
+    "goose": (["goose", "run", "-t", "hi"], ": add --mint"),
+    "grok": (["grok", "-p", "hi"], ": add --output-format json"),
+    # A line of text names it.
+    "hermes": (["hermes", "chat", "--quiet", "-q", "hi"], ""),
+    "kilo": (["kilo", "run", "hi"], ": add --format json"),
+    "kimi": (["kimi", "-p", "hi"], ": add --output-format stream-json"),
+    "pi": (["pi", "-p", "hi"], ": add --mode json"),
+    "qwen": (["qwen", "-p", "hi"], ": add --output-format json"),
 }
 NONE = "no session ID in the output of {}, so nothing was saved and the next turn starts fresh"
 
@@ -168,7 +181,7 @@ def test_a_turn_in_text_mode(stage: Stage, agent: str) -> None:
     stage.script(fresh=[["out", "hi\n"]])
     done = stage.run(command=command)
     assert (done.code, done.out) == (0, b"hi\n")
-    assert done.said == [f"redis-sessions: {NONE.format(agent)}: {remedy}"]
+    assert done.said == [f"redis-sessions: {NONE.format(agent)}{remedy}"]
     assert stage.stored() is None
 
 

@@ -285,7 +285,9 @@ def _unnamed(attempts: Attempts) -> str:
     """Say that nothing could be saved without a session ID, and what would give one."""
     runtime = attempts.runtime
     what = f"no session ID in the output of {runtime.name}, so nothing was saved and the next turn starts fresh"
-    if not runtime.session_id_at:
+    if not (runtime.session_id_at or runtime.session_id_line or runtime.session_id_stdout_line):
+        if runtime.mint:
+            return f"{what}: add --mint"
         return f"{what}: say where it is with --id-field"
     if runtime.json_output and not any(map(_JSON.fullmatch, attempts.command)):
         return f"{what}: add {runtime.json_output}"
