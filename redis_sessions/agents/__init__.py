@@ -7,6 +7,7 @@ change it, and use it: `redis-sessions run --agent-file mine.toml`, or `load("mi
     name = "mine"                    # the only key that is required; a file in a directory is called like its runtime
     like = "codex"                   # a runtime of this package, whose keys count where they are not given here
     executables = ["mine"]           # names of its program; none: it is called from Python
+    packages = ["@mine/cli"]         # npm or PyPI packages that run it, by npx, bunx, pnpm dlx or uvx
     keeps_sessions = "30d"           # how long it keeps a session; left out: not established
     bound_to = ["host", "home", "directory"]        # a session can be resumed only where these are the same
 
@@ -33,8 +34,9 @@ change it, and use it: `redis-sessions run --agent-file mine.toml`, or `load("mi
 
     [place]                          # left empty: right after the executable; left out: {resume} in the command must say it
     subcommands = ["exec", "e"]      # after one of these, the first word that is neither an option nor its value
-    before_prompt = true             # also after the options that follow it; one that is not in the next two is refused
+    before_prompt = true             # before the prompt, or behind the options that follow it, all of which must be these:
     value_options = ["-m"]           # options whose value is the next word
+    list_options = ["-i"]            # options that take all words up to the next option
     flags = ["--json"]               # options without a value
     resumes = ["--continue"]         # options, or words in place of subcommand or prompt, that choose a session: refused
     excludes = ["--list-sessions"]   # the same for others with which nothing can be resumed

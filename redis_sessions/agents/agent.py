@@ -146,7 +146,8 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     Raises InvalidSettings, which names the key, for a description that can't be right.
 
     Attributes:
-        name, executables, keeps_sessions, bound_to, verified: which runtime it is; `keeps_sessions` is a duration, "30d".
+        name, executables, packages, keeps_sessions, bound_to, verified: which runtime it is; `keeps_sessions` is a duration,
+            "30d".
         session_id, resume, place, print_mode, json_output: how it is called. `place` None: only `{resume}` can say.
         session_id_at, session_id_line: where it names the session.
         turn_began, turn_began_line, turn_ended, turn_failed, turn_failed_line: how a turn goes.
@@ -158,6 +159,7 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
 
     name: Name
     executables: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     keeps_sessions: Annotated[str, AfterValidator(_duration)] | None = None
     bound_to: tuple[Literal["host", "home", "directory"], ...] = ()
     verified: tuple[Verified, ...] = ()
@@ -190,6 +192,11 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     def keeps_sessions_ms(self) -> int | None:
         """How long it keeps a session, in milliseconds; None if that is not established."""
         return None if self.keeps_sessions is None else parse_duration_ms(self.keeps_sessions, "keeps_sessions")
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """What may stand for it in a command: its executables and packages."""
+        return self.executables + self.packages
 
     def judge(
         self,
@@ -244,10 +251,9 @@ def _table(path: Path) -> dict[str, Any]:
     ours = sorted(each.stem for each in KNOWN.glob("*.toml"))
     if like not in ours:
         raise InvalidSettings(f"like must be one of {', '.join(ours)}")
-    # What was checked for the one is not checked for the other.
-    return {
-        name: value for name, value in _table(KNOWN / f"{like}.toml").items() if name not in ("name", "verified")
-    } | table
+    # What was checked for the one is not checked for the other; and one's packages don't have the other's executables.
+    own = {"name", "verified"} | ({"packages"} if "executables" in table else set())
+    return {name: value for name, value in _table(KNOWN / f"{like}.toml").items() if name not in own} | table
 
 
 def _explained(error: ValidationError) -> str:

@@ -213,9 +213,9 @@ def runtime_of(
         if (name is not None and agent.executables) or program in agent.executables:
             return agent
     runtimes = [agent for agent in known_agents() if agent.executables]
-    chosen = None if name else guess(command, [executable for agent in runtimes for executable in agent.executables])
+    chosen = None if name else guess(command, [program for agent in runtimes for program in agent.programs])
     for agent in runtimes:
-        if chosen in agent.executables:
+        if chosen in agent.programs:
             return agent
     names = ", ".join(agent.name for agent in runtimes)
     raise InvalidSettings(
@@ -258,7 +258,7 @@ def _refuse_interactive(attempts: Attempts) -> None:
     """At a terminal, refuse an agent that would talk to a person: its output is a pipe, since it is read here."""
     runtime = attempts.runtime
     at_a_terminal = show.is_terminal(sys.stdin) and show.is_terminal(sys.stdout)
-    if at_a_terminal and runtime.print_mode and lacks(attempts.command, runtime.executables, runtime.print_mode):
+    if at_a_terminal and runtime.print_mode and lacks(attempts.command, runtime.programs, runtime.print_mode):
         raise InvalidSettings(
             f"without {' or '.join(runtime.print_mode)}, {runtime.name} talks to a terminal, and here it has none",
             remedy=f"add {runtime.print_mode[0]} and a prompt, or start it without redis-sessions",
