@@ -10,11 +10,23 @@ import re
 import shlex
 from collections.abc import Collection
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from redis_sessions.agents.launchers import MARK, PlaceUnknown, find, launcher_at, marked_lines, name_of, named, read_option
+from redis_sessions.agents.launchers import (
+    MARK,
+    PlaceUnknown,
+    find,
+    launcher_at,
+    marked_lines,
+    name_of,
+    named,
+    read_option,
+    shown,
+)
 
 __all__ = ["MARK", "Place", "PlaceUnknown", "guess", "lacks", "name_of", "with_resume"]
+
+_WORDS: Final = re.compile(r"""[\s'"();&|]+""")
 
 
 class Place(NamedTuple):
@@ -45,10 +57,12 @@ class Place(NamedTuple):
             return 0
         at = 0
         while words[at : at + 1] and words[at].startswith("-"):
+            start = at
             at, is_list = self._after_option(words, at)
-            if is_list:
+            if is_list and {*words[start:at]} & {*self.subcommands}:
                 raise PlaceUnknown(
-                    f"{words[at - 1]} and what follows are one list, as it stands before {self.subcommands[0]}"
+                    f"{words[start]} takes all words up to the next option for its values, {self.subcommands[0]} among them",
+                    remedy=f"write it after {self.subcommands[0]}",
                 )
         self._refuse_word(words[at : at + 1])
         if not {*words[at : at + 1]} & {*self.subcommands}:
@@ -67,22 +81,23 @@ class Place(NamedTuple):
                 at, is_list = self._after_option(words, at)
                 if is_list:
                     lists[at] = start
-            elif prompt is None:
-                self._refuse_word(words[at : at + 1])
-                prompt, at = at, at + 1
             else:
-                break
+                self._refuse_word(words[at : at + 1])
+                if prompt is not None:
+                    break
+                prompt, at = at, at + 1
         if second := words[at:][words[at : at + 1] == ["--"] :][prompt is None :]:
-            raise PlaceUnknown(f"{second[0]!r} is a second prompt", remedy="write the prompt as one word, in quotes")
+            raise PlaceUnknown(f'"{shown(second[0])}" is a second prompt', remedy="write the prompt as one word, in quotes")
         if prompt is not None and prompt + 1 == at:
             return prompt
         # A list would take the arguments for its own; behind them such an option has one value.
         while at in lists:
             if at - lists[at] > 2:
-                option, *values = words[lists[at] : at]
-                attached = " ".join(f"{option}={value}" if option.startswith("--") else option + value for value in values)
+                option, value = words[lists[at] : lists[at] + 2]
+                attached = shown(f"{option}={value}" if option.startswith("--") else f"{option}{value}")
                 raise PlaceUnknown(
-                    f"{option} would take the resume argument for one of its values", remedy=f"write {attached}"
+                    f"{option} takes all words up to the next option for its values",
+                    remedy=f"write {attached}, with its own {option} for each, and the prompt before it or behind --",
                 )
             at = lists[at]
         return at
@@ -91,7 +106,7 @@ class Place(NamedTuple):
         """Behind an option and its values, and whether it would go on taking words."""
         option = read_option(words[at], {*self.value_options, *self.list_options}, self.flags)
         if option is None or at + option.size > len(words):
-            raise PlaceUnknown(f"{words[at]} is not an option that is known here, or has no value")
+            raise PlaceUnknown(f"{shown(words[at])} is not an option that is known here, or has no value")
         is_list = option.size == 2 and option.names[-1] in self.list_options
         at += option.size
         while is_list and at < len(words) and (words[at] == "-" or not words[at].startswith("-")):
@@ -143,9 +158,8 @@ def guess(command: list[str], names: Collection[str]) -> str | None:
     """
     with suppress(PlaceUnknown):
         return named(find(command, names).words[0], names)
-    words = command[: command.index(MARK)] if MARK in command else command
-    for line in marked_lines(command):
-        words = re.split(r"""[\s'"();&|]+""", line.text(command).partition(MARK)[0])
+    lines = [line.text(command).partition(MARK)[0] for line in marked_lines(command)]
+    words = command[: command.index(MARK)] if MARK in command else _WORDS.split(" ".join(lines or command))
     found = {name for word in words if (name := named(word, names))}
     return found.pop() if len(found) == 1 else None
 

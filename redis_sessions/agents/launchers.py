@@ -12,15 +12,17 @@ from pathlib import Path, PurePath
 from typing import Any, Final, NamedTuple
 
 from redis_sessions.errors import InvalidSettings
+from redis_sessions.text import safe
 
 MARK: Final = "{resume}"
+_SHOWN: Final = 40
 
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_]\w*\+?=")
-# In a line for the shell: a word of which the shell only removes the quotes, whatever the shell is.
-_WORD: Final = re.compile(r"""[ \t]*((?:'[^']*'|"[^"\\$`!]*"|[\w@%+=:,./-])+)(?=[ \t]|$)""")
+# In a line for the shell: a word that stays one, whatever the shell and the variables are.
+_WORD: Final = re.compile(r"""[ \t]*((?:'[^']*'|"(?:[^"\\$`!]|\$\w+|\$\{\w+\})*"|[\w@%+=:,./-])+)(?=[ \t]|$)""")
 # A line that runs the words behind it, the first of which is its $0.
 _RUNS_ITS_WORDS: Final = re.compile(
-    r"""(?:.*(?:&&|\|\||;))?\s*(?:exec\s+)?(?P<zero>"\$0"\s+)?"\$@"\s*(?:[<>;&|].*)?""", re.DOTALL
+    r"""(?:(?:[^'"\\#]|'[^']*'|"[^"\\]*")*(?:&&|;))?\s*(?:exec\s+)?(?P<zero>"\$0"\s+)?"\$@"\s*(?:[<>;&|].*)?""", re.DOTALL
 )
 _MARK_IN_LINE: Final = re.compile(rf"(?<=\s){re.escape(MARK)}(?![\w{{}}])")
 _PACKAGE: Final = re.compile(r"@[^/@]+/[^/@]+|[^/@=<>~![]+")
@@ -106,20 +108,21 @@ class Line(NamedTuple):
 
     def put(self, command: list[str], offset: int, arguments: list[str]) -> list[str]:
         """The command with arguments, quoted, before the word that begins at that character of the line, or at its end."""
+        if not arguments:
+            return command
         quoted, rest = [shlex.quote(argument) for argument in arguments], self.at + offset
         for at in range(self.first, self.last):
             word = command[at]
             if rest == 0 and at > self.first:
                 return [*command[:at], *quoted, *command[at:]]
-            if rest < len(word):
-                return [*command[:at], " ".join([word[:rest].rstrip(), *quoted, word[rest:]]), *command[at + 1 :]]
+            if rest < len(word) or self.last - self.first == 1:
+                end = word[rest:] if not word[rest:].strip() else f" {word[rest:]}"
+                return [*command[:at], " ".join([word[:rest].rstrip(), *quoted]) + end, *command[at + 1 :]]
             rest -= len(word) + 1
-        if self.last - self.first > 1:
-            return [*command[: self.last], *quoted, *command[self.last :]]
-        return [*command[: self.first], " ".join([command[self.first], *quoted]), *command[self.last :]]
+        return [*command[: self.last], *quoted, *command[self.last :]]
 
     def replace_mark(self, command: list[str], arguments: list[str]) -> list[str] | None:
-        """The command with arguments, quoted, in the place of `{resume}` in the line, if it is there; without any, it is left out."""
+        """The command with arguments, quoted, in the place of `{resume}` in the line; None if it isn't there."""
         for at in range(self.first, self.last):
             skipped = self.at if at == self.first else 0
             begin, line = command[at][:skipped], command[at][skipped:]
@@ -133,19 +136,21 @@ class Line(NamedTuple):
 
 
 def _quoted_again(text: str, before: str) -> str:
-    """A text as it must be written behind that part of a line, where quotes may be open."""
-    quote = ""
-    escaped = False
-    for letter in before:
+    """A text as it must be written behind that part of a line, where quotes may be open, also those of a line in a line."""
+    quote, opened, escaped = "", 0, False
+    for at, letter in enumerate(before):
         if escaped:
             escaped = False
         elif letter == "\\" and quote != "'":
             escaped = True
         elif letter in ("'", '"') and quote in ("", letter):
-            quote = "" if quote else letter
+            quote, opened = "" if quote else letter, at
+    if not quote:
+        return text
+    inner = before[opened + 1 :]
     if quote == "'":
-        return text.replace("'", r"'\''")
-    return re.sub(r'(["\\$`])', r"\\\1", text) if quote else text
+        return _quoted_again(text, inner).replace("'", r"'\''")
+    return re.sub(r'(["\\$`])', r"\\\1", _quoted_again(text, re.sub(r'\\(["\\$`])', r"\1", inner)))
 
 
 class Launcher(NamedTuple):
@@ -182,7 +187,7 @@ class Launcher(NamedTuple):
             elif options and (word in self.flags or (word.startswith("-") and word != "-")):
                 option = read_option(word, self.value_options | self.shell_options, self._all_flags)
                 if option is None:
-                    raise PlaceUnknown(f"{word} is not an option of {self.name} that is known here")
+                    raise PlaceUnknown(f"{shown(word)} is not an option of {self.name} that is known here")
                 at += option.size
                 if option.names[-1] in self.shell_options:
                     self._require(words, at - 1)
@@ -196,7 +201,7 @@ class Launcher(NamedTuple):
             else:
                 break
         if own and at < len(words):
-            raise PlaceUnknown(f"{words[at]} is not what {self.name} takes before its command")
+            raise PlaceUnknown(f"{shown(words[at])} is not what {self.name} takes before its command")
         if self.shell_flag is not None and self.shell_flag not in given:
             raise PlaceUnknown(f"what {self.name} runs without {self.shell_flag} is not known here")
         self._require(words, at)
@@ -263,7 +268,7 @@ def _pass_over(words: list[str], names: Collection[str]) -> int | Line:
     at = 0
     while named(words[at], names) is None:
         if (known := launcher_at(words, at)) is None:
-            raise PlaceUnknown(f"{_shown(words[at])} is neither the agent nor a launcher that is known here")
+            raise PlaceUnknown(f"{shown(words[at])} is neither the agent nor a launcher that is known here")
         launcher, behind = known
         start = launcher.command_of(words, behind)
         if isinstance(start, int):
@@ -285,7 +290,7 @@ def _in_line(command: list[str], line: Line, names: Collection[str]) -> Program:
         offsets.append(found.start(1))
         at = found.end()
     if at < len(text) or not words:
-        raise PlaceUnknown(f"what the shell makes of {_shown(text[at:].strip())!r} is not certain")
+        raise PlaceUnknown(f"it is not certain what the shell makes of {shown(text[at:].strip())}")
     if MARK in words:
         raise PlaceUnknown(f"{MARK} is in quotes, which would make one word of it")
     first = next((at for at, word in enumerate(words) if not _ASSIGNMENT.match(word)), len(words) - 1)
@@ -297,5 +302,6 @@ def _in_line(command: list[str], line: Line, names: Collection[str]) -> Program:
     return Program(words[first:], lambda before, arguments: line.put(command, ends[before], arguments))
 
 
-def _shown(word: str) -> str:
-    return word if len(word) <= 40 else f"{word[:40]}…"
+def shown(word: str) -> str:
+    """A word of a command as a message quotes it."""
+    return safe(word if len(word) <= _SHOWN else f"{word[:_SHOWN]}…")
