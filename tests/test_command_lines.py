@@ -1,4 +1,4 @@
-"""Where the resume argument goes: a table of commands and their second turns, for every runtime and launcher; and random ones."""
+"""Where the resume argument goes: commands and their second turns, for every runtime and launcher; and random ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ ENTRIES = tomllib.loads(Path(launchers.__file__).with_name("launchers.toml").rea
 
 def agent_of(command):
     program = guess(command, PROGRAMS)
-    assert program is not None, f"no agent in {command}"
     return next(agent for agent in AGENTS if program in agent.programs)
 
 
@@ -349,6 +348,8 @@ sh -c '(claude -p {resume}; true)'
 sh -c '(claude -p --resume=ID; true)'
 ssh host 'cd /srv; claude {resume} -p < prompt.txt'
 ssh host 'cd /srv; claude --resume=ID -p < prompt.txt'
+ssh host cd /srv '&&' claude '{resume};' true
+ssh host cd /srv '&&' claude '--resume=ID;' true
 ssh host "bash -lc 'claude {resume} -p'"
 ssh host "bash -lc 'claude --resume=ID -p'"
 docker run --rm -i image sh -c 'claude {resume} -p'
@@ -457,6 +458,8 @@ def test_a_fresh_start_without_the_mark(given, line):
         ("sh -c 'cd x && claude -p'", "what the shell makes of && claude -p", "claude {resume} …"),
         ("sh -c 'claude -p \"$@\"' sh hello", 'what the shell makes of "$@"', "claude {resume} …"),
         ("sh -c 'claude \"{resume}\" -p'", "{resume} is in quotes", "claude {resume} …"),
+        ("sh -c '{resume} claude -p'", "what the shell makes of {resume}", "claude {resume} …"),
+        ("sh -c 'claude --for={resume} -p'", "what the shell makes of", "claude {resume} …"),
         ("ssh host \"sh -c 'claude -p'\"", "a line for the shell stands in another one", "claude {resume} …"),
         ("sh -c 'wrapper claude -p'", "wrapper is neither", "claude {resume} …"),
         ("su bob claude", "su has no command here without", "claude {resume} …"),
@@ -512,17 +515,30 @@ def test_what_runs_another_agent(given):
     [
         ("env claude codex", "claude"),
         ("npx -y @google/gemini-cli", "@google/gemini-cli"),
-        ("npx -y @else/codex", None),
         ("docker run image codex exec {resume} claude", "codex"),
         ("./bot claude {resume}", "claude"),
-        ("./bot {resume} claude", None),
-        ("./bot claude codex", None),
         ("sh -c 'cd /srv && codex exec {resume} claude'", "codex"),
-        ("./bot", None),
     ],
 )
 def test_which_agent_a_command_runs(given, name):
     assert guess(shlex.split(given), PROGRAMS) == name
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ("./bot", "./bot"),
+        ("./bot {resume} claude", "./bot"),
+        ("./bot claude codex", "./bot"),
+        ("timeout 60 bot -p", "bot"),
+        ("npx -y @else/codex", "@else/codex"),
+        ("sh -c 'bot -p'", "bot"),
+    ],
+)
+def test_no_known_agent(given, word):
+    with pytest.raises(PlaceUnknown) as caught:
+        guess(shlex.split(given), PROGRAMS)
+    assert caught.value.message == f"{word} is neither the agent nor a launcher that is known here"
 
 
 @pytest.mark.parametrize(

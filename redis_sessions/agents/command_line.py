@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Collection
-from contextlib import suppress
 from typing import Final, NamedTuple
 
 from redis_sessions.agents.launchers import (
@@ -143,21 +142,29 @@ def with_resume(command: list[str], names: Collection[str], place: Place | None,
         return agent.put(1 + place.find(agent.words[1:]), arguments)
     except PlaceUnknown as error:
         for line in marked_lines(command):
-            return line.replace_mark(command, arguments) or command
+            if (marked := line.replace_mark(command, arguments)) is not None:
+                return marked
         if error.remedy:
             raise
-        form = " ".join([*list(names)[:1], *(place.subcommands[:1] if place else ()), MARK, "…"])
+        form = " ".join([*(list(names)[:1] or [name_of(command[0])]), *(place.subcommands[:1] if place else ()), MARK, "…"])
         raise PlaceUnknown(error.message, remedy=f"write {MARK} where its resume argument goes, as in {form}") from None
 
 
-def guess(command: list[str], names: Collection[str]) -> str | None:
-    """The one of these executables or packages that a command runs, or None.
+def guess(command: list[str], names: Collection[str]) -> str:
+    """The one of these executables or packages that a command runs.
 
     If the program behind its launchers is not one of them: the only one that is named before `{resume}`, or at all. That
-    is enough for a message, since without `{resume}` such a command is refused.
+    is enough for a message, since without `{resume}` such a command is refused. Raises PlaceUnknown.
     """
-    with suppress(PlaceUnknown):
-        return named(find(command, names).words[0], names)
+    try:
+        return find(command, names).name
+    except PlaceUnknown:
+        if found := _only_one(command, names):
+            return found
+        raise
+
+
+def _only_one(command: list[str], names: Collection[str]) -> str | None:
     lines = [line.text(command).partition(MARK)[0] for line in marked_lines(command)]
     words = command[: command.index(MARK)] if MARK in command else _WORDS.split(" ".join(lines or command))
     found = {name for word in words if (name := named(word, names))}

@@ -24,7 +24,7 @@ _WORD: Final = re.compile(r"""[ \t]*((?:'[^']*'|"(?:[^"\\$`!]|\$\w+|\$\{\w+\})*"
 _RUNS_ITS_WORDS: Final = re.compile(
     r"""(?:(?:[^'"\\#]|'[^']*'|"[^"\\]*")*(?:&&|;))?\s*(?:exec\s+)?(?P<zero>"\$0"\s+)?"\$@"\s*(?:[<>;&|].*)?""", re.DOTALL
 )
-_MARK_IN_LINE: Final = re.compile(rf"(?<=\s){re.escape(MARK)}(?![\w{{}}])")
+_MARK_IN_LINE: Final = re.compile(rf"(?<!\S){re.escape(MARK)}(?![\w{{}}])")
 _PACKAGE: Final = re.compile(r"@[^/@]+/[^/@]+|[^/@=<>~![]+")
 _INSTALLED: Final = re.compile(r".*\bnode_modules/(@[^/]+/[^/]+|[^/@.][^/]*)")
 
@@ -82,10 +82,12 @@ class Program(NamedTuple):
     """An agent in a command.
 
     Attributes:
+        name: which of the names that were looked for it has.
         words: itself and its arguments.
         put: gives the whole command with these arguments before that one of the words.
     """
 
+    name: str
     words: list[str]
     put: Callable[[int, list[str]], list[str]]
 
@@ -126,7 +128,8 @@ class Line(NamedTuple):
         for at in range(self.first, self.last):
             skipped = self.at if at == self.first else 0
             begin, line = command[at][:skipped], command[at][skipped:]
-            if found := _MARK_IN_LINE.search(line):
+            # A line doesn't begin with it: the agent's name comes before.
+            if found := _MARK_IN_LINE.search(line, 1 if at == self.first else 0):
                 put = _quoted_again(shlex.join(arguments), line[: found.start()])
                 left = line[: found.start()] + put if put else line[: found.start()].rstrip(" \t")
                 # Whatever other marks there are, the first says it.
@@ -247,10 +250,12 @@ def launcher_at(words: list[str], at: int) -> tuple[Launcher, int] | None:
 
 def find(command: list[str], names: Collection[str]) -> Program:
     """The agent of one of these names, behind launchers. Raises PlaceUnknown if another program is met first."""
-    at = _pass_over(command, names)
+    at, name = _pass_over(command, names)
     if isinstance(at, Line):
         return _in_line(command, at, names)
-    return Program(command[at:], lambda before, arguments: [*command[: at + before], *arguments, *command[at + before :]])
+    return Program(
+        name, command[at:], lambda before, arguments: [*command[: at + before], *arguments, *command[at + before :]]
+    )
 
 
 def marked_lines(command: list[str]) -> Iterator[Line]:
@@ -259,14 +264,14 @@ def marked_lines(command: list[str]) -> Iterator[Line]:
         if known := launcher_at(command, at):
             with suppress(PlaceUnknown):
                 line = known[0].command_of(command, known[1])
-                if isinstance(line, Line) and _MARK_IN_LINE.search(line.text(command)):
+                if isinstance(line, Line) and line.replace_mark(command, []) is not None:
                     yield line
 
 
-def _pass_over(words: list[str], names: Collection[str]) -> int | Line:
-    """Where the agent is: at which word, or in which line for the shell."""
+def _pass_over(words: list[str], names: Collection[str]) -> tuple[int | Line, str]:
+    """Where the agent is, at which word or in which line for the shell, and its name, if that is not in the line."""
     at = 0
-    while named(words[at], names) is None:
+    while (name := named(words[at], names)) is None:
         if (known := launcher_at(words, at)) is None:
             raise PlaceUnknown(f"{shown(words[at])} is neither the agent nor a launcher that is known here")
         launcher, behind = known
@@ -278,8 +283,8 @@ def _pass_over(words: list[str], names: Collection[str]) -> int | Line:
             if at >= len(words):
                 raise PlaceUnknown(f"{launcher.name} has no command here")
         else:
-            return start
-    return at
+            return start, ""
+    return at, name
 
 
 def _in_line(command: list[str], line: Line, names: Collection[str]) -> Program:
@@ -294,12 +299,12 @@ def _in_line(command: list[str], line: Line, names: Collection[str]) -> Program:
     if MARK in words:
         raise PlaceUnknown(f"{MARK} is in quotes, which would make one word of it")
     first = next((at for at, word in enumerate(words) if not _ASSIGNMENT.match(word)), len(words) - 1)
-    start = _pass_over(words[first:], names)
+    start, name = _pass_over(words[first:], names)
     if isinstance(start, Line):
         raise PlaceUnknown("a line for the shell stands in another one")
     first += start
     ends = [*offsets[first:], len(text)]
-    return Program(words[first:], lambda before, arguments: line.put(command, ends[before], arguments))
+    return Program(name, words[first:], lambda before, arguments: line.put(command, ends[before], arguments))
 
 
 def shown(word: str) -> str:

@@ -28,6 +28,15 @@ def untouched(stage: Stage) -> bool:
         (["env", "claude", "{resume}", "-p", "{resume}"], ["claude", f"--resume={R}", "-p"]),
         (["codex", "{resume}", "--odd"], ["codex", "resume", R, "--odd"]),
         (["sh", "-c", 'exec "$0" "$@"', "gemini", "-p"], ["gemini", f"--resume={R}", "-p"]),
+        (["codex", "exec", "go on", "--json", "-s", "o"], ["codex", "exec", "go on", "--json", "-s", "o", "resume", R]),
+        (["codex", "exec", "go on", "-i", "a.png"], ["codex", "exec", "go on", "resume", R, "-i", "a.png"]),
+        (
+            ["timeout", "60", "nice", "claude", "-p", "see packages/codex"],
+            ["claude", f"--resume={R}", "-p", "see packages/codex"],
+        ),
+        (["nohup", "env", "A=codex", "claude", "-p", "bin/claude"], ["claude", f"--resume={R}", "-p", "bin/claude"]),
+        (["sh", "-c", 'claude {resume} -p "$0"', "go on"], ["claude", f"--resume={R}", "-p", "go on"]),
+        (["sh", "-c", "A=1 codex exec 'go on' --json"], ["codex", "exec", "go on", "--json", "resume", R]),
     ],
 )
 def test_the_resume_argument_has_its_place(stage: Stage, command: list[str], expected: list[str] | None) -> None:
@@ -41,6 +50,11 @@ def test_a_fresh_start_has_no_resume_argument(stage: Stage, agent: str) -> None:
     command = COMMANDS[agent]
     assert stage.run(command=[command[0], "{resume}", *command[1:]]).code == 0
     assert stage.starts == [command]
+
+
+def test_a_fresh_start_in_a_shell_has_no_mark(stage: Stage) -> None:
+    assert stage.run(command=["sh", "-c", 'claude {resume} -p "$0" {resume}', "go on"]).code == 0
+    assert stage.starts == [["claude", "-p", "go on"]]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from redis_sessions.agents import Agent, RecordField, Refusal, UnknownAgent, get_agent, known_agents, load
-from redis_sessions.agents.command_line import guess, lacks, name_of
+from redis_sessions.agents.command_line import PlaceUnknown, guess, lacks, name_of
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli.agents import register_users_runtimes
@@ -213,13 +213,17 @@ def runtime_of(
         if (name is not None and agent.executables) or program in agent.executables:
             return agent
     runtimes = [agent for agent in known_agents() if agent.executables]
-    chosen = None if name else guess(command, [program for agent in runtimes for program in agent.programs])
-    for agent in runtimes:
-        if chosen in agent.programs:
-            return agent
+    problem = f"{name} is not an agent that can be run here"
+    if name is None:
+        try:
+            chosen = guess(command, [program for agent in runtimes for program in agent.programs])
+        except PlaceUnknown as error:
+            problem = error.message
+        else:
+            return next(agent for agent in runtimes if chosen in agent.programs)
     names = ", ".join(agent.name for agent in runtimes)
     raise InvalidSettings(
-        f"{name or program} is not an agent that can be run here",
+        problem,
         remedy=f"name one with --agent ({names}), or describe it: --agent-file or --resume-argument",
     )
 
