@@ -74,15 +74,15 @@ class Keys:
         self._plain_keys = re.compile(rb"(?:%b%b\}\n)*" % (re.escape(self.prefix), _PLAIN))
 
     def session_id(self, key: str) -> bytes:
-        """The Redis key that holds the session ID of conversation `key`. Raises InvalidKey."""
+        """The Redis key that holds the session ID of conversation `key`. Raises InvalidKey, TypeError."""
         return f"{self._id_prefix}{escape(key)}}}".encode()
 
     def record(self, key: str) -> bytes:
-        """The Redis key of the record of conversation `key`'s session. Raises InvalidKey."""
+        """The Redis key of the record of conversation `key`'s session. Raises InvalidKey, TypeError."""
         return f"{self._record_prefix}{escape(key)}}}".encode()
 
     def lease(self, key: str) -> bytes:
-        """The Redis key of the lease of conversation `key`. Raises InvalidKey."""
+        """The Redis key of the lease of conversation `key`. Raises InvalidKey, TypeError."""
         return f"{self._lease_prefix}{escape(key)}}}".encode()
 
     def counter(self, name: str) -> bytes:
@@ -96,7 +96,7 @@ class Keys:
         escaped = redis_key[len(self.prefix) : -1]
         try:
             key = _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()), escaped).decode()
-            return key if escape(key).encode() == escaped else None
+            return key if _escaped(key).encode() == escaped else None
         except (UnicodeDecodeError, InvalidKey):
             return None
 
@@ -116,6 +116,10 @@ def escape(key: str) -> str:
     """
     if not isinstance(key, str):
         raise TypeError(f"a conversation key must be a str, not {type(key).__name__}: {_as_str(key, 'key')}")
+    return _escaped(key)
+
+
+def _escaped(key: str) -> str:
     try:
         size_bytes = len(key.encode())
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
-"""The README and the pages of the manual, block by block, run as they stand there.
+"""Runs the blocks of the README and of the manual's pages exactly as they are written.
 
-`python -m tests.manual` writes into every page what its `console` and `text` blocks print today: look at the difference
+`python -m tests.manual` writes into every page what its `console` and `text` blocks print now: look at the difference
 before you commit it.
 """
 
@@ -23,7 +23,7 @@ PAGES = {"README": ROOT / "README.md"} | {path.stem: path for path in sorted(DOC
 DEFAULT_URL = "redis://127.0.0.1:6379/"
 SESSION_ID = "5f2c9a7e-1d3b-4c58-8f60-2b7a9c4e6d15"
 
-# What Claude Code and Codex print in the end, in a session that they resume or start.
+# What Claude Code and Codex print at the end of a turn, in a session that they resume or start.
 CLAUDE = f"""#!/bin/sh
 session={SESSION_ID}
 for word; do case $word in --resume=*) session=${{word#--resume=}};; esac; done
@@ -35,6 +35,10 @@ for word; do [ "$before" = resume ] && session=$word; before=$word; done
 printf '{{"type": "thread.started", "thread_id": "%s"}}\\n{{"type": "turn.started"}}\\n' $session
 printf '{{"type": "item.completed", "item": {{"type": "agent_message", "text": "%s: done"}}}}\\n' "$word"
 printf '{{"type": "turn.completed"}}\\n'
+"""
+# The agent that agents.md describes.
+MINE = """#!/bin/sh
+printf '{"type": "end", "session": {"id": "s-1"}, "arguments": "%s"}\\n' "$*"
 """
 
 
@@ -72,6 +76,7 @@ class Shell:
         (programs / "redis-sessions").write_text(f'#!/bin/sh\nexec {sys.executable} -m redis_sessions.cli "$@"\n')
         (programs / "claude").write_text(CLAUDE)
         (programs / "codex").write_text(CODEX)
+        (programs / "mine").write_text(MINE)
         for program in programs.iterdir():
             program.chmod(0o755)
         self.environment = os.environ | {
@@ -82,7 +87,7 @@ class Shell:
         }
 
     def run(self, *command: str) -> tuple[int, str]:
-        """The exit code of a command, and what it prints: stdout and stderr, as a person sees them."""
+        """Run a command: its exit code, and what it prints on stdout and stderr, in their order."""
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -96,14 +101,14 @@ class Shell:
         return done.returncode, done.stdout
 
     def python(self, code: str) -> str:
-        """What code prints, warnings included."""
+        """Run code and return what it prints. A warning is an error."""
         code = code.replace(DEFAULT_URL, self.url.removesuffix("0"))
         status, printed = self.run(sys.executable, "-W", "error", "-c", code)
         assert status == 0, printed
         return printed
 
     def console(self, block: Block) -> str:
-        """A console session as it goes today: its commands, each with what it prints."""
+        """The console session of a block, run now: its commands, each with what it prints."""
         shown = ""
         for command in re.findall(r"^\$ (.*)\n", block.text, re.MULTILINE):
             status, printed = self.run("sh", "-c", command)
@@ -112,7 +117,7 @@ class Shell:
         return shown
 
     def paste(self, script: str) -> str:
-        """What the lines of a script print; none of them may fail."""
+        """Run the lines of a script and return what they print; none of them may fail."""
         status, printed = self.run("sh", "-ec", script)
         assert status == 0, printed
         return printed
@@ -121,7 +126,7 @@ class Shell:
 def play(name: str, folder: Path) -> list[tuple[Block, str]]:
     """Run the blocks of a page from top to bottom, in a folder and on a server of its own.
 
-    Returns the blocks that show an output, each with what it is today.
+    Returns the blocks that show an output, each with what it prints now.
     """
     with EmbeddedServer(directory=folder / "data") as server:
         return list(_outputs(name, Shell(folder, server.url)))
@@ -135,23 +140,25 @@ def _outputs(name: str, shell: Shell) -> Iterator[tuple[Block, str]]:
         elif block.language == "text" and code is not None:
             yield block, shell.python(code)
             code = None
+        elif block.language == "toml":
+            (shell.folder / block.info).write_text(block.text)
         elif block.language == "console":
             yield block, shell.console(block)
-        # What makes a virtual environment is run by the continuous integration.
+        # Continuous integration runs those that make a virtual environment.
         elif block.language == "sh" and "-m venv" not in block.text:
             shell.paste(block.text)
     assert code is None, "a block of code does not say what it prints"
 
 
 def timeless(printed: str) -> str:
-    """Without what differs from one time to the next, and nothing else: times, sizes, the server's version."""
+    """Replace what differs between runs, and nothing else: times, sizes, the server's version."""
     printed = re.sub(r"(_ms\": |_seconds{.*} )[\d.e-]+", r"\1…", printed)
     printed = re.sub(r"(last_used_at\": )\d+", r"\1…", printed)
     return re.sub(r"[\d.,]+ (ms|MB)( ahead of| behind)?|(Valkey) [\d.]+", r"… \1\3", printed)
 
 
 def rewrite(name: str) -> None:
-    """Write into a page what its blocks print today, where that differs by more than times."""
+    """Write into a page what its blocks print now, if that differs by more than times."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = play(name, Path(folder))
     text = read(name)

@@ -16,7 +16,7 @@ import redis
 import redis.asyncio
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings
-from redis_sessions.acl import USERS, acl_lines
+from redis_sessions.operations.acl import USERS, acl_lines
 
 
 class Loop:

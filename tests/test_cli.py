@@ -110,7 +110,12 @@ def test_report(cli: Cli) -> None:
         *("counters", "approximate", "scan_ms"),
     ]
     assert [report[name] for name in ("live", "no_ttl", "over_max_age", "invalid")] == [3, 1, 1, 1]
-    assert report["counters"] == {"resume_failures_total": 1, "resumes_total": 3, "fresh_starts_total": 0}
+    assert report["counters"] == {
+        "resume_failures_total": 1,
+        "resumes_total": 3,
+        "fresh_starts_total": 0,
+        "gave_up_total": 0,
+    }
     assert {"up_to_ms": DAY_MS // 2, "count": 0} in report["idle_histogram"]
     result = cli("report")
     assert result.stderr == ""

@@ -207,5 +207,5 @@ def test_a_second_password_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("s3cret")
     result = run("get", "k", "--url", "redis://user:s3cret@127.0.0.1:1/0", "--password-file", file, code=exits.USAGE)
-    assert "another was given beside it" in result.stderr
+    assert "has a password, and another one was given separately" in result.stderr
     assert_no_password(result)

@@ -73,7 +73,7 @@ def test_delete_removes_the_id_or_only_that_id(store):
     assert store.get("a") is None
 
 
-@pytest.mark.parametrize("key", ["", "x" * (MAX_KEY_BYTES + 1), "ü" * (MAX_KEY_BYTES // 2 + 1), "\ud800", b"a", None, 7])
+@pytest.mark.parametrize("key", ["", "x" * (MAX_KEY_BYTES + 1), "ü" * (MAX_KEY_BYTES // 2 + 1), "\ud800"])
 def test_an_invalid_key_is_refused_before_anything_is_sent(store, key):
     for operation in (store.get, store.delete, store.acquire):
         with pytest.raises(InvalidKey):
@@ -84,7 +84,7 @@ def test_an_invalid_key_is_refused_before_anything_is_sent(store, key):
 
 @pytest.mark.parametrize(
     "session_id",
-    ["", "-a", "--dangerously-skip-permissions", "a b", "a\n", "ä", "a" * 257, "\ud800", ".a", None, 7, b"a"],
+    ["", "-a", "--dangerously-skip-permissions", "a b", "a\n", "ä", "a" * 257, "\ud800", ".a"],
 )
 def test_an_invalid_session_id_is_refused_and_the_error_names_the_key(store, session_id):
     store.set("the-key", "ID-1")

@@ -8,11 +8,11 @@ from redis_sessions import CorruptValue, Turn
 
 
 def test_the_counters(store):
-    assert store.counters() == {"resume_failures_total": 0, "resumes_total": 0, "fresh_starts_total": 0}
+    assert store.counters() == {"resume_failures_total": 0, "resumes_total": 0, "fresh_starts_total": 0, "gave_up_total": 0}
     store.increment_resume_failures()
     store.resume("a", lambda _: Turn("E", None))
     store.resume("a", lambda _: Turn("E", None))
-    assert store.counters() == {"resume_failures_total": 1, "resumes_total": 1, "fresh_starts_total": 1}
+    assert store.counters() == {"resume_failures_total": 1, "resumes_total": 1, "fresh_starts_total": 1, "gave_up_total": 0}
 
 
 @pytest.fixture(params=["string", "list"])
@@ -32,7 +32,7 @@ def test_a_corrupt_counter_is_named(store, corrupt):
 @pytest.mark.usefixtures("corrupt")
 def test_a_corrupt_counter_does_not_hide_the_others(store):
     store.resume("a", lambda _: Turn("E", None))
-    expected = {"resume_failures_total": None, "resumes_total": 0, "fresh_starts_total": 1}
+    expected = {"resume_failures_total": None, "resumes_total": 0, "fresh_starts_total": 1, "gave_up_total": 0}
     assert store.counters() == expected
     report = store.report()
     assert (report.live, report.counters) == (1, expected)

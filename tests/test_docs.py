@@ -1,4 +1,4 @@
-"""The manual as a whole: its command, its links, its size; nothing is unreachable."""
+"""The manual as a whole: its command, links, sizes, error messages, and tables of runtimes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from redis_sessions.agents import get_agent
 from tests.manual import DOCS, PAGES, ROOT, prose, read
+
+# Not what other tests have registered.
+OURS = [get_agent(file.stem) for file in sorted((ROOT / "redis_sessions/agents/known").glob("*.toml"))]
 
 NAMES = [name for name in PAGES if name != "README"]
 LINKS = [
@@ -57,7 +61,7 @@ def test_a_page_may_be_named_by_its_file():
 
 
 def at_a_terminal(page, columns):
-    """What a terminal is sent."""
+    """Show a page at a terminal, and return what is written there."""
     leader, follower = pty.openpty()
     try:
         command = [sys.executable, "-m", "redis_sessions.cli", "docs", page]
@@ -143,3 +147,28 @@ def test_messages_in_the_troubleshooting_are_messages_of_the_code():
     messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
     assert len(messages) > 20
     assert [message for message in messages if message not in said] == []
+
+
+def rows(section):
+    """The rows of a table in agents.md whose first cell is the name of a runtime: the other cells by that name."""
+    text = read("agents").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    found = re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", text, re.MULTILINE)
+    return {name: cells.split(" | ") for name, cells in found}
+
+
+def test_the_table_of_max_ages_is_that_of_the_runtimes():
+    kept = {name: cells[1] for name, cells in rows("How to choose the max age").items()}
+    assert kept == {agent.name: agent.keeps_sessions or "not established" for agent in OURS}
+    for name, (*_, only_with) in rows("How to choose the max age").items():
+        assert {word for word in ("host", "home") if word in only_with} == {*get_agent(name).bound_to} - {"directory"}
+        assert "directory" in only_with or "directory" not in get_agent(name).bound_to
+
+
+def test_the_table_of_arguments_is_that_of_the_runtimes():
+    table = rows("The known runtimes")
+    assert {*table} == {agent.name for agent in OURS if agent.resume and agent.executables}
+    for name, (resume, asks_for_json, session_id) in table.items():
+        agent = get_agent(name)
+        assert resume.startswith(f"`{' '.join(agent.resume)}`")
+        assert asks_for_json == f"`{agent.json_output}`"
+        assert {field.path for field in agent.session_id_at} == {session_id.split("`")[1]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,12 @@ ARROWS = {
     "keys": {"errors"},
     "settings": {"errors"},
     "text": {"errors"},
-    "acl": {"errors", "settings"},
     "operations": _BASE,
     "client": _BASE | {"operations"},
     "resume": _BASE | {"operations"},
     "legacy": _BASE | {"operations"},
     "agents": {"errors", "resume", "text"},
-    "doctor": _BASE | {"operations", "agents", "acl", "text"},
+    "doctor": _BASE | {"operations", "agents"},
     "adapters": {"agents", "resume"},
     "store": _STORE,
     "metrics": _STORE,
@@ -35,7 +35,7 @@ ARROWS = {
     "server": {"errors"},
     "__init__": _STORE,
     "demo": {*_STORE, "__init__", "metrics", "testing", "server", "text"},
-    "cli": {*_STORE, "__init__", "metrics", "testing", "server", "demo", "acl", "text"},
+    "cli": {*_STORE, "__init__", "metrics", "testing", "server", "demo", "text"},
 }
 
 
@@ -79,3 +79,10 @@ class TestEveryFile:
 
     def test_it_says_what_it_is_for(self, path):
         assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_a_class_name_means_one_thing():
+    named = Counter(
+        node.name for path in FILES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, times in named.items() if times > 1] == []

@@ -9,8 +9,8 @@ import signal
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from redis_sessions.acl import acl_lines
 from redis_sessions.cli import exit_codes as exits
+from redis_sessions.operations.acl import acl_lines
 from tests import test_cli_support
 from tests.servers import wait_until
 from tests.test_cli_metrics import AWAY, exporting

@@ -1,4 +1,4 @@
-"""The README and the manual: code prints what they say, console sessions show what they show, commands exist."""
+"""The README and the manual: code and console sessions print what the pages show, and every command exists."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def test_blocks_print_what_the_page_shows(name, tmp_path):
         assert timeless(printed) == timeless(block.text)
 
 
-def test_there_is_much_to_run():
+def test_there_are_many_blocks_to_run():
     every = [block for name in PAGES for block in blocks(name)]
     counts = {language: sum(block.language == language for block in every) for language in ("python", "console", "sh")}
     assert counts["python"] > 10
     assert counts["console"] > 10
     assert counts["sh"] > 5
-    assert {block.language for block in every} == {"python", "console", "sh", "text"}
+    assert {block.language for block in every} == {"python", "console", "sh", "text", "toml"}
     assert {block.info for block in every if block.language == "console"} == {"", "exits 1"}
 
 
@@ -64,7 +64,7 @@ def test_there_are_commands_in_the_text():
     assert len(INLINE) > 40
 
 
-def test_the_line_that_runs_the_tests_is_the_one_that_continuous_integration_reads():
+def test_continuous_integration_reads_the_line_that_runs_the_tests():
     pattern = re.search(r"grep -m 1 -E '(.*)' README\.md", (ROOT / ".ci/run").read_text())[1]
     lines = [line for line in read("README").splitlines() if re.search(pattern, line)]
     assert lines == ["python3 -m venv .venv && .venv/bin/pip install -q '.[all]' && .venv/bin/python -m pytest"]

@@ -1,4 +1,4 @@
-"""The recipes of the manual, run as they stand there: with subprocess, Celery, RQ and FastAPI, and in a shell."""
+"""Runs the recipes of the manual as they are written: with subprocess, Celery, RQ and FastAPI, and in a shell."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recipe(server, request, monkeypatch):
 
     def run(name):
         code = RECIPES[name].replace(DEFAULT_URL, server.url.removesuffix("0"))
-        # A module that can be imported, as RQ looks its functions up by name.
+        # A module that can be imported, since RQ looks its functions up by name.
         module = types.ModuleType(f"recipe_{name}")
         monkeypatch.setitem(sys.modules, module.__name__, module)
         names = vars(module)

@@ -42,20 +42,15 @@ def acl(
       redis-sessions acl > users.acl && redis-server --aclfile users.acl
       redis-sessions acl --namespace sessions.claude@build-7 --cluster
     """
-    from redis_sessions.acl import USERS, acl_lines
+    from redis_sessions.operations.acl import USERS, acl_lines
 
-    hashes, guessable = {}, []
-    for name in USERS:
-        if password := os.environb.get(VARIABLE.format(name.upper()).encode()):
-            hashes[name] = hashlib.sha256(password).hexdigest()
-            if len(password) < LONG:
-                guessable.append(name)
-    lines = acl_lines(namespace or "sessions", password_hashes=hashes, cluster=cluster, read_only_keys=not redis_6)
-    for line in lines:
+    passwords = {name: os.environb.get(VARIABLE.format(name.upper()).encode()) for name in USERS}
+    hashes = {name: hashlib.sha256(password).hexdigest() for name, password in passwords.items() if password}
+    for line in acl_lines(namespace or "sessions", password_hashes=hashes, cluster=cluster, read_only_keys=not redis_6):
         show.put(line)
-    for name in USERS:
-        if name not in hashes:
+    for name, password in passwords.items():
+        if not password:
             show.complain(f"{name} is off, it has no password: set {VARIABLE.format(name.upper())}")
-        elif name in guessable:
+        elif len(password) < LONG:
             show.complain(f"the password of {name} can be guessed from its hash: use {LONG} random characters or more")
     return exits.DONE

@@ -8,12 +8,11 @@ import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
+from redis_sessions.cli import tables
 from redis_sessions.cli.options import Json
 from redis_sessions.errors import InvalidSettings
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from redis_sessions.agents import Agent
 
 VARIABLE: Final = "REDIS_SESSIONS_AGENTS"
@@ -52,7 +51,7 @@ def agents(name: Name = None, *, toml: Toml = False, as_json: Json = False) -> i
     elif as_json:
         show.put_json(_facts(agent))
     else:
-        table = _table("key", "value")
+        table = tables.table("key", "value")
         for key, value in agent:
             if value != type(agent).model_fields[key].default:
                 for number, line in enumerate(_lines(key, _plain(value))):
@@ -74,7 +73,7 @@ def _list(known: "tuple[Agent, ...]", *, as_json: bool) -> None:
         for agent in known:
             show.put_json(_facts(agent))
         return
-    table = _table("name", "executables", "bound to", "keeps sessions", "verified")
+    table = tables.table("name", "executables", "bound to", "keeps sessions", "verified")
     for agent in known:
         verified = [f"{each.evidence}: {_span(each.versions)}" for each in agent.verified]
         words = (", ".join(agent.executables), ", ".join(agent.bound_to), agent.keeps_sessions, "; ".join(verified))
@@ -121,12 +120,3 @@ def _lines(key: str, value: Any) -> list[str]:
 
 def _words(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
-
-
-def _table(*columns: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

@@ -6,6 +6,7 @@ import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
+from redis_sessions.cli import tables
 from redis_sessions.cli.options import Key, Options, on_a_store
 from redis_sessions.errors import InvalidSessionID
 from redis_sessions.text import duration
@@ -106,9 +107,7 @@ def list_(at: Options) -> int:
         if at.as_json:
             show.put_sessions(store.sessions())
         else:
-            from redis_sessions.cli.tables import show_sessions
-
-            show_sessions(store.sessions())
+            tables.show_sessions(store.sessions())
     return exits.DONE
 
 

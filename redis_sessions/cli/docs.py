@@ -1,4 +1,4 @@
-"""`docs`: shows the pages of the manual, which are part of the installed package."""
+"""`docs`: list the pages of the manual, or show one. They are part of the installed package."""
 
 import re
 import sys
@@ -51,7 +51,7 @@ def _display(text: str) -> None:
     from rich.table import Table
 
     class FoldedTable(TableElement):
-        """Rich cuts off words that are longer than their column: of a command or a name nothing may be missing."""
+        """A table that folds words longer than their column. Rich would cut them off, and commands and names with them."""
 
         def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
             for part in super().__rich_console__(console, options):

@@ -6,6 +6,7 @@ import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
+from redis_sessions.cli import tables
 from redis_sessions.cli.agents import register_users_runtimes
 from redis_sessions.cli.options import Options, on_a_store
 from redis_sessions.text import count
@@ -59,12 +60,8 @@ def doctor(at: Options, *, agent: Agent = None, strict: Strict = False) -> int:
 
 def _show(diagnosis: "Diagnosis") -> None:
     from rich.console import Group
-    from rich.table import Table
 
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column()
-    table.add_column()
-    table.add_column(overflow="fold")
+    table = tables.table({}, {}, {"overflow": "fold"}, heading=False)
     for finding in diagnosis.findings:
         table.add_row(show.cell(finding.status, _STYLES[finding.status]), finding.check, show.cell(finding.found))
         if finding.status != "ok":
@@ -95,9 +92,7 @@ def retime(at: Options, *, dry_run: DryRun = False) -> int:
     if at.as_json:
         show.put_json(result.model_dump(mode="json"))
     else:
-        from redis_sessions.cli.tables import show_retime
-
-        show_retime(result, max_age_ms, dry_run=dry_run)
+        tables.show_retime(result, max_age_ms, dry_run=dry_run)
     if not result.approximate:
         return exits.DONE
     show.complain(show.APPROXIMATE)

@@ -23,10 +23,6 @@ INTERRUPTED: Final = 130
 
 # The base class of typer's errors about arguments; it has no public name in all versions since 0.27.
 _BadUsage: type[BaseException] = typer.BadParameter.__mro__[1]
-_USAGE_ERRORS: Final = (
-    *(errors.InvalidKey, errors.InvalidSessionID, errors.InvalidSettings, errors.FileNotWritten),
-    *(errors.LegacyFileError, errors.MissingExtra, errors.ServerError),
-)
 _PARTIAL_ERRORS: Final = (errors.CorruptValue, errors.InexactScan, errors.LeaseHeld, errors.SessionBusy)
 _URL = re.compile(r"://\S+")
 
@@ -57,9 +53,9 @@ def code_of(error: errors.SessionStoreError) -> int:
     USAGE if other input would help, PARTLY if Redis holds something unexpected, UNREACHABLE if it can't be reached or
     refuses to serve.
     """
-    if isinstance(error, _USAGE_ERRORS):
-        return USAGE
-    return PARTLY if isinstance(error, _PARTIAL_ERRORS) else UNREACHABLE
+    if isinstance(error, errors.StoreUnavailable) or type(error) is errors.SessionStoreError:
+        return UNREACHABLE
+    return PARTLY if isinstance(error, _PARTIAL_ERRORS) else USAGE
 
 
 def _usage_text(error: Any) -> str:

@@ -22,83 +22,67 @@ URL_VARIABLES: Final = ("REDIS_SESSIONS_URL", "REDIS_URL")
 
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The conversation, such as acme/shop#42:reviewer.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_Url = Annotated[
-    str,
-    typer.Option(
-        "--url",
-        metavar="URL",
-        envvar=list(URL_VARIABLES),
-        help="Where Redis is: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. Other users can read a "
-        "command line: give a password in the environment.",
-    ),
-]
-_PasswordFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--password-file",
-        metavar="FILE",
-        envvar=PASSWORD_FILE_VARIABLE,
-        help="File with the password of the URL's user, if the URL has none.",
-    ),
-]
-_Namespace = Annotated[
-    str | None,
-    typer.Option(
-        "--namespace",
-        metavar="NAME",
-        envvar="REDIS_SESSIONS_NAMESPACE",
-        show_default="sessions",
-        help="First part of every key. Workers that don't share host, home and agent use separate ones.",
-    ),
-]
-_MaxAge = Annotated[
-    str | None,
-    typer.Option(
-        "--max-age",
-        metavar="TIME",
-        envvar="REDIS_SESSIONS_MAX_AGE",
-        show_default="as in --config, or 24h",
-        help="How long an ID may stay unused: 500ms, 30s, 90m, 24h, 7d.",
-    ),
-]
-_Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        envvar="REDIS_SESSIONS_CONFIG",
-        help="JSON file with session_max_age_ms (or sessionMaxAgeMs) at its top level.",
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Where the store is and how it behaves, as given on the command line.
+    """Where the store is and how it behaves, as given on the command line."""
 
-    Attributes:
-        url: of the store; see `redis_sessions/client/url.py`.
-        password_file: contains the password of the URL's user, or None.
-        namespace: first part of every key; None is the default one.
-        max_age: a number with its unit; None leaves it to `config`.
-        config: a JSON file with `session_max_age_ms`, or None.
-        as_json: whether to print JSON.
-    """
-
-    url: _Url = DEFAULT_URL
-    password_file: _PasswordFile = None
-    namespace: _Namespace = None
-    max_age: _MaxAge = None
-    config: _Config = None
+    url: Annotated[
+        str,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            envvar=list(URL_VARIABLES),
+            help="Where Redis is: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. Other users can read "
+            "a command line: give a password in the environment.",
+        ),
+    ] = DEFAULT_URL
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--password-file",
+            metavar="FILE",
+            envvar=PASSWORD_FILE_VARIABLE,
+            help="File with the password of the URL's user, if the URL has none.",
+        ),
+    ] = None
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "--namespace",
+            metavar="NAME",
+            envvar="REDIS_SESSIONS_NAMESPACE",
+            show_default="sessions",
+            help="First part of every key. Workers that don't share host, home and agent use separate ones.",
+        ),
+    ] = None
+    max_age: Annotated[
+        str | None,
+        typer.Option(
+            "--max-age",
+            metavar="TIME",
+            envvar="REDIS_SESSIONS_MAX_AGE",
+            show_default="as in --config, or 24h",
+            help="How long an ID may stay unused: 500ms, 30s, 90m, 24h, 7d.",
+        ),
+    ] = None
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            envvar="REDIS_SESSIONS_CONFIG",
+            help="JSON file with session_max_age_ms (or sessionMaxAgeMs) at its top level.",
+        ),
+    ] = None
     as_json: Json = False
 
     def settings(self) -> "StoreSettings":
         """The store's settings. Raises InvalidSettings."""
         from redis_sessions.settings import StoreSettings
 
-        given: dict[str, Any] = {}
-        if self.namespace is not None:
-            given["namespace"] = self.namespace
+        given: dict[str, Any] = {} if self.namespace is None else {"namespace": self.namespace}
         if self.max_age is not None:
             given["session_max_age_ms"] = parse_duration_ms(self.max_age, "--max-age")
         if self.config is None:

@@ -12,6 +12,7 @@ import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
+from redis_sessions.cli import tables
 from redis_sessions.cli.options import Options, on_a_store
 from redis_sessions.cli.signals import until_asked_to_stop
 from redis_sessions.errors import CorruptValue, InvalidSettings, SessionStoreError
@@ -66,9 +67,7 @@ def report(at: Options, *, watch: Watch = False, every: Every = None) -> int:
     if at.as_json:
         show.put_json(found.model_dump(mode="json"))
     else:
-        from redis_sessions.cli.tables import report_sections
-
-        show.display(*report_sections(found, namespace))
+        show.display(*tables.report_sections(found, namespace))
     if found.approximate:
         show.complain(show.APPROXIMATE)
     return exits.DONE
@@ -98,29 +97,17 @@ class Failures:
 
 @dataclass
 class LiveReport:
-    """What is known so far.
-
-    Attributes:
-        store: to be reported on.
-        every_s: the least time between two scans.
-        due_at_s: when the next one is, on the monotonic clock.
-        failures: past values of the counter.
-        report: the last one, None before the first.
-        done: how far a scan in progress is, from 0 to 1; None if there is none.
-        trouble: why Redis can't be read, None if it can.
-        trouble_since_s: since when.
-        scan_failed: whether the last scan failed.
-    """
+    """What is known so far of a store."""
 
     store: "SessionStore"
-    every_s: float
+    every_s: float  # the least time between two scans
     failures: Failures = field(default_factory=Failures)
-    report: "Report | None" = None
-    due_at_s: float = 0.0
-    done: float | None = None
-    trouble: SessionStoreError | None = None
+    report: "Report | None" = None  # the last one
+    due_at_s: float = 0.0  # when the next scan is, on the monotonic clock
+    done: float | None = None  # how far a scan in progress is, from 0 to 1
+    trouble: SessionStoreError | None = None  # why Redis can't be read
     trouble_since_s: float = 0.0
-    scan_failed: bool = False
+    scan_failed: bool = False  # the last one
 
     def look(self, redraw: Callable[[], None]) -> None:
         """Read the counter, and the keys if they are due."""
@@ -217,15 +204,13 @@ def _draw(live: LiveReport) -> None:
 def _view(live: LiveReport) -> "RenderableType":
     from rich.console import Group
 
-    from redis_sessions.cli.tables import report_sections
-
     # The state comes first, so that it is not cut off on a low terminal.
     parts: list[Any] = [_state(live)]
     if live.report is not None:
         failures, window_ms = live.failures.lately()
         if window_ms:
             parts.append(show.cell(f"{count(failures, 'resume')} refused in the last {duration(window_ms)}"))
-        for section in report_sections(live.report, live.store.settings.namespace):
+        for section in tables.report_sections(live.report, live.store.settings.namespace):
             parts += ["", section]
     return Group(*parts)
 

@@ -15,16 +15,11 @@ PASSED_ON: Final = (*TO_STOP, signal.SIGQUIT, *_TO_THE_AGENT)
 
 
 class Stopped(BaseException):
-    """A signal asked this program to stop. Not an Exception, so that nothing handles it as a failure.
-
-    Attributes:
-        number: the signal.
-        exit_code: 128 + its number, as in shells.
-    """
+    """A signal asked this program to stop. Not an Exception, so that nothing handles it as a failure."""
 
     def __init__(self, number: int) -> None:
         self.number = signal.Signals(number)
-        self.exit_code = 128 + number
+        self.exit_code = 128 + number  # as in shells
         super().__init__(number)
 
 

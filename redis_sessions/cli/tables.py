@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from redis_sessions.cli.output import UNKNOWN, cell, display, is_terminal, put, remark
 from redis_sessions.text import count, duration, safe
@@ -42,14 +42,15 @@ def show_sessions(rows: Iterable[SessionRow]) -> None:
     total = len(first)
     if first:
         key_width, id_width = _widths(first)
-        table = _table(heading=True)
-        table.add_column("key", width=key_width, overflow="fold")
-        table.add_column("session ID", width=id_width, overflow="fold")
-        table.add_column("idle", width=IDLE_WIDTH, justify="right")
-        table.add_column("expires in", width=EXPIRES_WIDTH, justify="right")
+        sessions = table(
+            {"header": "key", "width": key_width, "overflow": "fold"},
+            {"header": "session ID", "width": id_width, "overflow": "fold"},
+            {"header": "idle", "width": IDLE_WIDTH, "justify": "right"},
+            {"header": "expires in", "width": EXPIRES_WIDTH, "justify": "right"},
+        )
         for row_cells in first:
-            table.add_row(*map(cell, row_cells))
-        display(table)
+            sessions.add_row(*map(cell, row_cells))
+        display(sessions)
         for key, session_id, idle, expires in cells:
             total += 1
             padding = " " * (key_width - cell(key).cell_len)
@@ -126,17 +127,14 @@ def show_retime(result: RetimeResult, max_age_ms: int, *, dry_run: bool) -> None
 
 
 def _histogram(buckets: list[tuple[int, int]]) -> Table:
-    table = _table(heading=False)
-    table.add_column(justify="right")
-    table.add_column(justify="right")
-    table.add_column(style="cyan")
+    histogram = table({"justify": "right"}, {"justify": "right"}, {"style": "cyan"}, heading=False)
     largest = max((number for _, number in buckets), default=0)
     lower_ms = 0
     for up_to_ms, number in buckets:
         label = f"{duration(lower_ms) if lower_ms else 0} to {duration(up_to_ms)}"
-        table.add_row(label, f"{number:,}", _bar(number, largest), style="" if number else "dim")
+        histogram.add_row(label, f"{number:,}", _bar(number, largest), style="" if number else "dim")
         lower_ms = up_to_ms
-    return table
+    return histogram
 
 
 def _bar(number: int, largest: int) -> str:
@@ -152,16 +150,13 @@ def _bar(number: int, largest: int) -> str:
 
 def _facts(title: str, *facts: tuple[str, int | None, str]) -> RenderableType:
     """A section of numbers, each with its name and an explanation."""
-    table = _table(heading=False)
-    table.add_column()
-    table.add_column(justify="right", style="bold")
-    table.add_column(style="dim")
+    rows = table({}, {"justify": "right", "style": "bold"}, {"style": "dim"}, heading=False)
     for name, number, explanation in facts:
         if number is None:
-            table.add_row(name, UNKNOWN, "not an integer: see redis-sessions doctor")
+            rows.add_row(name, UNKNOWN, "not an integer: see redis-sessions doctor")
         else:
-            table.add_row(name, f"{number:,}", explanation)
-    return _section(title, table)
+            rows.add_row(name, f"{number:,}", explanation)
+    return _section(title, rows)
 
 
 def _noted(number: int, explanation: str) -> tuple[int, str]:
@@ -172,22 +167,24 @@ def _examples(title: str, pairs: list[tuple[str, str]], total: int) -> list[Rend
     """A section of keys, each with the reason why it is there; none if there are none."""
     if not pairs:
         return []
-    table = _table(heading=True)
-    table.add_column("key", overflow="fold")
-    table.add_column("reason", overflow="fold")
+    rows = table("key", "reason")
     for pair in pairs:
-        table.add_row(*map(cell, pair))
-    return [_section(f"{title}: the first {len(pairs)} of {total:,}" if len(pairs) < total else title, table)]
+        rows.add_row(*map(cell, pair))
+    return [_section(f"{title}: the first {len(pairs)} of {total:,}" if len(pairs) < total else title, rows)]
 
 
-def _section(title: str, table: Table) -> RenderableType:
+def _section(title: str, rows: Table) -> RenderableType:
     from rich.console import Group
     from rich.padding import Padding
 
-    return Group(cell(title, "bold"), Padding(table, (0, 0, 0, 2)))
+    return Group(cell(title, "bold"), Padding(rows, (0, 0, 0, 2)))
 
 
-def _table(*, heading: bool) -> Table:
+def table(*columns: str | dict[str, Any], heading: bool = True) -> Table:
+    """A table without lines, of columns given by the options of Rich's `add_column`, or by heads of columns that fold."""
     from rich.table import Table
 
-    return Table(box=None, show_header=heading, header_style="dim", pad_edge=False, padding=(0, GAP, 0, 0))
+    made = Table(box=None, show_header=heading, header_style="dim", pad_edge=False, padding=(0, GAP, 0, 0))
+    for column in columns:
+        made.add_column(**({"header": column, "overflow": "fold"} if isinstance(column, str) else column))
+    return made

@@ -9,6 +9,7 @@ import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
+from redis_sessions.cli import tables
 from redis_sessions.cli.options import Options, on_a_store
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.text import count, safe
@@ -75,9 +76,7 @@ def import_(
     if at.as_json:
         show.put_json(result.model_dump(mode="json", exclude={"rejects": {"__all__": {"source"}}}))
     else:
-        from redis_sessions.cli.tables import show_import
-
-        show_import(result, dry_run=dry_run)
+        tables.show_import(result, dry_run=dry_run)
     if rejects is not None and result.rejects:
         legacy.write_rejects(rejects, (reject.source for reject in result.rejects))
         show.complain(f"rejected entries are in {rejects}")

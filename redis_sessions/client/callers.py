@@ -12,7 +12,7 @@ import redis.asyncio
 from redis.cache import CacheInterface
 from redis.connection import ConnectionInterface
 
-from redis_sessions.client.pool import is_safe
+from redis_sessions.client.pool import SafePool
 
 log = logging.getLogger("redis_sessions")
 
@@ -83,29 +83,23 @@ def _pooling(client: Any) -> Iterator[str]:
             yield "has maintenance notifications on: after an interrupted call one conversation may get another's session ID"
         if isinstance(getattr(pool, "cache", None), CacheInterface):
             yield "caches replies in the client: it serves session IDs that have expired"
-        if isinstance(pool, redis.ConnectionPool) and not is_safe(pool):
+        if isinstance(pool, redis.ConnectionPool) and not isinstance(pool, SafePool):
             yield "has a pool that a signal can make leak connections or mix up replies: redis_sessions.client.pool"
 
 
 def _waiting(client: Any) -> Iterator[str]:
     options = client.connection_kwargs if isinstance(client, redis.asyncio.RedisCluster) else client.get_connection_kwargs()
     for name in ("socket_timeout", "socket_connect_timeout"):
-        yield from _slow(options, name)
+        seconds = options.get(name, 0)  # the default of redis-py is short
+        if seconds is None:
+            yield f"has no {name}: a server that hangs stops the worker for good"
+        elif isinstance(seconds, int | float) and seconds > _LONG_S:
+            yield f"has a {name} of more than {_LONG_S} s: leases lapse while it waits"
 
 
 def _parsing(_: Any) -> Iterator[str]:
     if importlib.util.find_spec("hiredis") is None:
         yield "works without hiredis, which is slow and can mix up late replies: pip install 'redis[hiredis]'"
-
-
-def _slow(options: Any, name: str) -> Iterator[str]:
-    # The default of redis-py is short.
-    if isinstance(options, dict) and name in options:
-        seconds = options[name]
-        if seconds is None:
-            yield f"has no {name}: a server that hangs stops the worker for good"
-        elif isinstance(seconds, int | float) and seconds > _LONG_S:
-            yield f"has a {name} of more than {_LONG_S} s: leases lapse while it waits"
 
 
 def _is_fake(client: Any) -> bool:

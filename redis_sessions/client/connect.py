@@ -17,7 +17,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import redis
@@ -28,7 +28,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis_sessions.client import callers
 from redis_sessions.client.cluster import AsyncCluster, Cluster
 from redis_sessions.client.execute import Link
-from redis_sessions.client.pool import AsyncPool, AsyncTLSConnection, Pool, TLSConnection, forget_after_fork
+from redis_sessions.client.pool import AsyncPool, AsyncTLSConnection, Pool, TLSConnection, forgetful
 from redis_sessions.client.sentinel import AsyncPrimary, AsyncPrimaryPool, AsyncSentinel, Primary, PrimaryPool, Sentinel
 from redis_sessions.client.url import Target
 from redis_sessions.errors import InvalidSettings
@@ -58,7 +58,7 @@ class PerProcess(Generic[C]):
         self._per_loop = per_loop
         self._clients: dict[asyncio.AbstractEventLoop | None, C] = {}
         self._lock = threading.RLock()
-        forget_after_fork(self)
+        forgetful.add(self)
 
     def get(self) -> C:
         """The client of this process and event loop. Sends nothing."""
@@ -149,42 +149,30 @@ def sentinels(client: Any) -> list[tuple[Any, str]]:
     return [(sentinel, pool.service_name) for sentinel in pool.sentinel_manager.sentinels]
 
 
-class _Flavor(NamedTuple):
-    redis: Any
-    pool: Any
-    tls_connection: Any
-    sentinel: Any
-    primary: Any
-    primary_pool: Any
+_SYNC: Final = (redis, Pool, TLSConnection, Sentinel, Primary, PrimaryPool)
+_ASYNC: Final = (redis.asyncio, AsyncPool, AsyncTLSConnection, AsyncSentinel, AsyncPrimary, AsyncPrimaryPool)
 
 
-_SYNC = _Flavor(redis, Pool, TLSConnection, Sentinel, Primary, PrimaryPool)
-_ASYNC = _Flavor(redis.asyncio, AsyncPool, AsyncTLSConnection, AsyncSentinel, AsyncPrimary, AsyncPrimaryPool)
-
-
-def _client(target: Target, files: dict[str, str], options: dict[str, Any], flavor: _Flavor) -> Any:
+def _client(target: Target, files: dict[str, str], options: dict[str, Any], flavor: tuple[Any, ...]) -> Any:
     """A client for a target that is not a cluster."""
+    module, pool, tls_connection, sentinel_class, primary, primary_pool = flavor
     # As text, since it is sent as it is: see the top for what an integer can do.
     options |= {"db": str(target.database) if target.database else 0}
     if target.kind == "sentinel":
         # The sentinels are asked as the primary is, except for user, password and database, which are the primary's.
         shared = {name: value for name, value in options.items() if name not in ("username", "password", "db")} | files
-        shared["connection_class"] = flavor.redis.SSLConnection if target.tls else flavor.redis.Connection
-        sentinel = flavor.sentinel([])
-        sentinel.sentinels = [
-            flavor.redis.Redis.from_pool(flavor.pool(host=host, port=port, **shared)) for host, port in target.hosts
-        ]
+        shared["connection_class"] = module.SSLConnection if target.tls else module.Connection
+        sentinel = sentinel_class([])
+        sentinel.sentinels = [module.Redis.from_pool(pool(host=host, port=port, **shared)) for host, port in target.hosts]
         options |= ({"ssl": True} | files) if target.tls else {}
-        return sentinel.master_for(
-            target.service, redis_class=flavor.primary, connection_pool_class=flavor.primary_pool, **options
-        )
+        return sentinel.master_for(target.service, redis_class=primary, connection_pool_class=primary_pool, **options)
     if target.kind == "unix":
-        options |= {"connection_class": flavor.redis.UnixDomainSocketConnection, "path": target.path}
+        options |= {"connection_class": module.UnixDomainSocketConnection, "path": target.path}
     else:
         [(host, port)] = target.hosts
-        connection = flavor.tls_connection if target.tls else flavor.redis.Connection
+        connection = tls_connection if target.tls else module.Connection
         options |= {"connection_class": connection, "host": host, "port": port} | files
-    return flavor.redis.Redis.from_pool(flavor.pool(**options))
+    return module.Redis.from_pool(pool(**options))
 
 
 def _options(target: Target, settings: StoreSettings) -> dict[str, Any]:

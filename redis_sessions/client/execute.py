@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from redis import exceptions as redis_errors
 from redis.client import NEVER_DECODE
@@ -28,36 +28,19 @@ _CROWD_BACKOFF_S = (0.001, 0.02)
 
 
 class Link(NamedTuple):
-    """How a server is reached.
+    """How a server is reached. The defaults are for a client that the caller built."""
 
-    Attributes:
-        address: for errors to name; holds no secret.
-        attempts: tries in all for what may be sent twice; 1 leaves retrying to the client, as for one the caller built.
-        deadline_s: no further try begins that would end later than this many seconds after the first, if it takes as long
-            as the one before.
-        cluster: whether the client is a cluster client, whose own mistakes during a failover count as an outage.
-        client_resends: whether the client itself sends again what got no reply.
-        tls: whether the connection is encrypted.
-        risks: what is risky in the client's settings; None if they are unknown.
-    """
-
-    address: str = "Redis"
-    attempts: int = 1
+    address: str = "Redis"  # for errors to name; holds no secret
+    attempts: int = 1  # tries in all for what may be sent twice; 1 leaves retrying to the client
+    # No further try begins that would end later than this after the first, if it takes as long as the one before.
     deadline_s: float = 0.0
-    cluster: bool = False
-    client_resends: bool = False
+    cluster: bool = False  # whether it is a cluster client, whose own mistakes during a failover count as an outage
+    client_resends: bool = False  # whether the client itself sends again what got no reply
     tls: bool = False
-    risks: tuple[str, ...] | None = None
+    risks: tuple[str, ...] | None = None  # what is risky in the client's settings; None if they are unknown
 
 
 CALLERS: Final = Link()
-
-
-class Client(Protocol):
-    """What is used of a redis-py client, standalone or cluster, sync or async (whose results are awaited)."""
-
-    def execute_command(self, *args: Any, **options: Any) -> Any: ...
-    def pipeline(self, *, transaction: bool) -> Any: ...
 
 
 # What to do next: the steps that `execution` yields
@@ -232,12 +215,12 @@ def _failure(step: Step, outcome: Any) -> Exception | None:
 # The two loops
 
 
-def run(client: Client, op: Op[T], link: Link = CALLERS) -> T:
+def run(client: Any, op: Op[T], link: Link = CALLERS) -> T:
     """Carry out an operation and return its result. Raises SessionStoreError and its children, never redis-py's errors."""
     return _carry_out(client, execution(op, link))
 
 
-def _carry_out(client: Client, plan: Plan[T]) -> T:
+def _carry_out(client: Any, plan: Plan[T]) -> T:
     try:
         step = next(plan)
         while True:
@@ -284,23 +267,21 @@ def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
     threads = [threading.Thread(target=make, args=(number,), daemon=True) for number in range(1, len(calls))]
     for thread in threads:
         thread.start()
-    try:
-        results[0] = calls[0]()
-    finally:
-        for thread in threads:
-            thread.join()
+    make(0)
+    for thread in threads:
+        thread.join()
     for error in errors:
         if error is not None:
             raise error
     return results
 
 
-async def arun(client: Client, op: Op[T], link: Link = CALLERS) -> T:
+async def arun(client: Any, op: Op[T], link: Link = CALLERS) -> T:
     """Same as run, on an async client."""
     return await _acarry_out(client, execution(op, link))
 
 
-async def _acarry_out(client: Client, plan: Plan[T]) -> T:
+async def _acarry_out(client: Any, plan: Plan[T]) -> T:
     try:
         step = next(plan)
         while True:

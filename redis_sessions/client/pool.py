@@ -34,20 +34,9 @@ PING_AFTER_S: Final = 15.0
 FRESH_S: Final = 0.1
 
 
-_forgetful: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def forget_after_fork(one: Any) -> None:
-    """Let the `forget` method of an object be called in every forked child."""
-    _forgetful.add(one)
-
-
-def _after_fork() -> None:
-    for one in list(_forgetful):
-        one.forget()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+# Objects whose `forget` method is called in every forked child.
+forgetful: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [each.forget() for each in list(forgetful)])
 
 
 def ping(connection: Any) -> None:
@@ -106,7 +95,7 @@ def _spoiled() -> bool:
     return error is not None and (not isinstance(error, redis.ResponseError) or isinstance(error, redis.ReadOnlyError))
 
 
-class _SafePool:
+class SafePool:
     """Mixin that overrides how connections are checked out and returned.
 
     redis-py up to 8.1 loses places and mixes up replies when a signal handler raises: redis/redis-py #166, #1128 and #1134
@@ -120,7 +109,7 @@ class _SafePool:
     def reset(self) -> None:
         super().reset()  # type: ignore[misc] # the pool's
         self.forget()
-        forget_after_fork(self)
+        forgetful.add(self)
 
     def forget(self) -> None:
         """Forget all connections: in a forked child they are the parent's."""
@@ -195,11 +184,11 @@ class _SafePool:
         self.disconnect(inuse_connections=False)
 
 
-class Pool(_SafePool, redis.ConnectionPool):  # type: ignore[misc] # untyped there
+class Pool(SafePool, redis.ConnectionPool):  # type: ignore[misc] # untyped there
     """For a standalone server, or for one node of a cluster."""
 
 
-class SentinelPool(_SafePool, redis.sentinel.SentinelConnectionPool):  # type: ignore[misc] # same
+class SentinelPool(SafePool, redis.sentinel.SentinelConnectionPool):  # type: ignore[misc] # same
     """For the primary that Sentinel names."""
 
 
@@ -229,13 +218,9 @@ class AdmissionLimit:
 
 
 class _CheckedConnection:
-    """Mixin for redis-py's asyncio connections whose `can_read` finds out whether the server has hung up.
+    """Mixin for redis-py's asyncio connections whose `can_read` finds out whether the server has hung up."""
 
-    Attributes:
-        used_s: when a call last used it, on the monotonic clock; set by its user.
-    """
-
-    used_s: float | None = None
+    used_s: float | None = None  # when a call last used it, on the monotonic clock; set by its user
     _reader: Any
 
     async def can_read(self) -> bool:
@@ -277,7 +262,7 @@ class _QueuingPool:
         self._limit = AdmissionLimit(self.max_connections, patience_s)
 
     async def get_connection(self, *_: Any, **__: Any) -> Any:
-        """Same as _SafePool.get_connection; waits up to `patience_s` if all are in use."""
+        """Same as SafePool.get_connection; waits up to `patience_s` if all are in use."""
         pool: Any = self
         await self._limit.enter()
         connection = pool.get_available_connection()
@@ -289,7 +274,7 @@ class _QueuingPool:
         return connection
 
     def release(self, connection: Any) -> Coroutine[Any, Any, None]:
-        """Same as _SafePool.release. Not a coroutine function: a pipeline awaits it in a task that doesn't see the error."""
+        """Same as SafePool.release. Not a coroutine function: a pipeline awaits it in a task that doesn't see the error."""
         if _spoiled() or connection.should_reconnect():
             return self._close(connection)
         self._put_back(connection)
@@ -310,7 +295,7 @@ class _QueuingPool:
         connection.used_s = time.monotonic()
 
     async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's signature
-        """Same as _SafePool.disconnect. redis-py 8.1 lends connections that it is closing; no upstream issue found."""
+        """Same as SafePool.disconnect. redis-py 8.1 lends connections that it is closing; no upstream issue found."""
         pool: Any = self
         closing, pool._available_connections = pool._available_connections, []  # noqa: SLF001
         if inuse_connections:
@@ -329,8 +314,3 @@ class AsyncPool(_QueuingPool, redis.asyncio.ConnectionPool):
 
 class AsyncSentinelPool(_QueuingPool, redis.asyncio.sentinel.SentinelConnectionPool):
     """Same as SentinelPool, for asyncio."""
-
-
-def is_safe(pool: object) -> bool:
-    """Whether a pool is one of these."""
-    return isinstance(pool, _SafePool | _QueuingPool)

@@ -59,19 +59,14 @@ class Sentinel(_Discovery, redis.sentinel.Sentinel):
 
     def discover_master(self, service_name: str) -> tuple[str, int]:
         """Ask one after the other. Raises MasterNotFoundError; its cause is the last sentinel's error."""
-        failure: redis.RedisError | None = None
+        failures: list[redis.RedisError | None] = [None]
         for sentinel in self._in_order():
             try:
-                masters = sentinel.sentinel_masters()
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                failure = error
-            else:
-                if address := self._address(sentinel, masters, service_name):
+                if address := self._address(sentinel, sentinel.sentinel_masters(), service_name):
                     return address
-        try:
-            raise redis.sentinel.MasterNotFoundError from failure
-        finally:
-            failure = None  # its traceback holds this frame
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                failures = [error]
+        raise redis.sentinel.MasterNotFoundError from failures.pop()  # its traceback holds this frame
 
 
 class AsyncSentinel(_Discovery, redis.asyncio.sentinel.Sentinel):
@@ -79,19 +74,14 @@ class AsyncSentinel(_Discovery, redis.asyncio.sentinel.Sentinel):
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         """Same as Sentinel.discover_master."""
-        failure: redis.RedisError | None = None
+        failures: list[redis.RedisError | None] = [None]
         for sentinel in self._in_order():
             try:
-                masters = await sentinel.sentinel_masters()
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                failure = error
-            else:
-                if address := self._address(sentinel, masters, service_name):
+                if address := self._address(sentinel, await sentinel.sentinel_masters(), service_name):
                     return address
-        try:
-            raise redis.asyncio.sentinel.MasterNotFoundError from failure
-        finally:
-            failure = None  # its traceback holds this frame
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                failures = [error]
+        raise redis.asyncio.sentinel.MasterNotFoundError from failures.pop()  # same as above
 
 
 class _Trust:

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import ssl
+import traceback
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -19,20 +20,9 @@ from redis.sentinel import MasterNotFoundError
 
 from redis_sessions.errors import AccessDenied, CorruptValue, SessionStoreError, StoreUnavailable
 
-# Codes of a server that can't serve now, and whether waiting a moment may help.
-_NOT_NOW: Final = {
-    "LOADING": True,
-    "BUSY": True,
-    "MASTERDOWN": True,
-    "CLUSTERDOWN": True,
-    "TRYAGAIN": True,
-    "MOVED": True,
-    "ASK": True,
-    "READONLY": True,
-    "NOREPLICAS": True,
-    "OOM": False,
-    "MISCONF": False,
-}
+# Codes of a server that can't serve now: where waiting a moment may help, and where it does not.
+_PASSING: Final = {"LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "READONLY", "NOREPLICAS"}
+_LASTING: Final = {"OOM", "MISCONF"}
 _DENIED: Final = {
     "NOAUTH": (
         "asks for a user and a password",
@@ -43,26 +33,20 @@ _DENIED: Final = {
 }
 _CODES_BY_CLASS: Final = (
     (redis_errors.AuthenticationError, "WRONGPASS"),
-    (redis_errors.AuthorizationError, "NOPERM"),
-    (redis_errors.NoPermissionError, "NOPERM"),
+    (redis_errors.AuthorizationError | redis_errors.NoPermissionError, "NOPERM"),
     (redis_errors.BusyLoadingError, "LOADING"),
     (redis_errors.OutOfMemoryError, "OOM"),
     (redis_errors.ReadOnlyError, "READONLY"),
     (redis_errors.MasterDownError, "MASTERDOWN"),
     (redis_errors.ClusterDownError, "CLUSTERDOWN"),
-    (redis_errors.TryAgainError, "TRYAGAIN"),
-    # redis-py gave up after too many redirections: slots are being migrated.
-    (redis_errors.ClusterError, "TRYAGAIN"),
+    # A ClusterError: redis-py gave up after too many redirections, since slots are being migrated.
+    (redis_errors.TryAgainError | redis_errors.ClusterError, "TRYAGAIN"),
     (redis_errors.MovedError, "MOVED"),
     (redis_errors.AskError, "ASK"),
 )
 # What waiting doesn't help: how the server or redis-py says it, how we do, and the remedy.
 _SETTLED: Final = (
-    (
-        "cluster support disabled",
-        "is not a cluster",
-        "write redis:// in place of redis+cluster://",
-    ),
+    ("cluster support disabled", "is not a cluster", "write redis:// in place of redis+cluster://"),
     (
         r"unknown command .SENTINEL\b",
         "is not a Sentinel",
@@ -114,55 +98,59 @@ class Translation(NamedTuple):
 def translate(error: Exception, key: str | None, address: str, *, cluster: bool = False) -> Translation | None:
     """Translate an error of redis-py or of the operating system; None if it is neither.
 
-    Args:
-        error: what was raised.
-        key: the conversation it was about, if one.
-        address: of the server, for the message; holds no secret.
-        cluster: whether a cluster client raised it.
+    Args: what was raised; the conversation and the server it was about, for the message; whether it is a cluster client's.
     """
+    found = _read(error, key, address, cluster=cluster)
+    if found is None:
+        return None
+    kind, message, remedy, passing = found
+    unsent = isinstance(error, redis_errors.MaxConnectionsError)
+    return Translation(kind(message, key=key, remedy=remedy), passing, unsent)
+
+
+def _read(
+    error: Exception, key: str | None, address: str, *, cluster: bool
+) -> tuple[type[SessionStoreError], str, str, bool] | None:
+    """The kind of our error, its message and remedy, and whether the same command may succeed a moment later."""
     if not isinstance(error, _EXPECTED):
-        return _unexpected(error, key, address, cluster=cluster)
+        if isinstance(error, RuntimeError) and _OTHER_LOOP.search(str(error)):
+            remedy = "make one AsyncSessionStore for each event loop, and close it there"
+            return SessionStoreError, f"the connection to {address} belongs to another event loop", remedy, False
+        if cluster and isinstance(error, _MISTAKES) and _raised_by_redis_py(error):
+            confused = f"the client was confused by changes of the cluster at {address} ({type(error).__name__})"
+            return StoreUnavailable, confused, "try again when the changes have ended", True
+        return None
     if isinstance(error, redis_errors.MaxConnectionsError):
-        crowded = StoreUnavailable(
-            f"all connections to {address} are in use", key=key, remedy="raise max_connections, or use fewer threads"
-        )
-        return Translation(crowded, passing=True, unsent=True)
+        remedy = "raise max_connections, or use fewer threads"
+        return StoreUnavailable, f"all connections to {address} are in use", remedy, True
     for pattern, words, remedy in _SETTLED:
         if any(re.search(pattern, str(cause)) for cause in _chain(error)):
-            return Translation(StoreUnavailable(f"{address} {words}", key=key, remedy=remedy), passing=False)
+            return StoreUnavailable, f"{address} {words}", remedy, False
     code = _code(error)
     if isinstance(error, _BECAUSE):
         code = next((cause for cause in map(_code, _chain(error)) if cause in _DENIED), None)
     if code in _DENIED:
-        denied, remedy = _DENIED[code]
-        if code == "NOPERM":
-            denied = f"{denied} {_not_granted(error)}"
-        return Translation(AccessDenied(f"{address} {denied} ({code})", key=key, remedy=remedy), False)
-    if code in _NOT_NOW:
-        return Translation(
-            StoreUnavailable(f"{address} can't serve now ({code})", key=key, remedy="look at the server's log"),
-            _NOT_NOW[code],
-        )
+        words, remedy = _DENIED[code]
+        words += f" {_not_granted(error)}" if code == "NOPERM" else ""
+        return AccessDenied, f"{address} {words} ({code})", remedy, False
+    if code in _PASSING | _LASTING:
+        return StoreUnavailable, f"{address} can't serve now ({code})", "look at the server's log", code in _PASSING
     if isinstance(error, redis_errors.InvalidResponse):
-        garbled = StoreUnavailable(
-            f"{address} answers, but not as Redis does", key=key, remedy="check that the URL names a Redis server"
-        )
-        return Translation(garbled, passing=True)
+        remedy = "check that the URL names a Redis server"
+        return StoreUnavailable, f"{address} answers, but not as Redis does", remedy, True
     if isinstance(error, _UNREACHED):
-        wrong_certificate = _tls_refused(error)
-        words = "TLS failed" if wrong_certificate else _socket_words(error)
-        remedy = "check its certificate and yours" if wrong_certificate else _remedy(error)
-        return Translation(
-            StoreUnavailable(f"{address} can't be reached ({words})", key=key, remedy=remedy), not wrong_certificate
-        )
+        if _tls_refused(error):
+            return StoreUnavailable, f"{address} can't be reached (TLS failed)", "check its certificate and yours", False
+        words = _socket_words(error)
+        # A server without TLS lets a handshake time out, one with TLS hangs up on a client without.
+        scheme = "that it runs, and that the URL says rediss:// if that port speaks TLS, and redis:// if not"
+        remedy = f"check {scheme if words in (_SILENT, _HUNG_UP) else 'the URL and that it runs'}"
+        return StoreUnavailable, f"{address} can't be reached ({words})", remedy, True
     if code == "WRONGTYPE" or "not an integer" in str(error):
         what = "a counter is not an integer" if key is None else f"the key of conversation {key!r} is not a string"
-        return Translation(CorruptValue(what, key=key, remedy="find out who wrote it, and delete it"), False)
+        return CorruptValue, what, "find out who wrote it, and delete it", False
     said = code or type(error).__name__
-    return Translation(
-        SessionStoreError(f"{address} refused a command ({said})", key=key, remedy="check the server's version and log"),
-        False,
-    )
+    return SessionStoreError, f"{address} refused a command ({said})", "check the server's version and log", False
 
 
 def answers(error: redis_errors.ResponseError) -> bool:
@@ -173,31 +161,9 @@ def answers(error: redis_errors.ResponseError) -> bool:
     return _code(error) == "MISCONF"
 
 
-def _unexpected(error: Exception, key: str | None, address: str, *, cluster: bool) -> Translation | None:
-    if isinstance(error, RuntimeError) and _OTHER_LOOP.search(str(error)):
-        elsewhere = SessionStoreError(
-            f"the connection to {address} belongs to another event loop",
-            key=key,
-            remedy="make one AsyncSessionStore for each event loop, and close it there",
-        )
-        return Translation(elsewhere, passing=False)
-    if cluster and isinstance(error, _MISTAKES) and _raised_by_redis_py(error):
-        confused = StoreUnavailable(
-            f"the client was confused by changes of the cluster at {address} ({type(error).__name__})",
-            key=key,
-            remedy="try again when the changes have ended",
-        )
-        return Translation(confused, passing=True)
-    return None
-
-
 def _raised_by_redis_py(error: Exception) -> bool:
-    module = ""
-    traceback = error.__traceback__
-    while traceback is not None:
-        module = traceback.tb_frame.f_globals.get("__name__", "")
-        traceback = traceback.tb_next
-    return module.split(".")[0] == "redis"
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(modules) and modules[-1].split(".")[0] == "redis"
 
 
 def _code(error: BaseException) -> str | None:
@@ -233,13 +199,6 @@ def _tls_refused(error: Exception) -> bool:
         isinstance(cause, CutOff) or (isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError))
         for cause in _chain(error)
     )
-
-
-def _remedy(error: Exception) -> str:
-    # A server without TLS lets a handshake time out, one with TLS hangs up on a client without.
-    if _socket_words(error) in (_SILENT, _HUNG_UP):
-        return "check that it runs, and that the URL says rediss:// if that port speaks TLS, and redis:// if not"
-    return "check the URL and that it runs"
 
 
 def _socket_words(error: Exception) -> str:

@@ -27,7 +27,6 @@ _SCHEMES: Mapping[str, tuple[Kind, bool]] = {
     "redis+cluster": ("cluster", False),
     "rediss+cluster": ("cluster", True),
 }
-_DEFAULT_PORTS: Mapping[Kind, int] = {"standalone": 6379, "cluster": 6379, "sentinel": 26379}
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 # What Sentinel accepts as a name. Anything else may be part of a password with an unescaped slash.
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
@@ -38,27 +37,17 @@ _SHAPES = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a store lives. Its repr shows no password.
-
-    Attributes:
-        kind: how it is reached.
-        hosts: (host, port) pairs; empty for a unix socket.
-        path: of the unix socket, else "".
-        database: number, 0 on a cluster.
-        service: name of the primary that Sentinel watches, else "".
-        tls: whether to speak TLS.
-        tls_files: CA, certificate and key files by their redis-py names.
-    """
+    """Where a store lives. Its repr shows no password."""
 
     kind: Kind
-    hosts: tuple[tuple[str, int], ...] = ()
-    path: str = ""
+    hosts: tuple[tuple[str, int], ...] = ()  # with their ports; empty for a unix socket
+    path: str = ""  # of the unix socket
     database: int = 0
-    service: str = ""
+    service: str = ""  # name of the primary that Sentinel watches
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: bool = False
-    tls_files: Mapping[str, str] = field(default_factory=dict)
+    tls_files: Mapping[str, str] = field(default_factory=dict)  # CA, certificate and key by their redis-py names
 
     @property
     def address(self) -> str:
@@ -101,7 +90,8 @@ def _parse(url: str) -> Target:
             # Behind an '@', what looks like an option may be the rest of a password.
             name = "an option" if "@" in parts.query else f"the option {option[:40]!r}"
             raise _refused(f"has {name}, which is not allowed there; in a password write '?' as %3F")
-    user, password, location = _credentials(parts.netloc)
+    login, _, location = parts.netloc.rpartition("@")
+    user, password = (unquote(part) or None for part in login.partition(":")[::2])
     path = unquote(parts.path)
     if kind == "unix":
         if location or not path.startswith("/"):
@@ -109,7 +99,7 @@ def _parse(url: str) -> Target:
         if "@" in parts.netloc and "@" in parts.path:
             raise _refused("has two '@'; in a password or path write '@' as %40")
         return Target(kind, path=path, database=_database(options.get("db", "")), username=user, password=password)
-    hosts = tuple(_host(item, _DEFAULT_PORTS[kind]) for item in location.split(","))
+    hosts = tuple(_host(item, 26379 if kind == "sentinel" else 6379) for item in location.split(","))
     if kind == "standalone" and len(hosts) > 1:
         raise _refused("names more than one host; use redis+cluster:// or redis+sentinel://")
     segments = path.strip("/").split("/") if path.strip("/") else []
@@ -135,14 +125,6 @@ def _parse(url: str) -> Target:
         tls=tls,
         tls_files={name: options[name] for name in _TLS_OPTIONS if name in options},
     )
-
-
-def _credentials(netloc: str) -> tuple[str | None, str | None, str]:
-    login, at, location = netloc.rpartition("@")
-    if not at:
-        return None, None, location
-    user, _, password = login.partition(":")
-    return unquote(user) or None, unquote(password) or None, location
 
 
 def _host(item: str, default_port: int) -> tuple[str, int]:

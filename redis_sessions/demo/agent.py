@@ -32,8 +32,11 @@ def main(arguments: list[str]) -> int:
         os.makedirs(directory, mode=0o700, exist_ok=True)
     journal = options.get("journal")
     with open(f"{locks}/{options['conversation']}", "ab") as lock:
-        alone = _lock(lock.fileno())
-        if not alone:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = "true"
+        except BlockingIOError:
+            alone = "false"
             _note(journal, "double")
         _forget(sessions, int(options["keeps-ms"]))
         asked = options.get("resume")
@@ -51,17 +54,9 @@ def main(arguments: list[str]) -> int:
             turns = session.tell()
         sys.stdout.write(
             '{"type": "result", "subtype": "success", "is_error": false, '
-            f'"session_id": "{session_id}", "num_turns": {turns}, "alone": {"true" if alone else "false"}}}\n'
+            f'"session_id": "{session_id}", "num_turns": {turns}, "alone": {alone}}}\n'
         )
     return 0
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _forget(sessions: str, keeps_ms: int) -> None:

@@ -14,14 +14,14 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from redis_sessions.client import execute
 from redis_sessions.client import url as urls
 from redis_sessions.demo.plan import AGENT_KEEPS_MS, AGENT_WORKS_MS, MAX_AGE_MS, SEED, PlannedTurn, plan
-from redis_sessions.demo.processes import DemoError, Fleet
+from redis_sessions.demo.processes import DemoError, run_workers
 from redis_sessions.demo.results import Course, DemoFigures, Imported, ImportedEntry, RunFigures
 from redis_sessions.demo.view import LiveView
 from redis_sessions.errors import InvalidSettings, SessionStoreError
@@ -40,10 +40,10 @@ IMPORTED, WITHOUT, WITH = "imported", "without-expiry", "with-expiry"
 
 
 class _Stage(NamedTuple):
-    """What both runs share: the server, the first part of the namespaces, a directory for files, the plan, the view."""
+    """What both runs share."""
 
     url: str
-    namespace: str
+    namespace: str  # the first part of those in which it writes
     directory: Path
     shares: list[list[PlannedTurn]]
     view: LiveView
@@ -146,35 +146,32 @@ def _run(stage: _Stage, title: str, name: str, max_age_ms: int) -> RunFigures:
     journal = agent / "journal"
     arguments = [f"--namespace={settings.namespace}", f"--max-age-ms={max_age_ms}", f"--agent-dir={agent}"]
     arguments += [f"--agent-keeps-ms={AGENT_KEEPS_MS}", f"--agent-works-ms={AGENT_WORKS_MS}", f"--journal={journal}"]
-    with Fleet(arguments, stage.url, stage.shares, agent / "log") as fleet:
-        for reported in fleet.events():
+    with closing(run_workers(arguments, stage.url, stage.shares, agent / "log")) as events:
+        for reported in events:
             if stage.stop.is_set():
                 raise DemoError("it was stopped")
-            if reported is None:
-                stage.view.update()
-            else:
+            if reported is not None:
                 course.add(*reported)
-    stage.view.update()
+            stage.view.update()
     now_s = time.time()
     with SessionStore.from_url(stage.url, settings) as store:
         live = {row.session_id for row in store.sessions()}
         report = store.report()
     known = {file.name for file in (agent / "sessions").iterdir() if file.stat().st_mtime > now_s - AGENT_KEEPS_MS / 1000}
-    return RunFigures(session_max_age_ms=max_age_ms, **course.figures(report, journal.read_text(), live, known))
+    return course.figures(max_age_ms, report, journal.read_text(), live, known)
 
 
 def _remove(url: str, namespace: str, conversations: set[str], view: LiveView) -> None:
     """Delete every key that the demo may have written, by name: the server belongs to somebody else."""
-    for name in (IMPORTED, WITHOUT, WITH):
-        keys = Keys(f"{namespace}.{name}")
-        names = [keys.counter(counter) for counter in COUNTERS]
-        names += [make(key) for key in conversations for make in (keys.session_id, keys.lease)]
-        try:
-            with SessionStore.from_url(url) as store:
+    try:
+        with SessionStore.from_url(url) as store:
+            for name in (IMPORTED, WITHOUT, WITH):
+                keys = Keys(f"{namespace}.{name}")
+                names = [keys.counter(counter) for counter in COUNTERS]
+                names += [make(key) for key in conversations for make in (keys.session_id, keys.record, keys.lease)]
                 execute.run(store.client, _deletion(names))
-        except SessionStoreError as error:
-            view.say(f"keys of namespace {namespace} were left behind: {error}")
-            return
+    except SessionStoreError as error:
+        view.say(f"keys of namespace {namespace} were left behind: {error}")
 
 
 def _deletion(names: list[bytes]) -> Op[None]:

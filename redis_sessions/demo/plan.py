@@ -29,12 +29,7 @@ _ROLES: Final = ("reviewer", "author", "triage")
 
 
 class PlannedTurn(NamedTuple):
-    """One turn to run.
-
-    Attributes:
-        at_ms: when, in milliseconds after the start of the run.
-        key: the conversation.
-    """
+    """A turn of conversation `key` to run at `at_ms` milliseconds after the start of the run."""
 
     at_ms: int
     key: str

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from redis_sessions.demo.plan import PlannedTurn
 from redis_sessions.demo.worker import Event
@@ -17,53 +17,29 @@ from redis_sessions.operations.report import Report
 WAYS: Final = ("resumed", "fresh", "restarted", "failed")
 
 
-class _Figures(BaseModel):
-    model_config = ConfigDict(frozen=True)
+class RunFigures(BaseModel, frozen=True):
+    """One run of the plan; resumed + fresh + restarted + failed = dispatches."""
 
-
-class RunFigures(_Figures):
-    """One run of the plan; resumed + fresh + restarted + failed = dispatches.
-
-    Attributes:
-        session_max_age_ms: how long Redis kept an unused ID, in milliseconds.
-        dispatches: turns that were run.
-        resumed: of these, those that resumed the conversation's session.
-        fresh: those that started a new session, since no ID was known.
-        restarted: those that started a new session after the agent had refused to resume the old one.
-        failed: those that failed.
-        failures: the first few of them, a line each.
-        wasted_resumes: attempts to resume that the agent refused, from the agent's own journal.
-        wasted_ms: how long those attempts took the workers, in milliseconds.
-        waited_for_lease: turns that waited for another worker's turn of the same conversation.
-        double_runs: turns that ran at the same time as another one of their conversation, seen by the agent.
-        agent_starts: how often the agent was started.
-        live_ids: session IDs in Redis at the end of the run.
-        live_ids_gone: of these, those whose session the agent had forgotten by then.
-        late_ms: how long after its planned time a turn began at worst, in milliseconds.
-        duration_ms: the run, in milliseconds.
-        report: the store's own report at the end of the run.
-    """
-
-    session_max_age_ms: int
-    dispatches: int
-    resumed: int
-    fresh: int
-    restarted: int
+    session_max_age_ms: int  # how long Redis kept an unused ID
+    dispatches: int  # turns that were run
+    resumed: int  # of these, those that resumed the conversation's session
+    fresh: int  # those that started a new session, since no ID was known
+    restarted: int  # those that started a new session after the agent had refused to resume the old one
     failed: int
-    failures: tuple[str, ...]
-    wasted_resumes: int
-    wasted_ms: int
-    waited_for_lease: int
-    double_runs: int
+    failures: tuple[str, ...]  # the first few of them, a line each
+    wasted_resumes: int  # attempts to resume that the agent refused, from the agent's own journal
+    wasted_ms: int  # how long those attempts took the workers
+    waited_for_lease: int  # turns that waited for another worker's turn of the same conversation
+    double_runs: int  # turns that ran at the same time as another one of their conversation, seen by the agent
     agent_starts: int
-    live_ids: int
-    live_ids_gone: int
-    late_ms: int
+    live_ids: int  # session IDs in Redis at the end of the run
+    live_ids_gone: int  # of these, those whose session the agent had forgotten by then
+    late_ms: int  # how long after its planned time a turn began at worst
     duration_ms: int
-    report: Report
+    report: Report  # the store's own, at the end of the run
 
 
-class ImportedEntry(_Figures):
+class ImportedEntry(BaseModel, frozen=True):
     """One entry of the legacy file; the verdict is "imported", "expired", or why it was rejected."""
 
     key: str
@@ -71,7 +47,7 @@ class ImportedEntry(_Figures):
     verdict: str
 
 
-class Imported(_Figures):
+class Imported(BaseModel, frozen=True):
     """The import of the legacy file; `again` is the same import a second time."""
 
     result: ImportResult
@@ -80,7 +56,7 @@ class Imported(_Figures):
     report: Report
 
 
-class DemoFigures(_Figures):
+class DemoFigures(BaseModel, frozen=True):
     """All figures of the demo; `agent_keeps_ms` is how long the agent keeps an unused session, in milliseconds."""
 
     server: str
@@ -101,40 +77,25 @@ class DemoFigures(_Figures):
 
 @dataclass(slots=True)
 class Mark:
-    """A turn on the time line of its conversation.
-
-    Attributes:
-        key: the conversation.
-        at_ms: when the turn began, in milliseconds after the run did.
-        sign: `runs` or `waits`; at the end `resumed`, `waited` (resumed after waiting), `fresh`, `restarted` or `failed`.
-    """
+    """A turn on the time line of its conversation, which began `at_ms` milliseconds after the run did."""
 
     key: str
     at_ms: int
-    sign: str
+    sign: str  # `runs` or `waits`; at the end one of WAYS, or `waited`: resumed after waiting
 
 
 class Course:
-    """What the workers have reported of one run so far.
-
-    Attributes:
-        keys: its conversations, in the order of their first turns.
-        turns: how many turns are planned.
-        length_ms: when the last of them is to begin, in milliseconds after the start.
-        ways: how many turns ended how: `resumed`, `fresh`, `restarted`, `failed`.
-        marks: every turn that has begun.
-        failures, waited, wasted_ms, late_ms, duration_ms: as in `RunFigures`.
-    """
+    """What the workers have reported of one run so far."""
 
     def __init__(self, shares: list[list[PlannedTurn]]) -> None:
         plan = sorted(turn for share in shares for turn in share)
         self.keys = list(dict.fromkeys(turn.key for turn in plan))
         self.turns = len(plan)
         self.length_ms = plan[-1].at_ms
-        self.ways = Counter(dict.fromkeys(WAYS, 0))
+        self.ways = Counter(dict.fromkeys(WAYS, 0))  # how many turns ended how
         self.marks: list[Mark] = []
         self.failures: list[str] = []
-        self.waited = self.wasted_ms = self.late_ms = self.duration_ms = 0
+        self.waited = self.wasted_ms = self.late_ms = self.duration_ms = 0  # as in `RunFigures`
         self._began_s: float | None = None
         self._current: dict[int, Mark] = {}
 
@@ -157,24 +118,26 @@ class Course:
             self.late_ms = max(self.late_ms, event.late_ms)
             self.failures += [f"{event.key}: {event.error}"] if event.error else []
 
-    def figures(self, report: Report, journal: str, live: set[str], known: set[str]) -> dict[str, Any]:
-        """The fields of `RunFigures` except the max age.
+    def figures(self, max_age_ms: int, report: Report, journal: str, live: set[str], known: set[str]) -> RunFigures:
+        """The figures of a run that has ended.
 
-        Args: the store's report; what the agent noted at its starts; the session IDs that Redis, and the agent, still have.
+        Args: the max age; the store's report; what the agent noted at its starts; the session IDs that Redis, and the
+        agent, still have.
         """
         words = Counter(journal.split())
-        return {
+        return RunFigures(
+            session_max_age_ms=max_age_ms,
             **self.ways,
-            "dispatches": self.ways.total(),
-            "failures": tuple(self.failures[:5]),
-            "wasted_resumes": words["gone"],
-            "wasted_ms": self.wasted_ms,
-            "waited_for_lease": self.waited,
-            "double_runs": words["double"],
-            "agent_starts": words["fresh"] + words["resumed"] + words["gone"],
-            "live_ids": len(live),
-            "live_ids_gone": len(live - known),
-            "late_ms": self.late_ms,
-            "duration_ms": self.duration_ms,
-            "report": report,
-        }
+            dispatches=self.ways.total(),
+            failures=tuple(self.failures[:5]),
+            wasted_resumes=words["gone"],
+            wasted_ms=self.wasted_ms,
+            waited_for_lease=self.waited,
+            double_runs=words["double"],
+            agent_starts=words["fresh"] + words["resumed"] + words["gone"],
+            live_ids=len(live),
+            live_ids_gone=len(live - known),
+            late_ms=self.late_ms,
+            duration_ms=self.duration_ms,
+            report=report,
+        )

@@ -41,6 +41,19 @@ _SIGNS: Final = {
 }
 
 
+# What the table at the end shows of each run.
+_ROWS: Final = {
+    "Redis keeps an unused ID": "session_max_age_ms",
+    "resumed": "resumed",
+    "started fresh": "fresh",
+    "resume refused, then fresh": "restarted",
+    "time the refusals took": "wasted_ms",
+    "failed": "failed",
+    "waited for another worker": "waited_for_lease",
+    "double runs": "double_runs",
+}
+
+
 class LiveView:
     """Progress on stderr while the block runs: time lines at a terminal, elsewhere a plain line per quarter of a run."""
 
@@ -109,9 +122,8 @@ class LiveView:
         return table
 
     def _in_short(self, course: Course) -> Text:
-        signs = [(course.ways[way], _SIGNS[way]) for way in WAYS if course.ways[way]]
-        parts = [(f" {number}{self._glyph(sign)}", sign.style) for number, sign in signs]
         done = (f"{course.ways.total()}/{course.turns}", "bold")
+        parts = [self._sign(_SIGNS[way], f" {course.ways[way]}") for way in WAYS if course.ways[way]]
         return Text.assemble(done, *parts, no_wrap=True, overflow="ellipsis")
 
     def _strips(self, course: Course, width: int) -> dict[str, Text]:
@@ -124,14 +136,13 @@ class LiveView:
             while at < width - 1 and strip[at].glyph != " ":
                 at += 1
             strip[at] = _SIGNS[mark.sign]
-        return {key: Text.assemble(*((self._glyph(sign), sign.style) for sign in strip)) for key, strip in strips.items()}
+        return {key: Text.assemble(*map(self._sign, strip)) for key, strip in strips.items()}
 
-    def _glyph(self, sign: _Sign) -> str:
-        return sign.ascii if self._console.options.ascii_only else sign.glyph
+    def _sign(self, sign: _Sign, before: str = "") -> tuple[str, str]:
+        return before + (sign.ascii if self._console.options.ascii_only else sign.glyph), sign.style
 
     def _legend(self) -> Text:
-        signs = [sign for sign in _SIGNS.values() if sign.meaning]
-        pairs = [((self._glyph(sign), sign.style), (f" {sign.meaning}  ", "dim")) for sign in signs]
+        pairs = [(self._sign(sign), (f" {sign.meaning}  ", "dim")) for sign in _SIGNS.values() if sign.meaning]
         return Text.assemble(*(part for pair in pairs for part in pair))
 
 
@@ -143,8 +154,12 @@ def show(figures: DemoFigures) -> None:
     table.add_column(f"{count(figures.turns, 'turn')}, {count(figures.workers, 'worker')}", header_style="dim")
     for name in ("without expiry", "with expiry"):
         table.add_column(name, justify="right")
-    for name, *values in _rows(figures):
-        table.add_row(name, *values, style="bold" if name.startswith("resume refused") else "")
+    table.add_row("agent keeps an unused session", *[duration(figures.agent_keeps_ms)] * len(runs))
+    for name, field in _ROWS.items():
+        values = [getattr(run, field) for run in runs]
+        if any(values) or field != "failed":
+            shown = map(duration if field.endswith("_ms") else str, values)
+            table.add_row(name, *shown, style="bold" if field == "restarted" else "")
     # Elsewhere than at a terminal a sentence stays on one line, for grep and for logs.
     fold = console.is_terminal
     console.print(Text(_headline(figures), "bold"), soft_wrap=not fold)
@@ -173,20 +188,6 @@ def _headline(figures: DemoFigures) -> str:
     if without > expiring:
         return f"{tried}: at {START_S} s a start, {(without - expiring) * START_S} s of waiting saved."
     return f"{tried}: nothing was saved in this run. Try more --turns."
-
-
-def _rows(figures: DemoFigures) -> Iterator[tuple[str, ...]]:
-    runs = (figures.without_expiry, figures.with_expiry)
-    yield "agent keeps an unused session", *(duration(figures.agent_keeps_ms) for _ in runs)
-    yield "Redis keeps an unused ID", *(duration(run.session_max_age_ms) for run in runs)
-    yield "resumed", *(str(run.resumed) for run in runs)
-    yield "started fresh", *(str(run.fresh) for run in runs)
-    yield "resume refused, then fresh", *(str(run.restarted) for run in runs)
-    yield "time the refusals took", *(duration(run.wasted_ms) for run in runs)
-    if any(run.failed for run in runs):
-        yield "failed", *(str(run.failed) for run in runs)
-    yield "waited for another worker", *(str(run.waited_for_lease) for run in runs)
-    yield "double runs", *(str(run.double_runs) for run in runs)
 
 
 def _notes(figures: DemoFigures) -> Iterator[str]:

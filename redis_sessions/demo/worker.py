@@ -23,9 +23,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, CalledProcessError, Popen, SubprocessError
@@ -41,32 +40,18 @@ AGENT_TIMEOUT_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What a worker reports.
-
-    Attributes:
-        what: `ready`; of a turn: `began`, `waits` for the lease, `done`, `failed`.
-        key: the conversation.
-        how: "resumed", "fresh" or "restarted", once done.
-        session_id: the ID that the next turn is to resume.
-        late_ms: how long after its planned time the turn began.
-        took_ms: how long the whole turn took.
-        waited: the turn waited for the lease.
-        wasted_ms: how long the agent took to refuse to resume.
-        saved: Redis now holds the session ID.
-        alone: the agent saw no other run of this conversation at the same time.
-        error: what went wrong, one line.
-    """
+    """What a worker reports: that it is ready, or how far the turn of a conversation is."""
 
     what: Literal["ready", "began", "waits", "done", "failed"]
     key: str = ""
-    how: str = ""
-    session_id: str | None = None
-    late_ms: int = 0
+    how: str = ""  # "resumed", "fresh" or "restarted", once done
+    session_id: str | None = None  # the ID that the next turn is to resume
+    late_ms: int = 0  # how long after its planned time the turn began
     took_ms: int = 0
-    waited: bool = False
-    wasted_ms: int = 0
-    saved: bool = False
-    alone: bool = True
+    waited: bool = False  # for the lease
+    wasted_ms: int = 0  # how long the agent took to refuse to resume
+    saved: bool = False  # Redis now holds the session ID
+    alone: bool = True  # the agent saw no other run of this conversation at the same time
     error: str = ""
 
     def line(self) -> str:
@@ -76,59 +61,45 @@ class Event:
             return f"{now} failed conversation={self.key} took_ms={self.took_ms} error={self.error!r}"
         if self.what != "done":
             return ""
-        waited, saved, alone = ("yes" if fact else "no" for fact in (self.waited, self.saved, self.alone))
-        return (
-            f"{now} {self.how} conversation={self.key} session={self.session_id} took_ms={self.took_ms} "
-            f"waited={waited} saved={saved} alone={alone}"
-        )
-
-
-class StopHandler:
-    """Signal handler that ends the worker by SystemExit, once: a second signal must not interrupt the way out."""
-
-    def __init__(self) -> None:
-        self._asked = self._postponed = False
-
-    def __call__(self, *_: object) -> None:
-        asked, self._asked = self._asked, True
-        if not (asked or self._postponed):
-            raise SystemExit(0)
-
-    @contextmanager
-    def postponed(self) -> Iterator[None]:
-        """Raise at the end of the block rather than in it. A signal mask would not do: threads of the store take signals."""
-        self._postponed = True
-        try:
-            yield
-        finally:
-            self._postponed = False
-        if self._asked:
-            raise SystemExit(0)
+        facts = (f"{name}={'yes' if getattr(self, name) else 'no'}" for name in ("waited", "saved", "alone"))
+        done = f"{now} {self.how} conversation={self.key} session={self.session_id} took_ms={self.took_ms}"
+        return " ".join((done, *facts))
 
 
 @dataclass
 class Worker:
-    """Runs one turn after the other, as the options of `parser` say, and passes each event to `report`."""
+    """Runs one turn after the other, as the options of `parser` say."""
 
-    store: SessionStore
     options: argparse.Namespace
-    report: Callable[[Event], None]
-    stop: StopHandler
+    store: SessionStore = field(init=False)
+    _stopping: bool = False
+    _starting_agent: bool = False
+
+    def stop(self, *_: object) -> None:
+        """Handle a signal by SystemExit, once: a second one must not interrupt the way out."""
+        first, self._stopping = not self._stopping, True
+        if first and not self._starting_agent:
+            raise SystemExit(0)
+
+    def report(self, event: Event) -> None:
+        """Print an event: as JSON for the demo, as a line of a log for people."""
+        if line := json.dumps(asdict(event)) if self.options.plan_from_stdin else event.line():
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
 
     def run_turn(self, key: str, late_ms: int = 0) -> bool:
         """Run one turn of a conversation and report how it went. False if it failed."""
         event = Event(what="began", key=key, late_ms=late_ms)
         self.report(event)
         began_s = time.monotonic()
-        waited, wasted_ms = False, 0
 
         def run(session_id: str | None) -> Turn[bool]:
-            nonlocal wasted_ms
+            nonlocal event
             asked_s = time.monotonic()
             try:
                 return self._run_agent(key, session_id)
             except CalledProcessError:
-                wasted_ms += ms_since(asked_s) if session_id else 0
+                event = replace(event, wasted_ms=event.wasted_ms + (ms_since(asked_s) if session_id else 0))
                 raise
 
         try:
@@ -136,16 +107,16 @@ class Worker:
                 result = self.store.resume(key, run)
             except LeaseHeld:
                 # Two calls only so that the waiting can be shown.
-                waited = True
-                self.report(replace(event, what="waits"))
+                event = replace(event, what="waits", waited=True)
+                self.report(event)
                 result = self.store.resume(key, run, wait_ms=self.options.wait_ms)
         except (SessionStoreError, SubprocessError, OSError) as error:
             text = str(error.stderr if isinstance(error, CalledProcessError) else error).strip()
             text = f"{type(error).__name__}: {ascii(text)[1:-1][-200:]}"
-            self.report(replace(event, what="failed", took_ms=ms_since(began_s), waited=waited, error=text))
+            self.report(replace(event, what="failed", took_ms=ms_since(began_s), error=text))
             return False
         done = replace(event, what="done", how=result.how, session_id=result.session_id, saved=result.saved)
-        self.report(replace(done, alone=result.value, took_ms=ms_since(began_s), waited=waited, wasted_ms=wasted_ms))
+        self.report(replace(done, alone=result.value, took_ms=ms_since(began_s)))
         return True
 
     def _run_agent(self, key: str, session_id: str | None) -> Turn[bool]:
@@ -157,10 +128,15 @@ class Worker:
         command += [f"--journal={options.journal}"] if options.journal else []
         command += [f"--resume={session_id}"] if session_id else []
         with ExitStack() as stack:
-            # An agent that was started but is not known yet would run on.
-            with self.stop.postponed():
+            # An agent that was started but is not known yet would run on. A signal mask would not do: the store has threads.
+            self._starting_agent = True
+            try:
                 agent = stack.enter_context(Popen(command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, text=True))
                 stack.callback(agent.kill)
+            finally:
+                self._starting_agent = False
+            if self._stopping:
+                raise SystemExit(0)
             stdout, stderr = agent.communicate(timeout=AGENT_TIMEOUT_S)
         if agent.returncode != 0:
             raise CalledProcessError(agent.returncode, command, stdout, stderr)
@@ -171,12 +147,6 @@ class Worker:
 def ms_since(then_s: float) -> int:
     """Milliseconds that have passed since a time of `time.monotonic()`."""
     return round((time.monotonic() - then_s) * 1000)
-
-
-def _put(line: str) -> None:
-    if line:
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
 
 
 def _follow_plan(worker: Worker) -> None:
@@ -235,9 +205,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Work, and return the exit code: 0 when done or stopped, 2 for arguments that can't be used."""
     options = parser().parse_args(arguments)
-    stop = StopHandler()
+    worker = Worker(options)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, worker.stop)
     # Warnings of the store go to stderr, with the same times as the lines on stdout.
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(format="%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
@@ -245,11 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = StoreSettings(namespace=options.namespace, session_max_age_ms=options.max_age_ms)
         password = read_password(Path(file) if file else None)
-        with SessionStore.from_url(options.url, settings, password=password) as store:
-            if options.plan_from_stdin:
-                _follow_plan(Worker(store, options, lambda event: _put(json.dumps(asdict(event))), stop))
-            else:
-                _work_until_stopped(Worker(store, options, lambda event: _put(event.line()), stop))
+        with SessionStore.from_url(options.url, settings, password=password) as worker.store:
+            (_follow_plan if options.plan_from_stdin else _work_until_stopped)(worker)
     except BrokenPipeError:
         # Nobody reads stdout any more; the interpreter must not try to flush it at exit.
         with suppress(OSError):

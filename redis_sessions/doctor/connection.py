@@ -7,10 +7,10 @@ import time
 from statistics import median
 from typing import Final
 
-from redis_sessions.acl import words
 from redis_sessions.doctor.findings import BROKEN, OK, WARNING, Outcome, check
 from redis_sessions.doctor.server import Examination, Fields, Server, named, number, text
 from redis_sessions.errors import SessionStoreError, StoreUnavailable
+from redis_sessions.operations.acl import words
 from redis_sessions.operations.command import Command, Op
 
 SLOW_MS: Final = 50

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from redis_sessions.errors import AccessDenied, SessionStoreError
 from redis_sessions.operations.command import Op
@@ -29,7 +29,7 @@ class Status(StrEnum):
     broken = "broken"
 
 
-class Finding(BaseModel):
+class Finding(BaseModel, frozen=True, defer_build=True):
     """The result of one check.
 
     Attributes:
@@ -40,8 +40,6 @@ class Finding(BaseModel):
         remedy: what fixes it, a command where there is one; None where there is nothing to do.
     """
 
-    model_config = ConfigDict(frozen=True, defer_build=True)
-
     check: str
     status: Status
     found: str
@@ -49,15 +47,13 @@ class Finding(BaseModel):
     remedy: str | None = None
 
 
-class Diagnosis(BaseModel):
+class Diagnosis(BaseModel, frozen=True, defer_build=True):
     """All findings, and how many there are of each status. It contains no secret.
 
     Attributes:
         findings: one for each check, in the order in which they are shown.
         broken, warnings, unknown, ok: how many findings have this status.
     """
-
-    model_config = ConfigDict(frozen=True, defer_build=True)
 
     findings: tuple[Finding, ...]
     broken: int

@@ -28,15 +28,14 @@ class Fields(dict[str, Any]):
 class Server:
     """One server. Whatever it is asked, it is asked once; a refusal is raised, as SessionStoreError, at each use.
 
-    Attributes:
-        handle: the cluster primary, as PRIMARIES gave it; None where there is only one server.
-        answers: results and errors so far, by the words of a command or the name of an operation.
-        away: the error if it can't be reached. Only a cluster goes on then; elsewhere it ends the examination.
+    `handle` is the cluster primary, as PRIMARIES gave it; None where there is only one server.
     """
 
     def __init__(self, handle: object = None, answers: Mapping[Any, Any] | None = None) -> None:
         self.handle = handle
+        # Results and errors so far, by the words of a command or the name of an operation.
         self.answers = dict(answers or {})
+        # The error if it can't be reached. Only a cluster goes on then; elsewhere it ends the examination.
         self.away: StoreUnavailable | None = None
 
     def once(self, name: object, op: Op[T]) -> Op[T]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from redis_sessions.errors import InvalidKey, InvalidSessionID, LegacyFileError
 from redis_sessions.keys import SESSION_ID, check_session_id, escape
@@ -24,14 +24,7 @@ _LOOKS_LIKE_SECONDS: Final = range(10**8, 10**11)
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 # Objects become tuples of (name, value), so that names that occur twice are not lost.
 _decode = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
-_SHAPES: Final = {
-    dict: "an object",
-    tuple: "an object",
-    list: "a list",
-    str: "text",
-    bool: "true or false",
-    type(None): "null",
-}
+_SHAPES: Final = {tuple: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
 
 _SPACE = r"[ \t\r\n]*"
 _SPACES = re.compile(_SPACE)
@@ -44,30 +37,19 @@ _USUAL = re.compile(
 
 
 class Entry(NamedTuple):
-    """One entry of a legacy file.
-
-    Attributes:
-        key: the conversation key as it stands in the file, valid or not.
-        session_id: the ID; "" if there is none.
-        used_at_ms: time of last use, milliseconds since 1970; None if the entry has none.
-        problem: why it can't be imported, or None.
-    """
+    """One entry of a legacy file, valid or not."""
 
     key: str
-    session_id: str
-    used_at_ms: int | None = None
-    problem: str | None = None
+    session_id: str  # "" if there is none
+    used_at_ms: int | None = None  # time of last use, milliseconds since 1970
+    problem: str | None = None  # why it can't be imported
 
 
 @dataclass(frozen=True, slots=True)
 class LegacyFile:
-    """A legacy file that is well-formed. Iterating gives each Entry in the order of the file, parsed again each time.
+    """A legacy file that is well-formed. Iterating gives each Entry in the order of the file, parsed again each time."""
 
-    Attributes:
-        mtime_ms: when the file was last written, milliseconds since 1970.
-    """
-
-    mtime_ms: int
+    mtime_ms: int  # when the file was last written, milliseconds since 1970
     _text: str = field(repr=False)
     _spans: array[int] = field(repr=False)  # where each pair begins and ends, flat
     _times: dict[str, int] = field(repr=False)  # how often a key occurs, of those that do more than once
@@ -136,13 +118,9 @@ def session_ids(path: str | Path) -> frozenset[str]:
 
 
 def expires_at_ms(entry: Entry, now_ms: int, max_age_ms: int, assumed_ms: int | None) -> int | str:
-    """When an entry without a problem expires, milliseconds since 1970; or why it is rejected.
+    """When an entry without a problem expires, milliseconds since 1970 by the server's clock; or why it is rejected.
 
-    Args:
-        entry: one without a problem.
-        now_ms: the server's time.
-        max_age_ms: how long an ID may stay unused.
-        assumed_ms: time of last use of entries that have none; None takes 0, so that they have expired.
+    `assumed_ms` is the time of last use of entries that have none; None takes 0, so that they have expired.
     """
     used_at_ms = entry.used_at_ms if entry.used_at_ms is not None else assumed_ms or 0
     if used_at_ms > now_ms + AHEAD_MS:
@@ -165,20 +143,10 @@ def time_problem(used_at_ms: Any) -> str | None:
     return None
 
 
-class Writer:
-    """Writes a legacy file of records, all of it or nothing: mode 0600, put in place when the block ends without an error.
+class Writer(Replacement):
+    """Writes a legacy file of records, all of it or nothing."""
 
-    Raises FileNotWritten.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self._replacement = Replacement(path)
-        self._before = "\n  "
-
-    def __enter__(self) -> Self:
-        self._file = self._replacement.__enter__().file
-        self._file.write("{")
-        return self
+    _before = "{\n  "
 
     def add(self, key: str, session_id: str, used_at_ms: int) -> None:
         """Write one record. The session ID must be valid: nothing in it needs escaping."""
@@ -186,13 +154,13 @@ class Writer:
 
     def add_source(self, pair: str) -> None:
         """Write one entry as it stood in another file."""
-        self._file.write(self._before + pair)
+        self.file.write(self._before + pair)
         self._before = ",\n  "
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
-            self._file.write("\n}\n")
-        self._replacement.__exit__(kind, *rest)
+            self.file.write("{\n}\n" if self._before.startswith("{") else "\n}\n")
+        super().__exit__(kind, *rest)
 
 
 def write_rejects(path: str | Path, rejects: Iterable[str]) -> None:
@@ -284,7 +252,7 @@ def _check_end(text: str, at: int) -> None:
 
 def _shape(value: Any) -> str:
     """What a value is, in words."""
-    return _SHAPES.get(type(value), "a number")
+    return _SHAPES.get(type(value), "an object" if isinstance(value, dict) else "a number")
 
 
 def _broken(path: str | Path, what: str, line: int, column: int) -> LegacyFileError:

@@ -126,10 +126,8 @@ def _written(due: list[tuple[bytes, str, int]], *, alone: bool, dry_run: bool) -
         return (yield [Command(("EXISTS", redis_key)) for redis_key, _, _ in due]).count(0)
     if alone:
         redis_keys = tuple(redis_key for redis_key, _, _ in due)
-        args: list[str | int] = []
-        for _, session_id, until_ms in due:
-            args += (session_id, until_ms)
-        replies = yield [Command(tuple(args), script=IMPORT, redis_keys=redis_keys)]
+        args = tuple(arg for _, session_id, until_ms in due for arg in (session_id, until_ms))
+        replies = yield [Command(args, script=IMPORT, redis_keys=redis_keys)]
         written = replies[0]
     else:
         # On a cluster each key has its own slot, and a script can't reach more than one.

@@ -262,14 +262,11 @@ class Collector:
 
 
 class Snapshot:
-    """A collector that reads each store once, when it is made, and waits for the scans as long as they take.
-
-    Attributes:
-        errors: why something is missing from it.
-    """
+    """A collector that reads each store once, when it is made, and waits for the scans as long as they take."""
 
     def __init__(self, *stores: SessionStore) -> None:
         self._readings = Collector(*stores, scan_max_age_ms=0, scan_wait_ms=None).read()
+        # Why something is missing from it.
         self.errors = [reading.error for reading in self._readings if reading.error is not None]
 
     def collect(self) -> Iterable[Metric]:

@@ -34,10 +34,6 @@ class Exporter(ThreadingHTTPServer):
     """Serves one collector, a thread for each scrape. Raises InvalidSettings if it can't listen.
 
     The oldest of more than CONNECTIONS connections is closed, so that silent clients don't block others.
-
-    Attributes:
-        place: `host:port` as in a URL, with the port that is in use.
-        is_loopback: whether only this machine can reach it.
     """
 
     # Some Pythons turn it on: two exporters on one port would each get some of the scrapes.
@@ -53,6 +49,7 @@ class Exporter(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._listen(host, port, _Handler.factory(registry))
         bound, port = str(self.server_address[0]), self.server_address[1]
+        # As in a URL, with the port that is in use.
         self.place = f"[{bound}]:{port}" if self.address_family == socket.AF_INET6 else f"{bound}:{port}"
         self.is_loopback = ipaddress.ip_address(bound).is_loopback
 

@@ -25,28 +25,17 @@ class Script:
 
 
 class Command(NamedTuple):
-    """One command, and what the client must know to send it.
+    """One command, and what the client must know to send it."""
 
-    Attributes:
-        args: name and arguments; of a script, its arguments alone.
-        key: the conversation it is about, for errors to name.
-        script: the script to run, if any; `redis_keys` are its KEYS.
-        resend: whether it may run twice, so that it can be sent again when its reply was lost.
-        tell_again: whether the client appends an argument: 1 if an earlier sending may have run, else 0.
-        node: the cluster primary to send it to, as PRIMARIES gave it; None lets its key decide.
-        optional: if the server refuses it, the error (a SessionStoreError) is its reply instead of being raised.
-        even_away: of an optional one, the same if the server can't be reached.
-    """
-
-    args: tuple[bytes | str | int, ...]
-    key: str | None = None
+    args: tuple[bytes | str | int, ...]  # name and arguments; of a script, its arguments alone
+    key: str | None = None  # the conversation it is about, for errors to name
     script: Script | None = None
-    redis_keys: tuple[bytes, ...] = ()
-    resend: bool = True
-    tell_again: bool = False
-    node: object = None
-    optional: bool = False
-    even_away: bool = False
+    redis_keys: tuple[bytes, ...] = ()  # the script's KEYS
+    resend: bool = True  # whether it may run twice, so that it can be sent again when its reply was lost
+    tell_again: bool = False  # whether the client appends an argument: 1 if an earlier sending may have run, else 0
+    node: object = None  # the cluster primary to send it to, as PRIMARIES gave it; None lets its key decide
+    optional: bool = False  # if the server refuses it, the error (a SessionStoreError) is its reply instead of being raised
+    even_away: bool = False  # of an optional one, the same if the server can't be reached
 
 
 class Resent(list[Any]):

@@ -8,7 +8,7 @@ moved. Both are checked before the first page and after the last; a slot that mo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from redis_sessions.errors import AccessDenied, SessionStoreError
 from redis_sessions.keys import Keys, are_session_ids, is_session_id
@@ -27,21 +27,13 @@ class Progress(Protocol):
 
 
 class Page(NamedTuple):
-    """Some session keys as a scan found them, in columns.
-
-    Attributes:
-        redis_keys: their names in Redis.
-        pttls_ms: milliseconds left to live, -1 without a TTL, -2 if expired since, -3 if its slot is being migrated.
-        values: the first 257 bytes of their values; None for one that is not a string.
-        now_ms: the server's time when they were read, milliseconds since 1970.
-        node: the primary that has them, as PRIMARIES gave it.
-    """
+    """Some session keys as a scan found them, in columns."""
 
     redis_keys: list[bytes]
-    pttls_ms: list[int]
-    values: list[bytes | None]
-    now_ms: int
-    node: object = None
+    pttls_ms: list[int]  # time left to live, -1 without a TTL, -2 if expired since, -3 if its slot is being migrated
+    values: list[bytes | None]  # their first 257 bytes; None for one that is not a string
+    now_ms: int  # the server's time when they were read, milliseconds since 1970
+    node: object = None  # the primary that has them, as PRIMARIES gave it
 
     def conversations(self, keys: Keys) -> list[str | None]:
         """The conversation of each key; None unless the key is one of the scheme and its value can be a session ID.
@@ -148,49 +140,37 @@ class Scan:
 
     def _marks(self) -> Op[list[_Mark] | None]:
         infos = yield [Command(("INFO", "server"), node=node, optional=True) for node in self._nodes]
-        slots: list[Any] = [_OwnedSlots(_ALL_SLOTS)]
+        slots: list[tuple[frozenset[int], str] | None] = [(_ALL_SLOTS, "")]
         if self._nodes != [None]:
             maps = yield [Command(("CLUSTER NODES",), node=node, optional=True) for node in self._nodes]
             slots = [_settled_slots(nodes) for nodes in maps]
-        if None in slots or any(isinstance(info, AccessDenied) for info in infos):
+        if any(isinstance(info, AccessDenied) for info in infos):
             return None
         # A server without INFO is an emulation inside this process (fakeredis): it can't change.
-        return [
-            _Mark(None if isinstance(info, SessionStoreError) else info["run_id"], owned)
-            for info, owned in zip(infos, slots, strict=True)
-        ]
+        run_ids = [None if isinstance(info, SessionStoreError) else info["run_id"] for info in infos]
+        marks = [(run_id, *owned) for run_id, owned in zip(run_ids, slots, strict=True) if owned]
+        return marks if len(marks) == len(slots) else None
 
 
-class _Mark(NamedTuple):
-    """What must be the same before and after an exact scan: which process answers, for which slots, and since when."""
-
-    run_id: str | None
-    owned: _OwnedSlots
-
-
-class _OwnedSlots(NamedTuple):
-    """The slots of a node. A node that takes a slot also takes the highest epoch, so that a slot's return is noticed."""
-
-    slots: frozenset[int]
-    epoch: str = ""
-
-
+# What must be the same before and after an exact scan: which process answers, for which slots, and since which epoch: a node
+# that takes a slot also takes the highest epoch, so that a slot's return is noticed.
+_Mark: TypeAlias = tuple[str | None, frozenset[int], str]
 _ALL_SLOTS = frozenset(range(16_384))
 
 
 def _unmoved(before: list[_Mark] | None, after: list[_Mark] | None) -> bool:
-    return before is not None and before == after and frozenset().union(*(mark.owned.slots for mark in before)) == _ALL_SLOTS
+    return before is not None and before == after and frozenset().union(*(slots for _, slots, _ in before)) == _ALL_SLOTS
 
 
-def _settled_slots(nodes: Any) -> _OwnedSlots | None:
-    """The slots of the node that answered; None while it imports or exports any, or if it is not a primary."""
+def _settled_slots(nodes: Any) -> tuple[frozenset[int], str] | None:
+    """The slots and the epoch of the node that answered; None while it imports or exports any, or is not a primary."""
     if isinstance(nodes, SessionStoreError):
         return None
     [myself] = [node for node in nodes.values() if "myself" in node["flags"]]
     if myself["migrations"] or "master" not in myself["flags"]:
         return None
     slots = frozenset(slot for bounds in myself["slots"] for slot in range(int(bounds[0]), int(bounds[-1]) + 1))
-    return _OwnedSlots(slots, myself["epoch"])
+    return slots, myself["epoch"]
 
 
 def session_rows(settings: StoreSettings, page: Page) -> Iterator[SessionRow]:

@@ -13,8 +13,8 @@ from redis_sessions import (
     SessionStore,
     StoreSettings,
 )
-from redis_sessions.acl import USERS
 from redis_sessions.keys import Keys
+from redis_sessions.operations.acl import USERS
 from tests.acl.work import WORK, without
 from tests.stores import Blocking
 

@@ -10,10 +10,9 @@ from redis_sessions import (
     InvalidSettings,
     Lease,
     SessionStore,
-    acl,
 )
-from redis_sessions.acl import acl_lines
 from redis_sessions.cli import exit_codes as exits
+from redis_sessions.operations.acl import USERS, acl_lines
 from redis_sessions.server import EmbeddedServer
 from tests.acl.users import HASHES, VARIABLES, commands_of
 from tests.servers import is_redis_6
@@ -35,7 +34,7 @@ class TestLines:
         with guarded.connection("operator") as send:
             writing = {name for name, _, flags in commands_of(send) if "write" in flags}
         assert "set" in writing
-        assert not acl.USERS["report"].commands & writing
+        assert not USERS["report"].commands & writing
 
 
 class TestPrinted:

@@ -12,9 +12,9 @@ from redis_sessions import (
     SessionStore,
     StoreSettings,
 )
-from redis_sessions.acl import USERS
 from redis_sessions.client.translate import translate
 from redis_sessions.operations import scripts
+from redis_sessions.operations.acl import USERS
 from tests.acl.users import KEYS, commands_of
 from tests.servers import is_redis_6
 
@@ -101,9 +101,12 @@ def test_a_denied_command_is_named(guarded):
     ("name", "words"),
     [
         ("RENEW", ["t", 1]),
-        ("SAVE", ["t", "ID-1", 1]),
-        ("REJECT", ["t", "ID-1", 1]),
-        ("DELETE_IF", ["t"]),
+        ("ACQUIRE", ["t", 1, 1]),
+        ("SAVE", ["t", "ID-1", 1, "", "", "keep", "0"]),
+        ("REJECT", ["t", "ID-1", 1, "0"]),
+        ("FAIL", ["t", "ID-1", 1, "0"]),
+        ("RELEASE", ["t", "0"]),
+        ("DELETE", ["ID-1", "0"]),
         ("PAGE", ["0", KEYS.prefix, "9", 0]),
     ],
 )
@@ -112,7 +115,7 @@ def test_scripts_do_not_take_denied_for_absent(guarded, name, words):
     guarded.raw.set(KEYS.session_id("a"), "ID-1")
     guarded.raw.execute_command("ACL SETUSER", "operator2", "on", "nopass", "~*", "+@all", "-get", "-getrange", "+select")
     sha = guarded.raw.script_load(getattr(scripts, name).source)
-    keys = [] if name == "PAGE" else [KEYS.lease("a"), KEYS.session_id("a")]
+    keys = [] if name == "PAGE" else [KEYS.lease("a"), KEYS.session_id("a"), KEYS.record("a")]
     client = redis.Redis.from_url(guarded.url("operator2"))
     with client, pytest.raises(redis.exceptions.ResponseError) as caught:
         client.evalsha(sha, len(keys), *keys, *words)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import redis
 
-from redis_sessions.acl import USERS
 from redis_sessions.keys import Keys
+from redis_sessions.operations.acl import USERS
 
 VARIABLES = {f"REDIS_SESSIONS_{user.upper()}_PASSWORD": f"s3cret/random-enough-{user}" for user in USERS}
 HASHES = {user: hashlib.sha256(f"s3cret/random-enough-{user}".encode()).hexdigest() for user in USERS}

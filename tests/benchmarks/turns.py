@@ -44,7 +44,7 @@ def resume(lab: Lab) -> Iterator[Row]:
         "resume of an empty turn",
         lambda store: store.resume(KEY, lambda _: Turn(SESSION_ID, None)),
         lambda store: store.resume(KEY, turn),
-        trips=3,
+        trips=2,
         at_most=2.5,
     )
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import redis
 
 from redis_sessions import SessionStore, StoreSettings
-from redis_sessions.acl import USERS
 from redis_sessions.doctor.findings import LOOK_RIGHTS, ClientFacts
 from redis_sessions.doctor.server import Examination, Server
+from redis_sessions.operations.acl import USERS
 from redis_sessions.server import EmbeddedServer
 
 ADMIN = USERS["admin"]

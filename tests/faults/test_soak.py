@@ -113,11 +113,13 @@ def done_by_server(monitor, keys, end):
     writes = {key: [] for key in CONVERSATIONS}
     by_redis_key = {keys.lease(key).decode(): (key, claims) for key in CONVERSATIONS}
     by_redis_key |= {keys.session_id(key).decode(): (key, writes) for key in CONVERSATIONS}
+    leases = {keys.lease(key).decode() for key in CONVERSATIONS}
     token = None
     while end not in (words := (said := monitor.next_command())["command"].split(" ")):
         if said["client_type"] != "lua":
-            # The token of a save, by SHA or whole; of another script, which writes no ID, it is of no interest.
-            token = words[5] if words[0] == "EVALSHA" and len(words) > 5 else words[-4] if words[0] == "EVAL" else None
+            # The first argument of a script that has a lease among its keys: what follows the keys.
+            first = next((at for at, word in enumerate(words) if word in leases), None)
+            token = None if first is None else words[first + int(words[first - 1])]
         elif words[0] == "SET":
             key, what = by_redis_key[words[1]]
             if what is writes:

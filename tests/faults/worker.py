@@ -24,7 +24,7 @@ WORK_S = 0.15
 
 
 class Watched(SessionStore):
-    """Reports the points of a turn: "claimed", "ran" (and not saved), "saved" (and not counted), "renewed"."""
+    """Reports the points of a turn: "claimed", "ran" (and not saved), "saved" (and counted), "renewed"."""
 
     at: Callable[..., None]
 

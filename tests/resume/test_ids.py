@@ -66,7 +66,6 @@ class TestGiven:
             ("s-1", "'s-1'", "can't be a session of this agent"),
             ("two\nlines\x1b[2J", r"'two\nlines\x1b[2J'", "is not a valid session ID"),
             ("-" * 300, f"'{'-' * 60}'…", "is not a valid session ID"),
-            (7, "'7'", "is not a valid session ID"),
         ],
     )
     @pytest.mark.parametrize("previous", [None, R])

@@ -27,7 +27,6 @@ async def answer(session_id):
         {"wait_ms": "30"},
         {"wait_ms": True},
         {"wait_ms": None},
-        {"judge": None},
         {"judge": Verdict.gone},
     ],
     ids=str,

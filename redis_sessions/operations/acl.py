@@ -22,21 +22,13 @@ __all__ = ["acl_lines"]
 
 
 class User(NamedTuple):
-    """One kind of user.
+    """One kind of user, and the commands it is granted."""
 
-    Attributes:
-        commands: granted everywhere.
-        alone: also granted on a single server.
-        on_cluster: also granted on a cluster.
-        keys: patterns of what follows `ns:` in the names of its keys.
-        writes: whether it may change them.
-    """
-
-    commands: frozenset[str]
-    alone: frozenset[str]
-    on_cluster: frozenset[str]
-    keys: tuple[str, ...]
-    writes: bool
+    commands: frozenset[str]  # everywhere
+    alone: frozenset[str]  # also on a single server
+    on_cluster: frozenset[str]  # also on a cluster
+    keys: tuple[str, ...]  # patterns of what follows `ns:` in the names of its keys
+    writes: bool  # whether it may change them
 
 
 def words(text: str) -> frozenset[str]:
