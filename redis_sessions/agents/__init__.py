@@ -50,8 +50,9 @@ r"""Agent runtimes as data: how each is called, where its output names the sessi
 
     [place]                          # left empty: right after the executable; left out: {resume} in the command must say it
     subcommands = ["exec", "e"]      # after one of these, the first word that is neither an option nor its value
-    before_prompt = true             # also after the options that follow it; one that is not in the next two is refused
+    before_prompt = true             # before the prompt, or behind the options that follow it, all of which must be these:
     value_options = ["-m"]           # options whose value is the next word
+    list_options = ["-i"]            # options that take all words up to the next option
     flags = ["--json"]               # options without a value
     resumes = ["--continue"]         # options, or words in place of subcommand or prompt, that choose a session: refused
     excludes = ["--list-sessions"]   # the same for others with which nothing can be resumed

@@ -232,6 +232,11 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
         """How long it keeps a session, in milliseconds; None if that is not established."""
         return None if self.keeps_sessions is None else parse_duration_ms(self.keeps_sessions, "keeps_sessions")
 
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """What may stand for it in a command: its executables and packages."""
+        return self.executables + self.packages
+
     def judge(
         self,
         error: Exception | None = None,
@@ -309,10 +314,9 @@ def _table(path: Path) -> dict[str, Any]:
     ours = sorted(each.stem for each in KNOWN.glob("*.toml"))
     if like not in ours:
         raise InvalidSettings(f"like must be one of {', '.join(ours)}")
-    # What was checked for the one is not checked for the other.
-    return {
-        name: value for name, value in _table(KNOWN / f"{like}.toml").items() if name not in ("name", "verified")
-    } | table
+    # What was checked for the one is not checked for the other; and one's packages don't have the other's executables.
+    own = {"name", "verified"} | ({"packages"} if "executables" in table else set())
+    return {name: value for name, value in _table(KNOWN / f"{like}.toml").items() if name not in own} | table
 
 
 def _explained(error: ValidationError) -> str:

@@ -27,9 +27,19 @@ def untouched(stage: Stage) -> bool:
         (["codex", "exec", "--", "-x"], ["codex", "exec", "resume", R, "--", "-x"]),
         (["claude", "-p", "--", "{resume}x"], ["claude", f"--resume={R}", "-p", "--", "{resume}x"]),
         (["env", "claude", "-p"], None),
+        (["env", "claude", "codex"], ["claude", f"--resume={R}", "codex"]),
         (["env", "claude", "{resume}", "-p", "{resume}"], ["claude", f"--resume={R}", "-p"]),
         (["codex", "{resume}", "--odd"], ["codex", "resume", R, "--odd"]),
         (["sh", "-c", 'exec "$0" "$@"', "gemini", "-p"], ["gemini", f"--resume={R}", "-p"]),
+        (["codex", "exec", "go on", "--json", "-s", "o"], ["codex", "exec", "go on", "--json", "-s", "o", "resume", R]),
+        (["codex", "exec", "go on", "-i", "a.png"], ["codex", "exec", "go on", "resume", R, "-i", "a.png"]),
+        (
+            ["timeout", "60", "nice", "claude", "-p", "see packages/codex"],
+            ["claude", f"--resume={R}", "-p", "see packages/codex"],
+        ),
+        (["nohup", "env", "A=codex", "claude", "-p", "bin/claude"], ["claude", f"--resume={R}", "-p", "bin/claude"]),
+        (["sh", "-c", 'claude {resume} -p "$0"', "go on"], ["claude", f"--resume={R}", "-p", "go on"]),
+        (["sh", "-c", "A=1 codex exec 'go on' --json"], ["codex", "exec", "go on", "--json", "resume", R]),
     ],
 )
 def test_the_resume_argument_has_its_place(stage: Stage, command: list[str], expected: list[str] | None) -> None:
@@ -45,6 +55,11 @@ def test_a_fresh_start_has_no_resume_argument(stage: Stage, agent: str) -> None:
     assert stage.starts == [command]
 
 
+def test_a_fresh_start_in_a_shell_has_no_mark(stage: Stage) -> None:
+    assert stage.run(command=["sh", "-c", 'claude {resume} -p "$0" {resume}', "go on"]).code == 0
+    assert stage.starts == [["claude", "-p", "go on"]]
+
+
 @pytest.mark.parametrize(
     ("options", "command", "words"),
     [
@@ -55,8 +70,14 @@ def test_a_fresh_start_has_no_resume_argument(stage: Stage, agent: str) -> None:
         ([], ["claude", "--resume", E, "-p"], "{resume}"),
         ([], ["opencode", "serve"], "{resume}"),
         ([], ["bot", "-p"], "--agent"),
-        ([], ["env", "claude", "codex"], "--agent"),
-        (["--agent", "claude"], ["env", "claude", "claude"], "{resume}"),
+        ([], ["docker", "run", "box", "claude", "-p"], "as in claude {resume}"),
+        ([], ["wrapper", "claude", "codex"], "--agent"),
+        (
+            ["--agent", "claude"],
+            ["wrapper", "claude", "-p"],
+            "wrapper is neither the agent nor a launcher that is known here",
+        ),
+        (["--agent", "codex"], ["claude", "-p"], "as in codex exec {resume}"),
         (["--agent", "nobody"], CLAUDE, KNOWN),
         (["--agent", "openai"], ["claude", "{resume}"], f"{KNOWN})"),
         (["--agent", "claude-agent-sdk"], CLAUDE, f"{KNOWN})"),

@@ -114,7 +114,7 @@ class Attempts:
     def place(self, session_id: str | None) -> list[str]:
         """The command with the resume argument in its place, or without one. Raises PlaceUnknown in either case."""
         arguments = [] if session_id is None else [word.replace("{id}", session_id) for word in self.runtime.resume]
-        return with_resume(self.command, self.runtime.executables, self.runtime.place, arguments)
+        return with_resume(self.command, self.runtime.programs, self.runtime.place, arguments)
 
     def _run(self, command: list[str], observer: RunObserver, output: OutputBuffer, *, resuming: bool) -> tuple[int, bool]:
         if resuming and self._spool is None and sys.stdin is not None and not sys.stdin.isatty():

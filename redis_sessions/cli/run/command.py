@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from redis_sessions.agents import Agent, RecordField, Refusal, UnknownAgent, get_agent, known_agents, load
-from redis_sessions.agents.command_line import guess, lacks, name_of
+from redis_sessions.agents.command_line import PlaceUnknown, guess, lacks, name_of
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli.agents import register_users_runtimes
@@ -213,13 +213,17 @@ def runtime_of(
         if (name is not None and agent.executables) or program in agent.executables:
             return agent
     runtimes = [agent for agent in known_agents() if agent.executables]
-    chosen = None if name else guess(command, [executable for agent in runtimes for executable in agent.executables])
-    for agent in runtimes:
-        if chosen in agent.executables:
-            return agent
+    problem = f"{name} is not an agent that can be run here"
+    if name is None:
+        try:
+            chosen = guess(command, [program for agent in runtimes for program in agent.programs])
+        except PlaceUnknown as error:
+            problem = error.message
+        else:
+            return next(agent for agent in runtimes if chosen in agent.programs)
     names = ", ".join(agent.name for agent in runtimes)
     raise InvalidSettings(
-        f"{name or program} is not an agent that can be run here",
+        problem,
         remedy=f"name one with --agent ({names}), or describe it: --agent-file or --resume-argument",
     )
 
@@ -258,7 +262,7 @@ def _refuse_interactive(attempts: Attempts) -> None:
     """At a terminal, refuse an agent that would talk to a person: its output is a pipe, since it is read here."""
     runtime = attempts.runtime
     at_a_terminal = show.is_terminal(sys.stdin) and show.is_terminal(sys.stdout)
-    if at_a_terminal and runtime.print_mode and lacks(attempts.command, runtime.executables, runtime.print_mode):
+    if at_a_terminal and runtime.print_mode and lacks(attempts.command, runtime.programs, runtime.print_mode):
         raise InvalidSettings(
             f"without {' or '.join(runtime.print_mode)}, {runtime.name} talks to a terminal, and here it has none",
             remedy=f"add {runtime.print_mode[0]} and a prompt, or start it without redis-sessions",
