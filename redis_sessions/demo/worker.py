@@ -31,7 +31,7 @@ from subprocess import DEVNULL, PIPE, CalledProcessError, Popen, SubprocessError
 from typing import Any, Final, Literal
 
 from redis_sessions import LeaseHeld, SessionStore, SessionStoreError, StoreSettings, Turn
-from redis_sessions.client.password import PASSWORD_FILE_VARIABLE, read_password
+from redis_sessions.client.url import PASSWORD_FILE_VARIABLE, read_password
 from redis_sessions.demo import agent as stand_in
 from redis_sessions.demo.plan import PlannedTurn, conversations
 
@@ -43,10 +43,10 @@ class Event:
     """What a worker reports: that it is ready, or how far the turn of a conversation is."""
 
     what: Literal["ready", "began", "waits", "done", "failed"]
+    worker: int = field(default_factory=os.getpid)
     key: str = ""
     how: str = ""  # "resumed", "fresh" or "restarted", once done
     session_id: str | None = None  # the ID that the next turn is to resume
-    late_ms: int = 0  # how long after its planned time the turn began
     took_ms: int = 0
     waited: bool = False  # for the lease
     wasted_ms: int = 0  # how long the agent took to refuse to resume
@@ -56,14 +56,14 @@ class Event:
 
     def line(self) -> str:
         """The event as a line of a log; empty for events that are not logged."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        if self.what == "failed":
-            return f"{now} failed conversation={self.key} took_ms={self.took_ms} error={self.error!r}"
-        if self.what != "done":
+        if self.what not in ("done", "failed"):
             return ""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        took = f"took_ms={self.took_ms}"
+        if self.error:
+            return f"{now} failed conversation={self.key} {took} error={self.error!r}"
         facts = (f"{name}={'yes' if getattr(self, name) else 'no'}" for name in ("waited", "saved", "alone"))
-        done = f"{now} {self.how} conversation={self.key} session={self.session_id} took_ms={self.took_ms}"
-        return " ".join((done, *facts))
+        return " ".join((now, self.how, f"conversation={self.key} session={self.session_id}", took, *facts))
 
 
 @dataclass
@@ -87,9 +87,9 @@ class Worker:
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
 
-    def run_turn(self, key: str, late_ms: int = 0) -> bool:
+    def run_turn(self, key: str) -> bool:
         """Run one turn of a conversation and report how it went. False if it failed."""
-        event = Event(what="began", key=key, late_ms=late_ms)
+        event = Event(what="began", key=key)
         self.report(event)
         began_s = time.monotonic()
 
@@ -112,12 +112,13 @@ class Worker:
                 result = self.store.resume(key, run, wait_ms=self.options.wait_ms)
         except (SessionStoreError, SubprocessError, OSError) as error:
             text = str(error.stderr if isinstance(error, CalledProcessError) else error).strip()
-            text = f"{type(error).__name__}: {ascii(text)[1:-1][-200:]}"
-            self.report(replace(event, what="failed", took_ms=ms_since(began_s), error=text))
-            return False
-        done = replace(event, what="done", how=result.how, session_id=result.session_id, saved=result.saved)
-        self.report(replace(done, alone=result.value, took_ms=ms_since(began_s)))
-        return True
+            # The end of it, in ASCII: several workers may share a pipe, and only a short line is written at once.
+            event = replace(event, what="failed", error=f"{type(error).__name__}: {ascii(text)[1:-1][-120:]}")
+        else:
+            event = replace(event, what="done", how=result.how, session_id=result.session_id)
+            event = replace(event, saved=result.saved, alone=result.value)
+        self.report(replace(event, took_ms=ms_since(began_s)))
+        return event.what == "done"
 
     def _run_agent(self, key: str, session_id: str | None) -> Turn[bool]:
         """Run the stand-in agent; the value is whether it ran alone. Raises SubprocessError and OSError."""
@@ -125,7 +126,6 @@ class Worker:
         command = [sys.executable, "-I", "-S", stand_in.__file__, f"--dir={options.agent_dir}"]
         command += [f"--conversation={hashlib.sha256(key.encode()).hexdigest()}"]
         command += [f"--keeps-ms={options.agent_keeps_ms}", f"--works-ms={options.agent_works_ms}"]
-        command += [f"--journal={options.journal}"] if options.journal else []
         command += [f"--resume={session_id}"] if session_id else []
         with ExitStack() as stack:
             # An agent that was started but is not known yet would run on. A signal mask would not do: the store has threads.
@@ -158,7 +158,7 @@ def _follow_plan(worker: Worker) -> None:
         ahead_s = max(0.0, began_s + at_ms / 1000 - time.monotonic())
         if select.select([sys.stdin], [], [], ahead_s)[0]:
             return
-        worker.run_turn(key, late_ms=max(0, ms_since(began_s) - at_ms))
+        worker.run_turn(key)
 
 
 def _work_until_stopped(worker: Worker) -> None:
@@ -194,7 +194,6 @@ def parser() -> argparse.ArgumentParser:
     add("--agent-dir", "where the stand-in agent keeps its sessions", type=Path, required=True)
     add("--agent-keeps-ms", "how long the agent keeps an unused session", type=_positive, default=120_000)
     add("--agent-works-ms", "how long the agent takes for a turn", type=_positive, default=200)
-    add("--journal", "file in which the agent notes how each start went", type=Path)
     add("--plan-from-stdin", "run the turns that one line of JSON on stdin lists", action="store_true")
     add("--conversations", "how many conversations there are", type=_positive, default=40)
     add("--pause-ms", "average pause between turns", type=_positive, default=1_000)
