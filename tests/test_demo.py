@@ -251,14 +251,14 @@ def test_a_worker_ends_with_its_plan_or_when_stdin_closes(tmp_path):
             with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as worker:
                 assert worker.stdin is not None
                 assert worker.stdout is not None
-                assert json.loads(worker.stdout.readline())["what"] == "ready"
+                assert json.loads(worker.stdout.readline())["how"] == "ready"
                 worker.stdin.write(plan_text)
                 worker.stdin.flush()
                 if not plan_text:
                     worker.stdin.close()
                 events = [json.loads(line) for line in worker.stdout]
                 assert worker.wait(10) == 0
-            assert [event["how"] for event in events if event["what"] == "done"] == expected
+            assert [event["how"] for event in events] == expected
 
 
 def test_a_worker_refuses_what_it_cannot_use(tmp_path):

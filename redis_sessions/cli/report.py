@@ -68,7 +68,7 @@ def report(at: Options, *, watch: Watch = False, every: Every = None) -> int:
 
 
 @dataclass
-class Failures:
+class RecentFailures:
     """Totals of the counter as they were read, for the last minute, or the last two."""
 
     samples: deque[tuple[float, int]] = field(default_factory=deque)
@@ -95,7 +95,7 @@ class LiveReport:
 
     store: "SessionStore"
     every_s: float  # the least time between two scans
-    failures: Failures = field(default_factory=Failures)
+    failures: RecentFailures = field(default_factory=RecentFailures)
     report: "Report | None" = None  # the last one
     due_at_s: float = 0.0  # when the next scan is, on the monotonic clock
     done: float | None = None  # how far a scan in progress is, from 0 to 1

@@ -62,7 +62,7 @@ def run_workers(arguments: Sequence[str], url: str, shares: list[list[PlannedTur
                 chunk = os.read(events, 65_536)
                 *lines, text = (text + chunk).split(b"\n")
                 for event in (Event(**json.loads(line)) for line in lines):
-                    if event.what != "ready":
+                    if event.how != "ready":
                         yield event
                     elif not (starting := starting - 1):
                         for worker, share in zip(workers, shares, strict=True):

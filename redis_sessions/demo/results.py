@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from redis_sessions.demo.plan import PlannedTurn
@@ -34,13 +33,12 @@ class DemoFigures(NamedTuple):
         return not any(run["failed"] or run["double_runs"] for run in (self.without_expiry, self.with_expiry))
 
 
-@dataclass(slots=True)
-class Mark:
+class Mark(NamedTuple):
     """A turn on the time line of its conversation, which began `at_ms` milliseconds after the run did."""
 
     key: str
     at_ms: int
-    sign: str  # `runs` or `waits`; at the end one of WAYS, or `waited`: resumed after waiting
+    sign: str  # one of WAYS, or `waited`: resumed after waiting
 
 
 class Course:
@@ -54,25 +52,12 @@ class Course:
         self.counts = Counter({"session_max_age_ms": max_age_ms, "waited": 0, "double_runs": 0, "wasted_ms": 0})
         self.counts.update(dict.fromkeys(WAYS, 0))
         self.marks: list[Mark] = []
-        self._began_s: float | None = None
-        self._current: dict[int, Mark] = {}
+        self._began_s = 0.0
 
-    @property
-    def done(self) -> int:
-        """How many turns have ended."""
-        return sum(self.counts[way] for way in WAYS)
-
-    def add(self, event: Event) -> None:
-        """Count what a worker has just reported."""
-        now_s = time.monotonic()
-        self._began_s = self._began_s or now_s
-        if event.what == "began":
-            self._current[event.worker] = Mark(event.key, round((now_s - self._began_s) * 1000), "runs")
-            self.marks.append(self._current[event.worker])
-        elif event.what == "waits":
-            self._current[event.worker].sign = "waits"
-            self.counts["waited"] += 1
-        else:
-            way = event.how or "failed"
-            self._current[event.worker].sign = "waited" if event.waited and way == "resumed" else way
-            self.counts.update({way: 1, "double_runs": not event.alone, "wasted_ms": event.wasted_ms})
+    def add(self, turn: Event) -> None:
+        """Count a turn that a worker has just reported."""
+        then_s = time.monotonic() - turn.took_ms / 1000
+        self._began_s = self._began_s or then_s
+        sign = "waited" if turn.waited and turn.how == "resumed" else turn.how
+        self.marks.append(Mark(turn.key, max(0, round((then_s - self._began_s) * 1000)), sign))
+        self.counts.update([turn.how], waited=turn.waited, double_runs=not turn.alone, wasted_ms=turn.wasted_ms)

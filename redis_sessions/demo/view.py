@@ -21,7 +21,6 @@ START_S: Final = 3
 _PLAIN_STEPS: Final = 4
 _OTHER_LINES: Final = 8
 
-
 # The sign of a turn, in ASCII, its style, and what it means.
 _SIGNS: Final = {
     "fresh": ("○", "o", "bright_blue", "fresh"),
@@ -29,8 +28,6 @@ _SIGNS: Final = {
     "waited": ("◆", "W", "yellow", "resumed after waiting"),
     "restarted": ("✗", "x", "bold red", "refused, then fresh"),
     "failed": ("!", "!", "bold red reverse", ""),
-    "runs": ("·", ".", "bold", ""),
-    "waits": ("…", ":", "yellow", ""),
 }
 
 # What the table at the end shows of each run, by its names in DemoFigures.
@@ -50,7 +47,8 @@ class LiveView:
     """Progress on stderr while the block runs: time lines at a terminal, elsewhere a plain line per quarter of a run."""
 
     def __init__(self, workers: int, turns: int) -> None:
-        self._title = f"{count(workers, 'worker')}, {count(turns, 'turn')}, run twice"
+        title = f"{count(workers, 'worker')}, {count(turns, 'turn')}, run twice"
+        self._title = f"{title}. The agent forgets a session after {duration(AGENT_KEEPS_MS)}."
         self._runs: list[tuple[str, Course]] = []
         self._steps = 0
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -62,7 +60,7 @@ class LiveView:
     def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
-        self.say(f"{self._title}. The agent forgets a session after {duration(AGENT_KEEPS_MS)}.")
+        self.say(self._title)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,10 +87,11 @@ class LiveView:
         name, course = self._runs[-1]
         if self._live is not None:
             self._live.update(Group(self._time_lines(), Text(), self._legend()), refresh=True)
-        elif (step := course.done * _PLAIN_STEPS // course.turns) > self._steps:
+        elif (step := len(course.marks) * _PLAIN_STEPS // course.turns) > self._steps:
             self._steps = step
             ways = ", ".join(f"{course.counts[way]} {way}" for way in WAYS if course.counts[way])
-            self.say(f"{name}: {course.done} of {course.turns} turns: {ways}; {course.counts['waited']} waited for a lease")
+            done = f"{len(course.marks)} of {course.turns} turns"
+            self.say(f"{name}: {done}: {ways}; {course.counts['waited']} waited for a lease")
 
     def _time_lines(self) -> RenderableType:
         keys = self._runs[0][1].keys
@@ -114,7 +113,7 @@ class LiveView:
         return table
 
     def _in_short(self, course: Course) -> Text:
-        done = (f"{course.done}/{course.turns}", "bold")
+        done = (f"{len(course.marks)}/{course.turns}", "bold")
         parts = [self._sign(way, f" {course.counts[way]} ") for way in WAYS if course.counts[way]]
         return Text.assemble(done, *parts, no_wrap=True, overflow="ellipsis")
 
@@ -164,10 +163,8 @@ def _table() -> Table:
 
 def _headline(figures: DemoFigures) -> str:
     without, expiring = figures.without_expiry["restarted"], figures.with_expiry["restarted"]
-    if not (without or expiring):
-        return "No turn tried to resume a session that was gone, so this run shows no saving: try more --turns."
     tried = (
-        f"Without expiry, {without} of {count(figures.turns, 'turn')} first tried to resume a session that was gone; "
+        f"Without expiry, {without or 'none'} of {count(figures.turns, 'turn')} first tried to resume a session that was gone; "
         f"with it, {expiring or 'none'}"
     )
     if without > expiring:
