@@ -163,10 +163,8 @@ def _table() -> Table:
 
 def _headline(figures: DemoFigures) -> str:
     without, expiring = figures.without_expiry["restarted"], figures.with_expiry["restarted"]
-    tried = (
-        f"Without expiry, {without or 'none'} of {count(figures.turns, 'turn')} first tried to resume a session that was gone; "
-        f"with it, {expiring or 'none'}"
-    )
+    tried = f"{without or 'none'} of {count(figures.turns, 'turn')} first tried to resume a session that was gone"
+    tried = f"Without expiry, {tried}; with it, {expiring or 'none'}"
     if without > expiring:
         return f"{tried}: at an assumed {START_S} s a start, {(without - expiring) * START_S} s of waiting saved."
     return f"{tried}: nothing was saved in this run. Try more --turns."
