@@ -9,17 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 from weakref import WeakSet
 
-from redis_sessions.client.connect import (
-    AsyncClient,
-    PerProcess,
-    SyncClient,
-    aconnect,
-    callers_link,
-    connect,
-    link,
-    sentinels,
-)
+from redis_sessions.client.connect import AsyncClient, SyncClient, aconnect, callers_link, connect, link, sentinels
 from redis_sessions.client.execute import Link, arun, run
+from redis_sessions.client.pool import PerProcess
 from redis_sessions.client.url import parse
 from redis_sessions.doctor.findings import ClientFacts, Diagnosis
 from redis_sessions.errors import SessionStoreError

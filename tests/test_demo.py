@@ -86,38 +86,25 @@ def demo(tmp_path_factory):
     return json.loads(line)
 
 
-def test_json_is_one_object_with_all_figures(demo):
+def test_json_is_one_object_with_both_runs(demo):
     assert demo["workers"] == 3
     assert demo["turns"] == 24
     assert demo["agent_keeps_ms"] == AGENT_KEEPS_MS
     assert demo["with_expiry"]["session_max_age_ms"] == MAX_AGE_MS < AGENT_KEEPS_MS
-    result, again = demo["imported"]["result"], demo["imported"]["again"]
-    assert result["imported"] + result["expired"] + result["kept"] + result["rejected"] == result["total"]
-    assert min(result["imported"], result["expired"], result["rejected"]) > 0
-    assert (again["imported"], again["kept"]) == (0, result["imported"])
-    verdicts = [entry["verdict"] for entry in demo["imported"]["entries"]]
-    assert (verdicts.count("imported"), verdicts.count("expired")) == (result["imported"], result["expired"])
+    assert demo["without_expiry"].keys() == demo["with_expiry"].keys()
 
 
 @pytest.mark.parametrize("name", ["without_expiry", "with_expiry"])
 def test_figures_add_up(demo, name):
     run = demo[name]
-    assert run["dispatches"] == demo["turns"]
-    assert run["resumed"] + run["fresh"] + run["restarted"] + run["failed"] == run["dispatches"]
+    assert run["resumed"] + run["fresh"] + run["restarted"] == demo["turns"]
     assert run["failed"] == 0
     assert run["double_runs"] == 0
-    # Counted in three places: by the workers, by the agent, in Redis.
-    counters = run["report"]["counters"]
-    assert run["restarted"] == run["wasted_resumes"] == counters["resume_failures_total"]
-    assert run["resumed"] == counters["resumes_total"]
-    assert run["fresh"] + run["restarted"] == counters["fresh_starts_total"]
-    assert run["agent_starts"] == run["dispatches"] + run["wasted_resumes"]
-    assert run["live_ids"] == run["report"]["live"] > 0
+    assert (run["restarted"] > 0) == (run["wasted_ms"] > 0)
 
 
 def test_expiry_saves_resume_attempts(demo):
-    assert demo["without_expiry"]["wasted_resumes"] > demo["with_expiry"]["wasted_resumes"]
-    assert demo["without_expiry"]["wasted_ms"] > 0
+    assert demo["without_expiry"]["restarted"] > demo["with_expiry"]["restarted"]
 
 
 def test_a_server_given_by_url_is_left_as_it_was(tmp_path):
@@ -127,7 +114,6 @@ def test_a_server_given_by_url_is_left_as_it_was(tmp_path):
         assert done.returncode == 0, done.stderr
         assert store.client.dbsize() == 1
     assert "resume refused, then fresh" in done.stdout
-    assert "4 live, 3 expired, 1 rejected; a second import: 0 new, 4 kept" in done.stdout
     assert "6 of 6 turns" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     assert_nothing_left(tmp_path)
@@ -212,7 +198,7 @@ def test_conversations_differ():
 
 def ask(directory: Path, *options: str, works_ms: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-I", "-S", stand_in.__file__, f"--dir={directory}", "--conversation=c"]
-    command += ["--keeps-ms=60000", f"--works-ms={works_ms}", f"--journal={directory / 'journal'}", *options]
+    command += ["--keeps-ms=60000", f"--works-ms={works_ms}", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -234,24 +220,21 @@ def test_the_agent_keeps_and_forgets_sessions(tmp_path):
     os.utime(tmp_path / "sessions" / session_id, (minute_ago_s, minute_ago_s))
     gone = f"No conversation found with session ID: {session_id}\n"
     assert answer(tmp_path, f"--resume={session_id}") == (1, "", gone)
-    assert (tmp_path / "journal").read_text().split() == ["fresh", "resumed", "gone"]
 
 
 def test_the_agent_looks_for_sessions_in_its_directory_only(tmp_path):
     answer(tmp_path)
-    assert answer(tmp_path, "--resume=../journal") == (1, "", "No conversation found with session ID: ../journal\n")
+    assert answer(tmp_path, "--resume=../locks/c") == (1, "", "No conversation found with session ID: ../locks/c\n")
 
 
 def test_the_agent_detects_a_double_run(tmp_path):
     """Otherwise the demo's figure of 0 would prove nothing."""
     with ask(tmp_path, works_ms=1_000) as first:
-        journal = tmp_path / "journal"
-        while not journal.exists():
+        while not (tmp_path / "locks" / "c").exists():
             time.sleep(0.01)
-        _, stdout, _ = answer(tmp_path)
-        first.communicate(timeout=10)
-    assert json.loads(stdout)["alone"] is False
-    assert journal.read_text().split() == ["fresh", "double", "fresh"]
+        _, second, _ = answer(tmp_path)
+        outputs = (first.communicate(timeout=10)[0], second)
+    assert sorted(json.loads(output)["alone"] for output in outputs) == [False, True]
 
 
 def test_the_agent_imports_nothing_heavy():
@@ -268,14 +251,14 @@ def test_a_worker_ends_with_its_plan_or_when_stdin_closes(tmp_path):
             with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as worker:
                 assert worker.stdin is not None
                 assert worker.stdout is not None
-                assert json.loads(worker.stdout.readline())["what"] == "ready"
+                assert json.loads(worker.stdout.readline())["how"] == "ready"
                 worker.stdin.write(plan_text)
                 worker.stdin.flush()
                 if not plan_text:
                     worker.stdin.close()
                 events = [json.loads(line) for line in worker.stdout]
                 assert worker.wait(10) == 0
-            assert [event["how"] for event in events if event["what"] == "done"] == expected
+            assert [event["how"] for event in events] == expected
 
 
 def test_a_worker_refuses_what_it_cannot_use(tmp_path):

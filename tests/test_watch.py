@@ -20,7 +20,7 @@ import pytest
 from redis_sessions import SessionStore, StoreUnavailable
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import report as module
-from redis_sessions.cli.report import Failures, LiveReport
+from redis_sessions.cli.report import LiveReport, RecentFailures
 from redis_sessions.server import EmbeddedServer
 from tests import test_cli_support
 from tests.test_cli_support import run, spawn
@@ -245,7 +245,7 @@ def test_a_failed_scan_is_retried_only_when_due(monkeypatch):
 
 
 def test_failures_are_shown_for_a_minute_and_never_negative():
-    failures = Failures()
+    failures = RecentFailures()
     assert failures.lately() == (0, 0)
     for at_s, total in ((0, 5), (30, 6), (59, 8), (61, 9), (95, 9)):
         failures.add(at_s, total)

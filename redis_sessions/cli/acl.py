@@ -8,6 +8,7 @@ import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
+from redis_sessions.cli.options import value
 
 # An environment variable, not an option: other users can read a command line.
 VARIABLE: Final = "REDIS_SESSIONS_{}_PASSWORD"
@@ -20,11 +21,11 @@ def acl(
     *,
     namespace: Annotated[
         list[str] | None,
-        typer.Option(
+        value(
             "--namespace",
-            metavar="NAME",
-            help="First part of every key; the users can't read others. Repeat it to grant each user several namespaces, as "
-            "an exporter of several needs. Default: sessions.",
+            "NAME",
+            "First part of every key; the users can't read others. Repeat it to grant each user several namespaces, as an "
+            "exporter of several needs. Default: sessions.",
         ),
     ] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="For the nodes of a cluster.")] = False,

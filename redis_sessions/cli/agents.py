@@ -1,21 +1,18 @@
 """`agents`: the runtimes that are known, how each was verified, and the file of one to start from."""
 
 import json
-import os
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
-from redis_sessions.cli.options import Json
+from redis_sessions.cli.options import Json, register_users_runtimes
 from redis_sessions.errors import InvalidSettings
 
 if TYPE_CHECKING:
     from redis_sessions.agents import Agent
-
-VARIABLE: Final = "REDIS_SESSIONS_AGENTS"
 
 Name = Annotated[str | None, typer.Argument(metavar="NAME", help="Show one in full.")]
 Toml = Annotated[bool, typer.Option("--toml", help="Print its TOML file, to start one of your own from.")]
@@ -58,14 +55,6 @@ def agents(name: Name = None, *, toml: Toml = False, as_json: Json = False) -> i
                     table.add_row("" if number else key, show.cell(line))
         show.display(table)
     return exits.DONE
-
-
-def register_users_runtimes() -> None:
-    """Make the runtimes of the directory that REDIS_SESSIONS_AGENTS names known. Raises InvalidSettings."""
-    if directory := os.environ.get(VARIABLE):
-        from redis_sessions.agents import register_directory
-
-        register_directory(directory)
 
 
 def _list(known: "tuple[Agent, ...]", *, as_json: bool) -> None:

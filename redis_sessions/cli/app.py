@@ -6,17 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from redis_sessions.cli import acl, agents, conversations, docs, doctor, metrics, report, serve, transfer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
-from redis_sessions.cli.options import Json
+from redis_sessions.cli.options import Json, value
 from redis_sessions.cli.run import command as run
 from redis_sessions.cli.signals import until_asked_to_stop
 
 NAME: Final = "redis-sessions"
-_UNREACHABLE: Final = "Redis can't be reached, or refuses"
 # A paragraph that begins with a backspace keeps its line breaks.
 _UNWRAPPED: Final = "\b\n"
 _SETTINGS: Final = {"help_option_names": ["-h", "--help"]}
@@ -31,10 +30,10 @@ class Program(TyperGroup):
         sys.exit(exits.guarded(lambda: super(Program, self).main(*args, **options)))
 
 
-def _exit_codes(partly: str, unreachable: str = _UNREACHABLE, codes: Mapping[int, str] | None = None) -> str:
-    """The exit codes for the end of a command's help; one without a meaning is left out."""
-    meanings = {exits.DONE: "done", exits.PARTLY: partly, exits.USAGE: "what was given can't be used"}
-    meanings |= {exits.UNREACHABLE: unreachable, **(codes or {})}
+def _exit_codes(own: Mapping[int, str]) -> str:
+    """The exit codes for the end of a command's help, its own meanings before the common ones; "" leaves one out."""
+    meanings = {exits.DONE: "done", exits.PARTLY: "", exits.USAGE: "what was given can't be used"}
+    meanings |= {exits.UNREACHABLE: "Redis can't be reached, or refuses", **own}
     width = max(len(str(code)) for code in meanings)
     lines = [f"  {code:<{width}}  {meaning}" for code, meaning in meanings.items() if meaning]
     return "\n".join((f"{_UNWRAPPED}Exit codes:", *lines))
@@ -44,7 +43,7 @@ app = typer.Typer(
     cls=Program,
     add_completion=False,
     context_settings=_SETTINGS,
-    epilog=_exit_codes("not found, or done in part"),
+    epilog=_exit_codes({exits.PARTLY: "not found, or done in part"}),
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     # Plain help starts twice as fast, and is readable in a pipe.
@@ -82,9 +81,9 @@ def _version() -> str:
 def demo(
     *,
     # Never from the environment: a demo must not use somebody's store unless asked to.
-    url: Annotated[str | None, typer.Option("--url", metavar="URL", help="A Redis to use; default: one of its own.")] = None,
-    workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Worker processes.")] = 4,
-    turns: Annotated[int, typer.Option("--turns", metavar="N", min=1, help="Turns to run, each twice.")] = 60,
+    url: Annotated[str | None, value("--url", "URL", "A Redis to use; default: one of its own.")] = None,
+    workers: Annotated[int, value("--workers", "N", "Worker processes.", min=1)] = 4,
+    turns: Annotated[int, value("--turns", "N", "Turns to run, each twice.", min=1)] = 60,
     as_json: Json = False,
 ) -> int:
     """Watch worker processes share sessions.
@@ -109,45 +108,37 @@ def demo(
     if asked:
         show.complain("the demo was stopped; nothing of it is left")
         return 128 + asked[0]
-    if as_json:
-        show.put_json(figures.model_dump(mode="json"))
-    else:
-        view.show(figures)
+    show.put_result(figures._asdict(), lambda: view.show(figures), as_json=as_json)
     return exits.DONE if figures.all_ran_once else exits.PARTLY
 
 
-def _add(
-    name: str,
-    command: Callable[..., int],
-    partly: str = "",
-    unreachable: str = _UNREACHABLE,
-    *,
-    codes: Mapping[int, str] | None = None,
-    kind: type[TyperCommand] = TyperCommand,
-) -> None:
-    """Add a command, whose docstring is its help.
+_NO_REDIS: Final = {exits.UNREACHABLE: ""}
+# Each command, whose docstring is its help, and what its exit codes mean beside the common ones.
+_COMMANDS: Final[tuple[tuple[str, Callable[..., int], Mapping[int, str]], ...]] = (
+    ("get", conversations.get, {exits.PARTLY: "no live session ID"}),
+    ("set", conversations.set_, {}),
+    ("delete", conversations.delete, {exits.PARTLY: "nothing was deleted"}),
+    ("list", conversations.list_, {}),
+    ("report", report.report, {}),
+    ("import", transfer.import_, {exits.PARTLY: "some entries were rejected"}),
+    ("export", transfer.export, {}),
+    ("run", run.run, _NO_REDIS | run.CODES),
+    ("doctor", doctor.doctor, {exits.PARTLY: "something is broken; with --strict, or not ok"}),
+    ("retime", doctor.retime, {exits.PARTLY: "some may have been missed; run it again"}),
+    ("failures", conversations.failures, {exits.PARTLY: "the counter is not a number"}),
+    ("agents", agents.agents, _NO_REDIS),
+    ("acl", acl.acl, _NO_REDIS),
+    ("metrics", metrics.metrics, {exits.PARTLY: "a counter is not a number"}),
+    ("docs", docs.docs, _NO_REDIS),
+    ("serve", serve.serve, _NO_REDIS | {exits.PARTLY: "the server ended unexpectedly"}),
+    ("demo", demo, {exits.PARTLY: "a turn failed, or two ran at once in one conversation"}),
+)
 
-    `partly` and `unreachable` say what these exit codes mean for it; `codes` are more of them.
-    """
-    text = (inspect.getdoc(command) or "").replace("\nExamples:\n", f"\n{_UNWRAPPED}Examples:\n")
-    epilog = _exit_codes(partly, unreachable, codes)
-    app.command(name, cls=kind, help=text, epilog=epilog, context_settings=_SETTINGS)(command)
-
-
-_add("get", conversations.get, "no live session ID")
-_add("set", conversations.set_)
-_add("delete", conversations.delete, "nothing was deleted")
-_add("list", conversations.list_)
-_add("report", report.report)
-_add("import", transfer.import_, "some entries were rejected")
-_add("export", transfer.export)
-_add("run", run.run, unreachable="", codes=run.CODES, kind=run.RunCommand)
-_add("doctor", doctor.doctor, "something is broken; with --strict, or not ok")
-_add("retime", doctor.retime, "some may have been missed; run it again")
-_add("failures", conversations.failures, "the counter is not a number")
-_add("agents", agents.agents, unreachable="")
-_add("acl", acl.acl, unreachable="")
-_add("metrics", metrics.metrics, "a counter is not a number")
-_add("docs", docs.docs, unreachable="")
-_add("serve", serve.serve, "the server ended unexpectedly", "")
-_add("demo", demo, "a turn failed, or two ran at once in one conversation")
+for _name, _command, _codes in _COMMANDS:
+    app.command(
+        _name,
+        cls=run.RunCommand if _command is run.run else None,
+        help=(inspect.getdoc(_command) or "").replace("\nExamples:\n", f"\n{_UNWRAPPED}Examples:\n"),
+        epilog=_exit_codes(_codes),
+        context_settings=_SETTINGS,
+    )(_command)

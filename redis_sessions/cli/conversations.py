@@ -37,10 +37,8 @@ def get(at: Options, key: Key) -> int:
         except InvalidSessionID as error:
             show.complain(str(error))
             return exits.PARTLY
-    if at.as_json:
-        show.put_json({"key": key, "session_id": session_id, "expires_in_ms": expires_in_ms})
-    elif session_id is not None:
-        show.put(session_id)
+    result = {"key": key, "session_id": session_id, "expires_in_ms": expires_in_ms}
+    at.put_result(result, lambda: None if session_id is None else show.put(session_id))
     if session_id is not None:
         return exits.DONE
     show.complain(f"{key!r} has no live session ID")
@@ -61,10 +59,8 @@ def set_(at: Options, key: Key, session_id: SessionID) -> int:
     with at.store() as store:
         store.set(key, session_id)
         max_age_ms = store.settings.session_max_age_ms
-    if at.as_json:
-        show.put_json({"key": key, "session_id": session_id, "expires_in_ms": max_age_ms})
-    else:
-        show.remark(f"saved, expires in {duration(max_age_ms)}")
+    saved = {"key": key, "session_id": session_id, "expires_in_ms": max_age_ms}
+    at.put_result(saved, lambda: show.remark(f"saved, expires in {duration(max_age_ms)}"))
     return exits.DONE
 
 
@@ -124,8 +120,5 @@ def failures(at: Options, *, increment: Increment = False) -> int:
     """
     with at.store() as store:
         total = store.increment_resume_failures() if increment else store.resume_failures_total()
-    if at.as_json:
-        show.put_json({"resume_failures_total": total})
-    else:
-        show.put(str(total))
+    at.put_result({"resume_failures_total": total}, lambda: show.put(str(total)))
     return exits.DONE

@@ -7,8 +7,7 @@ import typer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
-from redis_sessions.cli.agents import register_users_runtimes
-from redis_sessions.cli.options import Options, on_a_store
+from redis_sessions.cli.options import Options, on_a_store, register_users_runtimes, value
 from redis_sessions.text import count
 
 if TYPE_CHECKING:
@@ -18,11 +17,7 @@ _STYLES: Final = {"ok": "green", "unknown": "cyan", "warning": "yellow", "broken
 
 Agent = Annotated[
     str | None,
-    typer.Option(
-        "--agent",
-        metavar="NAME",
-        help="The agent whose sessions these are, to check the max age: claude, gemini, agentcore, …",
-    ),
+    value("--agent", "NAME", "The agent whose sessions these are, to check the max age: claude, gemini, agentcore, …"),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; show how many would change.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 unless every check is ok.")]
@@ -45,15 +40,7 @@ def doctor(at: Options, *, agent: Agent = None, strict: Strict = False) -> int:
     register_users_runtimes()
     with at.store() as store, show.progress("looking") as progress:
         diagnosis = store.doctor(agent, progress)
-    if at.as_json:
-        show.put_json(diagnosis.model_dump(mode="json"))
-    else:
-        _show(diagnosis)
-        if any((finding.remedy or "").startswith("redis-cli") for finding in diagnosis.findings):
-            show.remark(
-                "redis-cli needs the address of this server (-h, -p, --user; or -u); "
-                "CONFIG SET survives a restart only with CONFIG REWRITE, or in the server's configuration file"
-            )
+    at.put_result(diagnosis, lambda: _show(diagnosis))
     well = not diagnosis.broken and not (strict and diagnosis.warnings + diagnosis.unknown)
     return exits.DONE if well else exits.PARTLY
 
@@ -70,6 +57,11 @@ def _show(diagnosis: "Diagnosis") -> None:
     warnings = count(diagnosis.warnings, "warning")
     summary = f"{diagnosis.broken} broken, {warnings}, {diagnosis.unknown} unknown, {diagnosis.ok} ok"
     show.display(table, Group(show.cell(summary, "bold")))
+    if any((finding.remedy or "").startswith("redis-cli") for finding in diagnosis.findings):
+        show.remark(
+            "redis-cli needs the address of this server (-h, -p, --user; or -u); "
+            "CONFIG SET survives a restart only with CONFIG REWRITE, or in the server's configuration file"
+        )
 
 
 @on_a_store
@@ -89,11 +81,5 @@ def retime(at: Options, *, dry_run: DryRun = False) -> int:
     with at.store() as store, show.progress("looking" if dry_run else "shortening") as progress:
         result = store.retime(dry_run=dry_run, progress=progress)
         max_age_ms = store.settings.session_max_age_ms
-    if at.as_json:
-        show.put_json(result.model_dump(mode="json"))
-    else:
-        tables.show_retime(result, max_age_ms, dry_run=dry_run)
-    if not result.approximate:
-        return exits.DONE
-    show.complain(show.APPROXIMATE)
-    return exits.PARTLY
+    at.put_result(result, lambda: tables.show_retime(result, max_age_ms, dry_run=dry_run))
+    return exits.PARTLY if result.approximate else exits.DONE

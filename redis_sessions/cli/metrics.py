@@ -11,7 +11,7 @@ import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
-from redis_sessions.cli.options import Options, on_a_store
+from redis_sessions.cli.options import Options, on_a_store, value
 from redis_sessions.cli.signals import until_asked_to_stop
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.text import parse_duration_ms
@@ -25,22 +25,17 @@ _ADDRESS = re.compile(r"(?:(?:([\w.-]+)|\[([\da-fA-F:.]+)\]):)?(\d{1,5})", re.AS
 
 Listen = Annotated[
     str | None,
-    typer.Option(
+    value(
         "--listen",
-        metavar="[HOST:]PORT",
-        help=f"Serve them at /metrics there until stopped, such as at {LOOPBACK}:9464. Default HOST: {LOOPBACK}; port 0 "
-        "takes a free one.",
+        "[HOST:]PORT",
+        f"Serve them at /metrics there until stopped, such as at {LOOPBACK}:9464. Default HOST: {LOOPBACK}; port 0 takes a "
+        "free one.",
     ),
 ]
-ScanMaxAge = Annotated[
-    str,
-    typer.Option("--scan-max-age", metavar="TIME", help="With --listen: scan the keys again if the last scan is older."),
-]
+ScanMaxAge = Annotated[str, value("--scan-max-age", "TIME", "With --listen: scan the keys again if the last scan is older.")]
 Namespaces = Annotated[
     list[str] | None,
-    typer.Option(
-        "--namespace", help="First part of every key; repeat it to export several. Default: sessions.", metavar="NAME"
-    ),
+    value("--namespace", "NAME", "First part of every key; repeat it to export several. Default: sessions."),
 ]
 Rules = Annotated[bool, typer.Option("--rules", help="Print alert rules for these metrics instead, and ask Redis nothing.")]
 

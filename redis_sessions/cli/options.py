@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final
 import typer
 
 from redis_sessions.cli import output as show
-from redis_sessions.client.password import PASSWORD_FILE_VARIABLE, read_password
+from redis_sessions.client.url import PASSWORD_FILE_VARIABLE, read_password
 from redis_sessions.text import parse_duration_ms
 
 if TYPE_CHECKING:
@@ -19,63 +20,41 @@ if TYPE_CHECKING:
 
 DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
 URL_VARIABLES: Final = ("REDIS_SESSIONS_URL", "REDIS_URL")
+AGENTS_VARIABLE: Final = "REDIS_SESSIONS_AGENTS"
+
+
+def value(name: str, metavar: str, text: str, **more: Any) -> Any:
+    """An option that takes a value; `more` are further arguments of `typer.Option`."""
+    return typer.Option(name, metavar=metavar, help=text, **more)
+
 
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The conversation, such as acme/shop#42:reviewer.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+URL: Final = (
+    "Where Redis is: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. Other users can read a command "
+    "line: give a password in the environment."
+)
+PASSWORD: Final = "File with the password of the URL's user, if the URL has none."  # noqa: S105 - a help text
+NAMESPACE: Final = "First part of every key. Workers that don't share host, home and agent use separate ones."
+MAX_AGE: Final = "How long an ID may stay unused: 500ms, 30s, 90m, 24h, 7d."
+CONFIG: Final = "JSON file with session_max_age_ms (or sessionMaxAgeMs) at its top level."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Where the store is and how it behaves, as given on the command line."""
 
-    url: Annotated[
-        str,
-        typer.Option(
-            "--url",
-            metavar="URL",
-            envvar=list(URL_VARIABLES),
-            help="Where Redis is: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. Other users can read "
-            "a command line: give a password in the environment.",
-        ),
-    ] = DEFAULT_URL
-    password_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--password-file",
-            metavar="FILE",
-            envvar=PASSWORD_FILE_VARIABLE,
-            help="File with the password of the URL's user, if the URL has none.",
-        ),
-    ] = None
+    url: Annotated[str, value("--url", "URL", URL, envvar=list(URL_VARIABLES))] = DEFAULT_URL
+    password_file: Annotated[Path | None, value("--password-file", "FILE", PASSWORD, envvar=PASSWORD_FILE_VARIABLE)] = None
     namespace: Annotated[
         str | None,
-        typer.Option(
-            "--namespace",
-            metavar="NAME",
-            envvar="REDIS_SESSIONS_NAMESPACE",
-            show_default="sessions",
-            help="First part of every key. Workers that don't share host, home and agent use separate ones.",
-        ),
+        value("--namespace", "NAME", NAMESPACE, envvar="REDIS_SESSIONS_NAMESPACE", show_default="sessions"),
     ] = None
     max_age: Annotated[
         str | None,
-        typer.Option(
-            "--max-age",
-            metavar="TIME",
-            envvar="REDIS_SESSIONS_MAX_AGE",
-            show_default="as in --config, or 24h",
-            help="How long an ID may stay unused: 500ms, 30s, 90m, 24h, 7d.",
-        ),
+        value("--max-age", "TIME", MAX_AGE, envvar="REDIS_SESSIONS_MAX_AGE", show_default="as in --config, or 24h"),
     ] = None
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            metavar="FILE",
-            envvar="REDIS_SESSIONS_CONFIG",
-            help="JSON file with session_max_age_ms (or sessionMaxAgeMs) at its top level.",
-        ),
-    ] = None
+    config: Annotated[Path | None, value("--config", "FILE", CONFIG, envvar="REDIS_SESSIONS_CONFIG")] = None
     as_json: Json = False
 
     def settings(self) -> "StoreSettings":
@@ -92,11 +71,23 @@ class Options:
             show.complain(f"{self.config} has no session_max_age_ms at its top level: the max age is 24h")
         return settings
 
+    def put_result(self, result: Any, shown: Callable[[], object]) -> None:
+        """Same as the function in output."""
+        show.put_result(result, shown, as_json=self.as_json)
+
     def store(self) -> "SessionStore":
         """The store, for use in a `with`; it connects at its first operation. Raises InvalidSettings."""
         from redis_sessions.store import SessionStore
 
         return SessionStore.from_url(self.url, self.settings(), password=read_password(self.password_file))
+
+
+def register_users_runtimes() -> None:
+    """Make the runtimes of the directory that REDIS_SESSIONS_AGENTS names known. Raises InvalidSettings."""
+    if directory := os.environ.get(AGENTS_VARIABLE):
+        from redis_sessions.agents import register_directory
+
+        register_directory(directory)
 
 
 def on_a_store(command: Callable[Concatenate[Options, ...], int], *, but: Collection[str] = ()) -> Callable[..., int]:

@@ -43,6 +43,16 @@ def put_json(value: Any, *, flush: bool = False) -> None:
     put(json.dumps(value), flush=flush)
 
 
+def put_result(result: Any, show: Callable[[], object], *, as_json: bool) -> None:
+    """Write a result as JSON, or let `show` write it for people; say if a scan behind it may have missed keys."""
+    if as_json:
+        put_json(result.model_dump(mode="json") if hasattr(result, "model_dump") else result)
+    else:
+        show()
+    if getattr(result, "approximate", False):
+        complain(APPROXIMATE)
+
+
 def put_sessions(rows: Iterable[SessionRow]) -> None:
     """Write each row as `put_json` would, in a third of the time: there may be a million."""
     if sys.stdout is None:

@@ -13,7 +13,7 @@ import typer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
-from redis_sessions.cli.options import Options, on_a_store
+from redis_sessions.cli.options import Options, on_a_store, value
 from redis_sessions.cli.signals import until_asked_to_stop
 from redis_sessions.errors import CorruptValue, InvalidSettings, SessionStoreError
 from redis_sessions.text import count, duration, parse_duration_ms
@@ -35,8 +35,7 @@ RETRY_S: Final = 10.0
 
 Watch = Annotated[bool, typer.Option("--watch", help="Stay, and show what changes, until Ctrl-C.")]
 Every = Annotated[
-    str | None,
-    typer.Option("--every", metavar="TIME", show_default=DEFAULT_EVERY, help="With --watch: time between two key scans."),
+    str | None, value("--every", "TIME", "With --watch: time between two key scans.", show_default=DEFAULT_EVERY)
 ]
 
 
@@ -64,17 +63,12 @@ def report(at: Options, *, watch: Watch = False, every: Every = None) -> int:
     with at.store() as store, show.progress("scanning") as progress:
         found = store.report(progress)
         namespace = store.settings.namespace
-    if at.as_json:
-        show.put_json(found.model_dump(mode="json"))
-    else:
-        show.display(*tables.report_sections(found, namespace))
-    if found.approximate:
-        show.complain(show.APPROXIMATE)
+    at.put_result(found, lambda: show.display(*tables.report_sections(found, namespace)))
     return exits.DONE
 
 
 @dataclass
-class Failures:
+class RecentFailures:
     """Totals of the counter as they were read, for the last minute, or the last two."""
 
     samples: deque[tuple[float, int]] = field(default_factory=deque)
@@ -101,7 +95,7 @@ class LiveReport:
 
     store: "SessionStore"
     every_s: float  # the least time between two scans
-    failures: Failures = field(default_factory=Failures)
+    failures: RecentFailures = field(default_factory=RecentFailures)
     report: "Report | None" = None  # the last one
     due_at_s: float = 0.0  # when the next scan is, on the monotonic clock
     done: float | None = None  # how far a scan in progress is, from 0 to 1

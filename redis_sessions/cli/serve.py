@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Final
 
-import typer
-
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
+from redis_sessions.cli.options import value
 from redis_sessions.cli.signals import until_asked_to_stop
 from redis_sessions.errors import InvalidSettings
 
@@ -16,25 +15,18 @@ LOG_LINES: Final = 3
 
 Directory = Annotated[
     Path | None,
-    typer.Option(
+    value(
         "--dir",
-        metavar="DIR",
+        "DIR",
+        "Where data is kept; created if missing, refused if other users may enter it.",
         show_default="redis-sessions in $XDG_DATA_HOME or ~/.local/share",
-        help="Where data is kept; created if missing, refused if other users may enter it.",
     ),
 ]
 Port = Annotated[
     int | None,
-    typer.Option(
-        "--port",
-        metavar="N",
-        min=0,
-        max=65_535,
-        show_default=str(DEFAULT_PORT),
-        help="TCP port on 127.0.0.1; 0 for a free one.",
-    ),
+    value("--port", "N", "TCP port on 127.0.0.1; 0 for a free one.", min=0, max=65_535, show_default=str(DEFAULT_PORT)),
 ]
-Socket = Annotated[Path | None, typer.Option("--socket", metavar="PATH", help="Listen on this unix socket instead of TCP.")]
+Socket = Annotated[Path | None, value("--socket", "PATH", "Listen on this unix socket instead of TCP.")]
 
 
 def serve(*, directory: Directory = None, port: Port = None, socket: Socket = None) -> int:

@@ -25,6 +25,7 @@ ROWS_IN_TABLE: Final = 500
 REJECTS_SHOWN: Final = 20
 BAR_WIDTH: Final = 32
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
+_DRY: Final = "would be, this was a dry run"
 GAP: Final = 2
 IDLE_WIDTH: Final = 8
 EXPIRES_WIDTH: Final = 10
@@ -76,27 +77,26 @@ def _widths(rows: list[tuple[str, str, str, str]]) -> tuple[int, int]:
 def report_sections(report: Report, namespace: str) -> list[RenderableType]:
     """What there is, how long it has been idle, the counters, and examples of what is invalid."""
     soonest = "" if report.soonest_expiry_ms is None else f"the next expires in {duration(report.soonest_expiry_ms)}"
-    counters = report.counters
-    failures, resumes = counters["resume_failures_total"], counters["resumes_total"]
+    failures, resumes = (report.counters[name] for name in ("resume_failures_total", "resumes_total"))
     asked = 0 if failures is None or resumes is None else failures + resumes
     rate = f"{(failures or 0) / asked:.1%} of {count(asked, 'attempt')} to resume" if asked else ""
-    sections = [
+    return [
         _facts(
             f"Sessions in namespace {namespace}",
             ("live", report.live, soonest),
-            ("without TTL", *_noted(report.no_ttl, "will never expire")),
-            ("over max age", *_noted(report.over_max_age, "not known how long idle")),
-            ("invalid", *_noted(report.invalid, "not a session ID")),
+            ("without TTL", report.no_ttl, "will never expire"),
+            ("over max age", report.over_max_age, "not known how long idle"),
+            ("invalid", report.invalid, "not a session ID"),
         ),
         _section("Idle for", _histogram([(bucket.up_to_ms, bucket.count) for bucket in report.idle_histogram])),
         _facts(
             "Counted so far",
             ("resumes", resumes, ""),
-            ("resume failures", failures, rate),
-            ("fresh starts", counters["fresh_starts_total"], ""),
+            ("resume failures", failures, rate, True),
+            ("fresh starts", report.counters["fresh_starts_total"], ""),
         ),
+        *_examples("Invalid keys", [(it.key, it.reason) for it in report.invalid_examples], report.invalid),
     ]
-    return sections + _examples("Invalid keys", [(it.key, it.reason) for it in report.invalid_examples], report.invalid)
 
 
 def show_import(result: ImportResult, *, dry_run: bool) -> None:
@@ -104,9 +104,9 @@ def show_import(result: ImportResult, *, dry_run: bool) -> None:
     rejects = [(reject.key, reject.reason) for reject in result.rejects[:REJECTS_SHOWN]]
     verdicts = _facts(
         "Entries",
-        ("imported", result.imported, "would be, this was a dry run" if dry_run else ""),
-        ("expired", *_noted(result.expired, "unused for longer than the max age")),
-        ("kept", *_noted(result.kept, "live in Redis already, unchanged")),
+        ("imported", result.imported, _DRY if dry_run else "", True),
+        ("expired", result.expired, "unused for longer than the max age"),
+        ("kept", result.kept, "live in Redis already, unchanged"),
         ("rejected", result.rejected, ""),
         ("total", result.total, ""),
     )
@@ -115,13 +115,12 @@ def show_import(result: ImportResult, *, dry_run: bool) -> None:
 
 def show_retime(result: RetimeResult, max_age_ms: int, *, dry_run: bool) -> None:
     """Write what was done to the TTLs of all sessions."""
-    would = "would be, this was a dry run" if dry_run else ""
     lives = _facts(
         "Lives of sessions",
-        ("shortened", *_noted(result.shortened, would)),
-        ("given a TTL", *_noted(result.given_ttl, would)),
-        ("left", *_noted(result.left, f"live no longer than {duration(max_age_ms)}")),
-        ("invalid", *_noted(result.invalid, "no session IDs, not touched: see redis-sessions report")),
+        ("shortened", result.shortened, _DRY if dry_run else ""),
+        ("given a TTL", result.given_ttl, _DRY if dry_run else ""),
+        ("left", result.left, f"live no longer than {duration(max_age_ms)}"),
+        ("invalid", result.invalid, "no session IDs, not touched: see redis-sessions report"),
     )
     display(lives)
 
@@ -148,19 +147,15 @@ def _bar(number: int, largest: int) -> str:
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def _facts(title: str, *facts: tuple[str, int | None, str]) -> RenderableType:
-    """A section of numbers, each with its name and an explanation."""
+def _facts(title: str, *facts: tuple[str, int | None, str] | tuple[str, int | None, str, bool]) -> RenderableType:
+    """A section of numbers, each with its name and an explanation, which a zero needs only if that is said."""
     rows = table({}, {"justify": "right", "style": "bold"}, {"style": "dim"}, heading=False)
-    for name, number, explanation in facts:
+    for name, number, explanation, *even_of_zero in facts:
         if number is None:
             rows.add_row(name, UNKNOWN, "not an integer: see redis-sessions doctor")
         else:
-            rows.add_row(name, f"{number:,}", explanation)
+            rows.add_row(name, f"{number:,}", explanation if number or even_of_zero else "")
     return _section(title, rows)
-
-
-def _noted(number: int, explanation: str) -> tuple[int, str]:
-    return number, explanation if number else ""
 
 
 def _examples(title: str, pairs: list[tuple[str, str]], total: int) -> list[RenderableType]:

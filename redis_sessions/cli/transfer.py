@@ -10,7 +10,7 @@ import typer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
-from redis_sessions.cli.options import Options, on_a_store
+from redis_sessions.cli.options import Options, on_a_store, value
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.text import count, safe
 
@@ -30,17 +30,17 @@ Destination = Annotated[
 ]
 UsedAt = Annotated[
     str | None,
-    typer.Option(
+    value(
         "--assume-used-at",
-        metavar="mtime|INSTANT",
-        help="When entries without a time were last used: mtime for when FILE was written, ISO 8601, or milliseconds "
+        "mtime|INSTANT",
+        "When entries without a time were last used: mtime for when FILE was written, ISO 8601, or milliseconds "
         "since 1970. Without it they count as expired.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing to Redis; report what would be done.")]
 Rejects = Annotated[
     Path | None,
-    typer.Option("--rejects", metavar="FILE", help="Where to write rejected entries, to be fixed and imported."),
+    value("--rejects", "FILE", "Where to write rejected entries, to be fixed and imported."),
 ]
 
 
@@ -102,18 +102,14 @@ def export(at: Options, file: Destination) -> int:
         raise InvalidSettings("standard output is used for the sessions", remedy="leave out --json, or name a file")
     with at.store() as store, show.progress("exporting") as progress:
         result = store.export(Path("/dev/stdout") if file == STANDARD else file, progress)
-    if at.as_json:
-        show.put_json(result.model_dump(mode="json"))
-    elif file == STANDARD:
-        show.complain(f"exported {count(result.exported, 'session')}")
-    else:
-        show.put(f"exported {count(result.exported, 'session')} to {safe(str(file))}")
+    exported = f"exported {count(result.exported, 'session')}"
+    at.put_result(
+        result, lambda: show.complain(exported) if file == STANDARD else show.put(f"{exported} to {safe(str(file))}")
+    )
     if result.not_timed:
         show.complain(f"{count(result.not_timed, 'session')} of unknown age, written as used just now")
     if result.skipped:
         show.complain(f"{count(result.skipped, 'key')} left out, without a session ID: see redis-sessions report")
-    if result.approximate:
-        show.complain(show.APPROXIMATE)
     return exits.DONE
 
 

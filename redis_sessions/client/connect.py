@@ -13,11 +13,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 import redis
@@ -28,59 +25,18 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis_sessions.client import callers
 from redis_sessions.client.cluster import AsyncCluster, Cluster
 from redis_sessions.client.execute import Link
-from redis_sessions.client.pool import AsyncPool, AsyncTLSConnection, Pool, TLSConnection, forgetful
+from redis_sessions.client.pool import AsyncPool, AsyncTLSConnection, PerProcess, Pool, TLSConnection
 from redis_sessions.client.sentinel import AsyncPrimary, AsyncPrimaryPool, AsyncSentinel, Primary, PrimaryPool, Sentinel
 from redis_sessions.client.url import Target
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.settings import StoreSettings
 
-C = TypeVar("C")
 SyncClient: TypeAlias = redis.Redis | redis.RedisCluster
 AsyncClient: TypeAlias = redis.asyncio.Redis | redis.asyncio.RedisCluster
 
 # Standalone: three tries, within about a second if refused. A server that failed over comes back within seconds.
 _STANDALONE_ATTEMPTS = 3
 _FAILOVER_ATTEMPTS = 1_000
-
-
-class PerProcess(Generic[C]):
-    """One client per process, and with `per_loop` one per event loop, built when it is first asked for.
-
-    A forked child may lack the thread that holds one of redis-py's locks, two processes would read each other's replies from
-    one connection, and a connection of asyncio works in its own event loop only (redis/redis-py #3351).
-    """
-
-    # A parent's clients, kept from being closed: for asyncio that would end the parent's wait, since both share an epoll.
-    _inherited: ClassVar[list[Any]] = []
-
-    def __init__(self, build: Callable[[], C], *, per_loop: bool = False) -> None:
-        self._build = build
-        self._per_loop = per_loop
-        self._clients: dict[asyncio.AbstractEventLoop | None, C] = {}
-        self._lock = threading.RLock()
-        forgetful.add(self)
-
-    def get(self) -> C:
-        """The client of this process and event loop. Sends nothing."""
-        loop = asyncio._get_running_loop() if self._per_loop else None  # noqa: SLF001 - raises nothing outside of a loop
-        try:
-            return self._clients[loop]
-        except KeyError:
-            return self._add(loop)
-
-    def _add(self, loop: asyncio.AbstractEventLoop | None) -> C:
-        with self._lock:
-            clients = {its: client for its, client in self._clients.items() if its is None or not its.is_closed()}
-            if loop is None and clients:  # outside of a loop, only to read its settings
-                return next(iter(clients.values()))
-            client = clients.pop(None) if None in clients else self._build()
-            self._clients = {**clients, loop: client}
-            return client
-
-    def forget(self) -> None:
-        """Let go of the clients without closing them: in a forked child they are the parent's."""
-        self._inherited.append(self._clients)
-        self._clients, self._lock = {}, threading.RLock()
 
 
 def connect(target: Target, settings: StoreSettings) -> PerProcess[SyncClient]:

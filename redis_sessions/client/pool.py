@@ -1,4 +1,4 @@
-"""Connection pools that never hand out a connection with an unread reply, whatever interrupted or forked the process.
+"""A client per process, and pools that never hand out a connection with an unread reply, whatever interrupted the process.
 
 redis-py's sync pool keeps a connection that a signal has torn out of a call: either its place in the pool is lost for good,
 or the connection comes back with a reply unread, and the next call gets the answer to another question. Here a connection
@@ -17,8 +17,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Coroutine
-from typing import Any, Final
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import redis
 import redis.asyncio
@@ -27,6 +27,7 @@ import redis.sentinel
 
 from redis_sessions.client.translate import answers, cut_off
 
+C = TypeVar("C")
 BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 # A connection that was idle for longer is checked by a PING before it is used.
 PING_AFTER_S: Final = 15.0
@@ -37,6 +38,46 @@ FRESH_S: Final = 0.1
 # Objects whose `forget` method is called in every forked child.
 forgetful: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 os.register_at_fork(after_in_child=lambda: [each.forget() for each in list(forgetful)])
+
+
+class PerProcess(Generic[C]):
+    """One client per process, and with `per_loop` one per event loop, built when it is first asked for.
+
+    A forked child may lack the thread that holds one of redis-py's locks, two processes would read each other's replies from
+    one connection, and a connection of asyncio works in its own event loop only (redis/redis-py #3351).
+    """
+
+    # A parent's clients, kept from being closed: for asyncio that would end the parent's wait, since both share an epoll.
+    _inherited: ClassVar[list[Any]] = []
+
+    def __init__(self, build: Callable[[], C], *, per_loop: bool = False) -> None:
+        self._build = build
+        self._per_loop = per_loop
+        self._clients: dict[asyncio.AbstractEventLoop | None, C] = {}
+        self._lock = threading.RLock()
+        forgetful.add(self)
+
+    def get(self) -> C:
+        """The client of this process and event loop. Sends nothing."""
+        loop = asyncio._get_running_loop() if self._per_loop else None  # noqa: SLF001 - raises nothing outside of a loop
+        try:
+            return self._clients[loop]
+        except KeyError:
+            return self._add(loop)
+
+    def _add(self, loop: asyncio.AbstractEventLoop | None) -> C:
+        with self._lock:
+            clients = {its: client for its, client in self._clients.items() if its is None or not its.is_closed()}
+            if loop is None and clients:  # outside of a loop, only to read its settings
+                return next(iter(clients.values()))
+            client = clients.pop(None) if None in clients else self._build()
+            self._clients = {**clients, loop: client}
+            return client
+
+    def forget(self) -> None:
+        """Let go of the clients without closing them: in a forked child they are the parent's."""
+        self._inherited.append(self._clients)
+        self._clients, self._lock = {}, threading.RLock()
 
 
 def ping(connection: Any) -> None:

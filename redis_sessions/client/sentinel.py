@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Coroutine
 from typing import Any, Final
 
 import redis
@@ -99,12 +98,12 @@ class _Trust:
         failed, self._failed = self._failed, False
         return idle or failed
 
-    def _note(self) -> None:
-        """Called while a connection is returned: the exception that ended the call, if one did, is being handled."""
-        if sys.exc_info()[1] is None:
+    def release(self, connection: Any) -> Any:
+        if sys.exc_info()[1] is None:  # the exception that ended the call, if one did, is being handled
             self._good_s = time.monotonic()
         else:
             self._failed = True
+        return super().release(connection)  # type: ignore[misc] # the pool's
 
 
 class PrimaryPool(_Trust, SentinelPool):  # type: ignore[misc] # untyped there
@@ -118,10 +117,6 @@ class PrimaryPool(_Trust, SentinelPool):  # type: ignore[misc] # untyped there
                 self._unreached_s = time.monotonic()
         return super().get_connection(*args, **options)
 
-    def release(self, connection: Any) -> None:
-        self._note()
-        super().release(connection)
-
 
 class AsyncPrimaryPool(_Trust, AsyncSentinelPool):
     """Same as PrimaryPool, for asyncio."""
@@ -133,10 +128,6 @@ class AsyncPrimaryPool(_Trust, AsyncSentinelPool):
             except (redis.ConnectionError, redis.TimeoutError):
                 self._unreached_s = time.monotonic()
         return await super().get_connection(*args, **options)
-
-    def release(self, connection: Any) -> Coroutine[Any, Any, None]:
-        self._note()
-        return super().release(connection)
 
 
 class Primary(redis.Redis):

@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from pathlib import Path
+from typing import Final, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redis_sessions.errors import InvalidSettings
 
+PASSWORD_FILE_VARIABLE: Final = "REDIS_SESSIONS_PASSWORD_FILE"  # noqa: S105 - a name
 Kind = Literal["standalone", "unix", "sentinel", "cluster"]
 
 _SCHEMES: Mapping[str, tuple[Kind, bool]] = {
@@ -71,6 +73,22 @@ def parse(url: str, password: str | None = None) -> Target:
     if target.password is not None:
         raise _refused("has a password, and another one was given separately")
     return replace(target, password=password)
+
+
+def read_password(file: Path | None) -> str | None:
+    """The only line of a file, as containers are given one; None without. Raises InvalidSettings, which quotes nothing."""
+    if file is None:
+        return None
+    remedy = f"name a file with the password in its only line, in {PASSWORD_FILE_VARIABLE} or --password-file"
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise InvalidSettings(f"{file} can't be read ({error.strerror})", remedy=remedy) from None
+    except UnicodeDecodeError:
+        raise InvalidSettings(f"{file} is not UTF-8", remedy=remedy) from None
+    if len(lines) != 1 or not lines[0]:
+        raise InvalidSettings(f"{file} has {len(lines)} lines, not one password", remedy=remedy)
+    return lines[0]
 
 
 def _parse(url: str) -> Target:

@@ -1,6 +1,6 @@
 """A stand-in for an agent's command line: it keeps sessions as files, forgets them, and reports it as Claude Code does.
 
-    python -I -S agent.py --dir=DIR --conversation=NAME --keeps-ms=N --works-ms=N [--journal=FILE] [--resume=ID]
+    python -I -S agent.py --dir=DIR --conversation=NAME --keeps-ms=N --works-ms=N [--resume=ID]
 
 | asked to resume | stdout | stderr | exit code |
 | --- | --- | --- | --- |
@@ -8,7 +8,7 @@
 | an ID unused for longer than `--keeps-ms`, or unknown | | "No conversation found with session ID: <id>" | 1 |
 
 It holds an exclusive lock per conversation while it works, so it detects when a conversation runs twice at once: `"alone"`
-in its record. The journal gets one word per start, `fresh`, `resumed` or `gone`, and also `double` in that case.
+in its record.
 
 Run it by its path: `-m` would import the whole package first, which takes ten times as long as the program. For the same
 reason it imports neither `json` nor `argparse`.
@@ -30,23 +30,19 @@ def main(arguments: list[str]) -> int:
     sessions, locks = (f"{options['dir']}/{name}" for name in ("sessions", "locks"))
     for directory in (sessions, locks):
         os.makedirs(directory, mode=0o700, exist_ok=True)
-    journal = options.get("journal")
     with open(f"{locks}/{options['conversation']}", "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             alone = "true"
         except BlockingIOError:
             alone = "false"
-            _note(journal, "double")
         _forget(sessions, int(options["keeps-ms"]))
         asked = options.get("resume")
         session_id = asked or _new_id()
         path = f"{sessions}/{session_id}"
         if asked is not None and not (ID_CHARACTERS.issuperset(asked) and os.path.exists(path)):
-            _note(journal, "gone")
             sys.stderr.write(f"No conversation found with session ID: {asked}\n")
             return 1
-        _note(journal, "resumed" if asked else "fresh")
         time.sleep(int(options["works-ms"]) / 1000)  # the work
         # One byte per turn: appending is atomic, counts the turns, and sets the time of last use.
         with open(path, "ab") as session:
@@ -74,12 +70,6 @@ def _forget(sessions: str, keeps_ms: int) -> None:
 def _new_id() -> str:
     digits = os.urandom(16).hex()
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-
-
-def _note(journal: str | None, word: str) -> None:
-    if journal is not None:
-        with open(journal, "ab") as file:
-            file.write(f"{word}\n".encode())
 
 
 if __name__ == "__main__":

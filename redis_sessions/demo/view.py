@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from redis_sessions.demo.plan import AGENT_KEEPS_MS, MAX_AGE_MS
+from redis_sessions.demo.plan import AGENT_KEEPS_MS
 from redis_sessions.demo.results import WAYS, Course, DemoFigures
 from redis_sessions.text import count, duration, safe
 
@@ -22,26 +21,16 @@ START_S: Final = 3
 _PLAIN_STEPS: Final = 4
 _OTHER_LINES: Final = 8
 
-
-class _Sign(NamedTuple):
-    glyph: str
-    ascii: str
-    style: str
-    meaning: str = ""
-
-
+# The sign of a turn, in ASCII, its style, and what it means.
 _SIGNS: Final = {
-    "fresh": _Sign("○", "o", "bright_blue", "fresh"),
-    "resumed": _Sign("●", "#", "green", "resumed"),
-    "waited": _Sign("◆", "W", "yellow", "resumed after waiting"),
-    "restarted": _Sign("✗", "x", "bold red", "refused, then fresh"),
-    "failed": _Sign("!", "!", "bold red reverse"),
-    "runs": _Sign("·", ".", "bold"),
-    "waits": _Sign("…", ":", "yellow"),
+    "fresh": ("○", "o", "bright_blue", "fresh"),
+    "resumed": ("●", "#", "green", "resumed"),
+    "waited": ("◆", "W", "yellow", "resumed after waiting"),
+    "restarted": ("✗", "x", "bold red", "refused, then fresh"),
+    "failed": ("!", "!", "bold red reverse", ""),
 }
 
-
-# What the table at the end shows of each run.
+# What the table at the end shows of each run, by its names in DemoFigures.
 _ROWS: Final = {
     "Redis keeps an unused ID": "session_max_age_ms",
     "resumed": "resumed",
@@ -49,7 +38,7 @@ _ROWS: Final = {
     "resume refused, then fresh": "restarted",
     "time the refusals took": "wasted_ms",
     "failed": "failed",
-    "waited for another worker": "waited_for_lease",
+    "waited for another worker": "waited",
     "double runs": "double_runs",
 }
 
@@ -58,7 +47,8 @@ class LiveView:
     """Progress on stderr while the block runs: time lines at a terminal, elsewhere a plain line per quarter of a run."""
 
     def __init__(self, workers: int, turns: int) -> None:
-        self._title = f"{count(workers, 'worker')}, {count(turns, 'turn')}, run twice"
+        title = f"{count(workers, 'worker')}, {count(turns, 'turn')}, run twice"
+        self._title = f"{title}. The agent forgets a session after {duration(AGENT_KEEPS_MS)}."
         self._runs: list[tuple[str, Course]] = []
         self._steps = 0
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -70,7 +60,7 @@ class LiveView:
     def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
-        self.say(f"{self._title}. The agent forgets a session after {duration(AGENT_KEEPS_MS)}.")
+        self.say(self._title)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,10 +87,11 @@ class LiveView:
         name, course = self._runs[-1]
         if self._live is not None:
             self._live.update(Group(self._time_lines(), Text(), self._legend()), refresh=True)
-        elif (step := course.ways.total() * _PLAIN_STEPS // course.turns) > self._steps:
+        elif (step := len(course.marks) * _PLAIN_STEPS // course.turns) > self._steps:
             self._steps = step
-            ways = ", ".join(f"{course.ways[way]} {way}" for way in WAYS if course.ways[way])
-            self.say(f"{name}: {course.ways.total()} of {course.turns} turns: {ways}; {course.waited} waited for a lease")
+            ways = ", ".join(f"{course.counts[way]} {way}" for way in WAYS if course.counts[way])
+            done = f"{len(course.marks)} of {course.turns} turns"
+            self.say(f"{name}: {done}: {ways}; {course.counts['waited']} waited for a lease")
 
     def _time_lines(self) -> RenderableType:
         keys = self._runs[0][1].keys
@@ -122,27 +113,28 @@ class LiveView:
         return table
 
     def _in_short(self, course: Course) -> Text:
-        done = (f"{course.ways.total()}/{course.turns}", "bold")
-        parts = [self._sign(_SIGNS[way], f" {course.ways[way]}") for way in WAYS if course.ways[way]]
+        done = (f"{len(course.marks)}/{course.turns}", "bold")
+        parts = [self._sign(way, f" {course.counts[way]} ") for way in WAYS if course.counts[way]]
         return Text.assemble(done, *parts, no_wrap=True, overflow="ellipsis")
 
     def _strips(self, course: Course, width: int) -> dict[str, Text]:
-        strips = {key: [_Sign(" ", " ", "")] * width for key in course.keys}
+        strips: dict[str, list[tuple[str, str]]] = {key: [(" ", "")] * width for key in course.keys}
         # On a slow machine the scale changes rather than the end being cut off.
-        length_ms = max(course.length_ms, course.duration_ms) + 1
+        length_ms = max([course.length_ms, *(mark.at_ms for mark in course.marks)]) + 1
         for mark in course.marks:
             strip = strips[mark.key]
             at = mark.at_ms * (width - 1) // length_ms
-            while at < width - 1 and strip[at].glyph != " ":
+            while at < width - 1 and strip[at][0] != " ":
                 at += 1
-            strip[at] = _SIGNS[mark.sign]
-        return {key: Text.assemble(*map(self._sign, strip)) for key, strip in strips.items()}
+            strip[at] = self._sign(mark.sign)
+        return {key: Text.assemble(*strip) for key, strip in strips.items()}
 
-    def _sign(self, sign: _Sign, before: str = "") -> tuple[str, str]:
-        return before + (sign.ascii if self._console.options.ascii_only else sign.glyph), sign.style
+    def _sign(self, name: str, before: str = "") -> tuple[str, str]:
+        glyph, in_ascii, style, _ = _SIGNS[name]
+        return before + (in_ascii if self._console.options.ascii_only else glyph), style
 
     def _legend(self) -> Text:
-        pairs = [(self._sign(sign), (f" {sign.meaning}  ", "dim")) for sign in _SIGNS.values() if sign.meaning]
+        pairs = [(self._sign(name), (f" {meaning}  ", "dim")) for name, (*_, meaning) in _SIGNS.items() if meaning]
         return Text.assemble(*(part for pair in pairs for part in pair))
 
 
@@ -156,21 +148,13 @@ def show(figures: DemoFigures) -> None:
         table.add_column(name, justify="right")
     table.add_row("agent keeps an unused session", *[duration(figures.agent_keeps_ms)] * len(runs))
     for name, field in _ROWS.items():
-        values = [getattr(run, field) for run in runs]
-        if any(values) or field != "failed":
-            shown = map(duration if field.endswith("_ms") else str, values)
+        if any(run[field] for run in runs) or field != "failed":
+            shown = (duration(run[field]) if field.endswith("_ms") else str(run[field]) for run in runs)
             table.add_row(name, *shown, style="bold" if field == "restarted" else "")
     # Elsewhere than at a terminal a sentence stays on one line, for grep and for logs.
-    fold = console.is_terminal
-    console.print(Text(_headline(figures), "bold"), soft_wrap=not fold)
+    console.print(Text(_headline(figures), "bold"), soft_wrap=not console.is_terminal)
     console.print()
     console.print(table)
-    console.print()
-    for text in _notes(figures):
-        console.print(Text(safe(text), "dim"), soft_wrap=not fold)
-    for run in runs:
-        for failure in run.failures:
-            console.print(Text(safe(f"failed: {failure}"), "red"), soft_wrap=not fold)
 
 
 def _table() -> Table:
@@ -178,27 +162,9 @@ def _table() -> Table:
 
 
 def _headline(figures: DemoFigures) -> str:
-    without, expiring = figures.without_expiry.wasted_resumes, figures.with_expiry.wasted_resumes
-    if not (without or expiring):
-        return "No turn tried to resume a session that was gone, so this run shows no saving: try more --turns."
-    tried = (
-        f"Without expiry, {without} of {count(figures.turns, 'turn')} first tried to resume a session that was gone; "
-        f"with it, {expiring or 'none'}"
-    )
+    without, expiring = figures.without_expiry["restarted"], figures.with_expiry["restarted"]
+    tried = f"{without or 'none'} of {count(figures.turns, 'turn')} first tried to resume a session that was gone"
+    tried = f"Without expiry, {tried}; with it, {expiring or 'none'}"
     if without > expiring:
-        return f"{tried}: at {START_S} s a start, {(without - expiring) * START_S} s of waiting saved."
+        return f"{tried}: at an assumed {START_S} s a start, {(without - expiring) * START_S} s of waiting saved."
     return f"{tried}: nothing was saved in this run. Try more --turns."
-
-
-def _notes(figures: DemoFigures) -> Iterator[str]:
-    without, expiring = figures.without_expiry, figures.with_expiry
-    if without.wasted_resumes:
-        each = duration(without.wasted_ms // without.wasted_resumes)
-        yield f"All of this was counted in this run, except the {START_S} s: the stand-in agent here took {each} to refuse."
-    result, again = figures.imported.result, figures.imported.again
-    yield (
-        f"It also imported a sessions.json of {result.total} entries: {result.imported} live, {result.expired} expired, "
-        f"{result.rejected} rejected; a second import: {again.imported} new, {again.kept} kept."
-    )
-    if (late_ms := max(without.late_ms, expiring.late_ms)) > MAX_AGE_MS // 2:
-        yield f"This machine was busy: turns began up to {duration(late_ms)} late, so other figures may differ, too."

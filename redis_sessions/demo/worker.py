@@ -24,29 +24,27 @@ import signal
 import sys
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, CalledProcessError, Popen, SubprocessError
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from redis_sessions import LeaseHeld, SessionStore, SessionStoreError, StoreSettings, Turn
-from redis_sessions.client.password import PASSWORD_FILE_VARIABLE, read_password
+from redis_sessions.client.url import PASSWORD_FILE_VARIABLE, read_password
 from redis_sessions.demo import agent as stand_in
 from redis_sessions.demo.plan import PlannedTurn, conversations
 
 AGENT_TIMEOUT_S: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Event:
-    """What a worker reports: that it is ready, or how far the turn of a conversation is."""
+    """What a worker reports: that it is ready, or how a turn went."""
 
-    what: Literal["ready", "began", "waits", "done", "failed"]
+    how: str  # "ready", or how the turn went: "resumed", "fresh", "restarted" or "failed"
     key: str = ""
-    how: str = ""  # "resumed", "fresh" or "restarted", once done
     session_id: str | None = None  # the ID that the next turn is to resume
-    late_ms: int = 0  # how long after its planned time the turn began
     took_ms: int = 0
     waited: bool = False  # for the lease
     wasted_ms: int = 0  # how long the agent took to refuse to resume
@@ -55,15 +53,13 @@ class Event:
     error: str = ""
 
     def line(self) -> str:
-        """The event as a line of a log; empty for events that are not logged."""
+        """A turn as a line of a log."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        if self.what == "failed":
-            return f"{now} failed conversation={self.key} took_ms={self.took_ms} error={self.error!r}"
-        if self.what != "done":
-            return ""
+        began = f"{now} {self.how} conversation={self.key}"
+        if self.error:
+            return f"{began} took_ms={self.took_ms} error={self.error!r}"
         facts = (f"{name}={'yes' if getattr(self, name) else 'no'}" for name in ("waited", "saved", "alone"))
-        done = f"{now} {self.how} conversation={self.key} session={self.session_id} took_ms={self.took_ms}"
-        return " ".join((done, *facts))
+        return " ".join((began, f"session={self.session_id} took_ms={self.took_ms}", *facts))
 
 
 @dataclass
@@ -83,41 +79,38 @@ class Worker:
 
     def report(self, event: Event) -> None:
         """Print an event: as JSON for the demo, as a line of a log for people."""
-        if line := json.dumps(asdict(event)) if self.options.plan_from_stdin else event.line():
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
+        line = json.dumps(asdict(event)) if self.options.plan_from_stdin else event.line()
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
-    def run_turn(self, key: str, late_ms: int = 0) -> bool:
+    def run_turn(self, key: str) -> bool:
         """Run one turn of a conversation and report how it went. False if it failed."""
-        event = Event(what="began", key=key, late_ms=late_ms)
-        self.report(event)
+        turn = Event("failed", key)
         began_s = time.monotonic()
 
         def run(session_id: str | None) -> Turn[bool]:
-            nonlocal event
             asked_s = time.monotonic()
             try:
                 return self._run_agent(key, session_id)
             except CalledProcessError:
-                event = replace(event, wasted_ms=event.wasted_ms + (ms_since(asked_s) if session_id else 0))
+                turn.wasted_ms += ms_since(asked_s) if session_id else 0
                 raise
 
         try:
             try:
                 result = self.store.resume(key, run)
             except LeaseHeld:
-                # Two calls only so that the waiting can be shown.
-                event = replace(event, what="waits", waited=True)
-                self.report(event)
+                # Two calls only to know that it waited.
+                turn.waited = True
                 result = self.store.resume(key, run, wait_ms=self.options.wait_ms)
+            turn.how, turn.session_id, turn.saved, turn.alone = result.how, result.session_id, result.saved, result.value
         except (SessionStoreError, SubprocessError, OSError) as error:
             text = str(error.stderr if isinstance(error, CalledProcessError) else error).strip()
-            text = f"{type(error).__name__}: {ascii(text)[1:-1][-200:]}"
-            self.report(replace(event, what="failed", took_ms=ms_since(began_s), error=text))
-            return False
-        done = replace(event, what="done", how=result.how, session_id=result.session_id, saved=result.saved)
-        self.report(replace(done, alone=result.value, took_ms=ms_since(began_s)))
-        return True
+            # The end of it, in ASCII: several workers may share a pipe, and only a short line is written at once.
+            turn.error = f"{type(error).__name__}: {ascii(text)[1:-1][-120:]}"
+        turn.took_ms = ms_since(began_s)
+        self.report(turn)
+        return not turn.error
 
     def _run_agent(self, key: str, session_id: str | None) -> Turn[bool]:
         """Run the stand-in agent; the value is whether it ran alone. Raises SubprocessError and OSError."""
@@ -125,7 +118,6 @@ class Worker:
         command = [sys.executable, "-I", "-S", stand_in.__file__, f"--dir={options.agent_dir}"]
         command += [f"--conversation={hashlib.sha256(key.encode()).hexdigest()}"]
         command += [f"--keeps-ms={options.agent_keeps_ms}", f"--works-ms={options.agent_works_ms}"]
-        command += [f"--journal={options.journal}"] if options.journal else []
         command += [f"--resume={session_id}"] if session_id else []
         with ExitStack() as stack:
             # An agent that was started but is not known yet would run on. A signal mask would not do: the store has threads.
@@ -151,14 +143,14 @@ def ms_since(then_s: float) -> int:
 
 def _follow_plan(worker: Worker) -> None:
     """Run the turns that stdin lists, each at its time, until all are done or stdin is closed."""
-    worker.report(Event(what="ready"))
+    worker.report(Event("ready"))
     planned = [PlannedTurn(*item) for item in json.loads(sys.stdin.buffer.readline() or b"[]")]
     began_s = time.monotonic()
     for at_ms, key in planned:
         ahead_s = max(0.0, began_s + at_ms / 1000 - time.monotonic())
         if select.select([sys.stdin], [], [], ahead_s)[0]:
             return
-        worker.run_turn(key, late_ms=max(0, ms_since(began_s) - at_ms))
+        worker.run_turn(key)
 
 
 def _work_until_stopped(worker: Worker) -> None:
@@ -194,7 +186,6 @@ def parser() -> argparse.ArgumentParser:
     add("--agent-dir", "where the stand-in agent keeps its sessions", type=Path, required=True)
     add("--agent-keeps-ms", "how long the agent keeps an unused session", type=_positive, default=120_000)
     add("--agent-works-ms", "how long the agent takes for a turn", type=_positive, default=200)
-    add("--journal", "file in which the agent notes how each start went", type=Path)
     add("--plan-from-stdin", "run the turns that one line of JSON on stdin lists", action="store_true")
     add("--conversations", "how many conversations there are", type=_positive, default=40)
     add("--pause-ms", "average pause between turns", type=_positive, default=1_000)

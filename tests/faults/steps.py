@@ -32,6 +32,11 @@ from tests.stores import Place
 
 KEYS: Final = 40
 CONNECTIONS: Final = 6
+WEAKREF_CALLBACKS: Final = [
+    "WeakSet.__init__.<locals>._remove",
+    "WeakKeyDictionary.__init__.<locals>.remove",
+    "WeakValueDictionary.__init__.<locals>.remove",
+]
 
 
 class Interrupted(BaseException):
@@ -63,7 +68,8 @@ class Alarm:
 
     def _ring(self, _: int, frame: FrameType | None) -> None:
         while frame is not None and self._armed:
-            if frame.f_code.co_name == "__del__":  # where Python would swallow it, with a warning
+            name = frame.f_code.co_qualname
+            if name.endswith("__del__") or name in WEAKREF_CALLBACKS:  # where Python would swallow it, with a warning
                 signal.setitimer(signal.ITIMER_REAL, 20e-6)
                 return
             frame = frame.f_back

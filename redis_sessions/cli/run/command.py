@@ -16,8 +16,7 @@ from redis_sessions.agents import Agent, RecordField, Refusal, UnknownAgent, get
 from redis_sessions.agents.command_line import PlaceUnknown, guess, lacks, name_of
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
-from redis_sessions.cli.agents import register_users_runtimes
-from redis_sessions.cli.options import Key, Options, on_a_store
+from redis_sessions.cli.options import Key, Options, on_a_store, register_users_runtimes
 from redis_sessions.cli.run.attempts import NOT_FOUND, NOT_RUNNABLE, TIMED_OUT, AgentFailed, Attempts, judge
 from redis_sessions.cli.run.streams import open_standard_streams
 from redis_sessions.cli.signals import Stopped
