@@ -78,7 +78,7 @@ def read_option(word: str, value_options: Collection[str], flags: Collection[str
     return Option(names, 1, 0)
 
 
-class Program(NamedTuple):
+class LaunchedAgent(NamedTuple):
     """An agent in a command.
 
     Attributes:
@@ -248,12 +248,12 @@ def launcher_at(words: list[str], at: int) -> tuple[Launcher, int] | None:
     return None
 
 
-def find(command: list[str], names: Collection[str]) -> Program:
+def find(command: list[str], names: Collection[str]) -> LaunchedAgent:
     """The agent of one of these names, behind launchers. Raises PlaceUnknown if another program is met first."""
     at, name = _pass_over(command, names)
     if isinstance(at, Line):
         return _in_line(command, at, names)
-    return Program(
+    return LaunchedAgent(
         name, command[at:], lambda before, arguments: [*command[: at + before], *arguments, *command[at + before :]]
     )
 
@@ -287,7 +287,7 @@ def _pass_over(words: list[str], names: Collection[str]) -> tuple[int | Line, st
     return at, name
 
 
-def _in_line(command: list[str], line: Line, names: Collection[str]) -> Program:
+def _in_line(command: list[str], line: Line, names: Collection[str]) -> LaunchedAgent:
     text = line.text(command).rstrip()
     words, offsets, at = [], [], 0
     while at < len(text) and (found := _WORD.match(text, at)):
@@ -304,7 +304,7 @@ def _in_line(command: list[str], line: Line, names: Collection[str]) -> Program:
         raise PlaceUnknown("a line for the shell stands in another one")
     first += start
     ends = [*offsets[first:], len(text)]
-    return Program(name, words[first:], lambda before, arguments: line.put(command, ends[before], arguments))
+    return LaunchedAgent(name, words[first:], lambda before, arguments: line.put(command, ends[before], arguments))
 
 
 def shown(word: str) -> str:
