@@ -108,11 +108,14 @@ class Options:
             show.complain(f"{self.config} has no session_max_age_ms at its top level: the max age is 24h")
         return settings
 
-    def store(self) -> "SessionStore":
-        """The store, for use in a `with`; it connects at its first operation. Raises InvalidSettings."""
+    def store(self, **changed: Any) -> "SessionStore":
+        """The store, for use in a `with`, with some settings changed; it connects at its first operation.
+
+        Raises InvalidSettings.
+        """
         from redis_sessions.store import SessionStore
 
-        return SessionStore.from_url(self.url, self.settings(), password=read_password(self.password_file))
+        return SessionStore.from_url(self.url, self.settings().model_copy(update=changed), password=read_password(self.password_file))
 
 
 def on_a_store(command: Callable[Concatenate[Options, ...], int], *, but: Collection[str] = ()) -> Callable[..., int]:
