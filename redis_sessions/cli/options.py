@@ -115,7 +115,9 @@ class Options:
         """
         from redis_sessions.store import SessionStore
 
-        return SessionStore.from_url(self.url, self.settings().model_copy(update=changed), password=read_password(self.password_file))
+        return SessionStore.from_url(
+            self.url, self.settings().model_copy(update=changed), password=read_password(self.password_file)
+        )
 
 
 def on_a_store(command: Callable[Concatenate[Options, ...], int], *, but: Collection[str] = ()) -> Callable[..., int]:

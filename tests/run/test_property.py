@@ -15,6 +15,7 @@ from redis_sessions.agents import Agent, get_agent
 from redis_sessions.agents.judge import RunObserver
 from redis_sessions.cli.run import attempts, streams
 from redis_sessions.cli.run.attempts import AgentFailed, Attempts, judge
+from redis_sessions.cli.run.process import Outcome
 from redis_sessions.errors import SessionBusy
 from redis_sessions.testing import fake_store
 from tests.run.stage import COMMANDS, E, R
@@ -50,16 +51,16 @@ class FakeChild:
     def __init__(self, *, observer: RunObserver, output: Any, **_: Any) -> None:
         self.observer, self.output = observer, output
 
-    def run(self) -> tuple[int, bool]:
+    def run(self) -> Outcome:
         said, code = FakeChild.plays[len(FakeChild.seen)]
         FakeChild.seen.append((self.observer, self.output))
         for number, text in said:
             piece = text.encode("latin-1")
             (self.observer.stdout if number == 1 else self.observer.stderr)(piece)
             self.output.put(number, piece)
-            if self.observer.turn_began:
+            if self.observer.taken:
                 self.output.release()
-        return code, False
+        return Outcome(code=code)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

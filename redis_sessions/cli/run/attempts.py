@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import threading
@@ -11,11 +10,10 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Final
 
 from redis_sessions.agents import Agent
-from redis_sessions.agents.command_line import name_of, with_resume
+from redis_sessions.agents.command_line import with_resume
 from redis_sessions.agents.judge import RunObserver
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
@@ -32,11 +30,7 @@ NOT_RUNNABLE: Final = 126
 NOT_FOUND: Final = 127
 SIGNALLED: Final = 128
 
-# Signals that come from outside: others, such as SIGSEGV, are an agent's own fault.
-KILLED: Final = (*TO_STOP, signal.SIGQUIT, signal.SIGKILL)
-
-_JSON_OPTION: Final = re.compile(r"--(?:experimental-)?json|-.*=(?:stream-)?json")
-_JSON: Final = re.compile(r"(?:stream-)?json")
+_FROM_OUTSIDE: Final = (*TO_STOP, signal.SIGQUIT, signal.SIGKILL)
 
 # Set by an agent for the programs it runs; some refuse to start if it is set.
 _NOT_INHERITED: Final = "CLAUDECODE"
@@ -119,7 +113,10 @@ class Attempts:
         self.previous, self.saved = session_id or self.previous, None
         minted = str(uuid.uuid4()) if session_id is None and self.mint else None
         output = self._output = OutputBuffer(hold=session_id is not None)
-        observer = RunObserver(self.runtime, session_id or minted, json=asks_for_json(self.runtime, self.command))
+        observer = self.runtime.observer(session_id, self.command)
+        if minted:
+            json = self.runtime.wants_json(self.command)
+            observer = RunObserver(self.runtime, minted, json=json, keeps_id=True)
         outcome = self._run(self.place(session_id, minted), observer, output, resuming=session_id is not None)
         judgement = self._judge(observer, outcome)
         if self.ephemeral:
@@ -170,8 +167,8 @@ class Attempts:
             if judgement.verdict is not Verdict.ok and code == 0:
                 # A caller must not take it for success.
                 self.exit_code, self.unexpected = exits.PARTLY, not judgement.verdict.refused
-            killed = judgement.verdict is Verdict.other and -code in KILLED
-            return replace(judgement, cut_short=True) if killed else judgement
+            # A crash is the agent's own.
+            return replace(judgement, cut_short=judgement.cut_short and (code > 0 or -code in _FROM_OUTSIDE))
         if outcome.ended_for == "linger" and not self.quiet:
             after = exact_duration(round(self.linger_s * 1000))
             self.say(f"the agent had ended its turn and did not exit: it was ended after {after} (--linger)")
@@ -207,8 +204,8 @@ class Attempts:
         refusals = len(self.runtime.refusals)
         tried = f"--gone {self.gone!r}" if self.gone else f"{refusals} patterns of {self.runtime.name}"
         return (
-            f"session {session_id} could not be resumed, and whether it is gone is not known: none of its words match {tried}; "
-            "if the session is gone, add --gone REGEX, or a refusal to the runtime's file"
+            f"session {session_id} could not be resumed, and nothing that was said is known to mean that it is gone (tried: "
+            f"{tried}); if it is, add --gone REGEX, or a refusal to the runtime's file"
         )
 
     def _save_early(self, observer: RunObserver, session_id: str) -> None:
@@ -278,14 +275,3 @@ class Attempts:
         for line in output.decode("utf-8", "replace").splitlines() if self.verbose else ():
             self.say(f"refused attempt: {line}")
         return self.judgement.verdict
-
-
-def asks_for_json(runtime: Agent, command: list[str]) -> bool | None:
-    """Whether a command asks its agent for JSON; None if that can't be known, as behind ssh or a script."""
-    for before, word in pairwise(["", *command]):
-        if _JSON_OPTION.fullmatch(word):
-            return True
-        if _JSON.fullmatch(word) and before.startswith("-") and before not in runtime.print_mode:
-            return True
-    seen = runtime.json_output and any(name_of(word) in runtime.executables for word in command)
-    return False if seen else None

@@ -18,7 +18,7 @@ from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli.agents import register_users_runtimes
 from redis_sessions.cli.options import Key, Options, on_a_store
-from redis_sessions.cli.run.attempts import NOT_FOUND, NOT_RUNNABLE, TIMED_OUT, AgentFailed, Attempts, asks_for_json, judge
+from redis_sessions.cli.run.attempts import NOT_FOUND, NOT_RUNNABLE, TIMED_OUT, AgentFailed, Attempts, judge
 from redis_sessions.cli.run.streams import open_standard_streams
 from redis_sessions.cli.signals import Stopped
 from redis_sessions.errors import FileNotWritten, InvalidSettings, LeaseHeld, SessionBusy, StoreUnavailable
@@ -191,9 +191,7 @@ def run(
         if attempts.ephemeral and not quiet:
             attempts.say(f"{attempts.ephemeral} leaves nothing that could be resumed later: no session is saved")
         try:
-            done = store.resume(
-                key, attempts, agent=attempts.runtime, judge=judge, wait_ms=wait_ms, on_outage=on_outage
-            )
+            done = store.resume(key, attempts, agent=attempts.runtime, judge=judge, wait_ms=wait_ms, on_outage=on_outage)
         except (AgentFailed, SessionBusy, LeaseHeld, StoreUnavailable, Stopped) as error:
             code, why = _failure(error, attempts, wait)
             code = _delivered(code, attempts)
@@ -343,7 +341,7 @@ def _unnamed(attempts: Attempts) -> str:
     what = f"no session ID in the output of {runtime.name}, so nothing was saved and the next turn starts fresh"
     if not runtime.session_id_at:
         return f"{what}: say where it is with --id-field"
-    if runtime.json_output and not asks_for_json(runtime, attempts.command):
+    if runtime.json_output and not runtime.wants_json(attempts.command):
         return f"{what}: add {runtime.json_output}"
     return what
 

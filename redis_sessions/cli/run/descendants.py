@@ -4,8 +4,8 @@ A process is one of the run if it is in the run's group, has the run's token in 
 these, or was one when it was last looked at: `timeout` and `setsid` put an agent into a group or session of its own, and an
 agent does so with its tools, which have no parent left when it ends.
 
-As a program: `python descendants.py GROUP TOKEN GRACE_S [PID STARTED]`. It imports nothing of this package, since it must start
-when the process that wanted the run is gone.
+As a program: `python descendants.py GROUP TOKEN GRACE_S [PID STARTED]`. It imports nothing of this package, so that it starts
+when all else is gone.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _running() -> list[Process]:
 
 def _from_proc() -> list[Process]:
     found = []
-    for name in os.listdir(_PROC):
+    for name in os.listdir(_PROC):  # noqa: PTH208 - hundreds of paths would be made for nothing
         if not name.isdigit():
             continue
         try:
@@ -140,7 +140,9 @@ def _from_ps() -> list[Process]:
         process_group=0,
     )
     rows = [line.split(None, 4) for line in listed.stdout.splitlines()]
-    return [Process(int(row[0]), int(row[1]), int(row[2]), row[4]) for row in rows if len(row) == 5 and row[3][0] not in "ZX"]
+    return [
+        Process(int(row[0]), int(row[1]), int(row[2]), row[4]) for row in rows if len(row) == 5 and row[3][0] not in "ZX"
+    ]
 
 
 if __name__ == "__main__":
