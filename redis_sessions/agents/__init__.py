@@ -34,6 +34,7 @@ change it, and use it: `redis-sessions run --agent-file mine.toml`, or `load("mi
     turn_failed = [{ type = "result", error = "..." }]      # records, of those or others, that say that it failed
     turn_failed_line = 'Error: '                    # a stderr line that says so, whatever the exit code
     failed_stdout_line = 'Error: '                  # a line of text on stdout that says so, whatever the exit code
+    turn_closed = [{ type = "result" }]             # records after which only its process ends; default: turn_ended
     spurious_failures = [{ type = "result", turns = 0 }]    # failed ends that mean nothing after one of success
     context_tokens_at = { record = { type = "result" }, paths = ["usage.input", "usage.cached"] }   # size of the context:
                                      # the sum of the last numbers there; or a list of such, the best one first

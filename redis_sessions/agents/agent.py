@@ -1,17 +1,18 @@
 """The description of an agent runtime as an immutable, checked value, and how it is read from a TOML file."""
 
 import re
+import shlex
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from redis_sessions.agents.command_line import Place
+from redis_sessions.agents.command_line import Place, name_of
 from redis_sessions.agents.evidence import READERS, Evidence, of_process
 from redis_sessions.agents.judge import RunObserver
-from redis_sessions.agents.output import ANY, Record, compiled
+from redis_sessions.agents.output import ANY, Record, asks_for_json, compiled
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.resume.turn import Judgement, Verdict
 from redis_sessions.text import parse_duration_ms
@@ -174,7 +175,7 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
         keeps_id, new_id_options, mint, ephemeral: what becomes of the session's ID.
         session_id_at, session_id_line, session_id_stdout_line: where it names the session.
         turn_began, turn_began_line, answered, answered_unless, answered_line, answer_on_stdout, turn_ended, turn_failed,
-            turn_failed_line, failed_stdout_line, spurious_failures, context_tokens_at: how a turn goes.
+            turn_failed_line, failed_stdout_line, spurious_failures, turn_closed, context_tokens_at: how a turn goes.
         ignore_stderr_after, error_paths, refusals, silent_refusal: how it refuses.
         error_reader: reads an exception as Evidence: a word that a TOML file may have, or a function.
 
@@ -211,6 +212,7 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     turn_failed_line: Pattern | None = None
     failed_stdout_line: Pattern | None = None
     spurious_failures: Records = ()
+    turn_closed: Records = ()
     context_tokens_at: Contexts = ()
     ignore_stderr_after: Records = ()
     error_paths: tuple[str, ...] = ()
@@ -238,6 +240,7 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
         stdout: str | bytes = "",
         stderr: str | bytes = "",
         requested: str | None = None,
+        command: Sequence[str] | None = None,
     ) -> Judgement:
         """Judge a finished run; also the `judge` of `resume`, given what `run` raised.
 
@@ -248,13 +251,34 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
             stdout: all of it, as text or bytes.
             stderr: the same.
             requested: the session that was to be resumed, if known; a refusal that names another one is then ignored.
+            command: its program and words, if known: they say whether JSON was asked for. Default: what the error has.
         """
         if error is not None:
-            exit_code, stdout, stderr = self.error_reader(error)
-        observer = RunObserver(self, requested)
+            evidence = self.error_reader(error)
+            exit_code, stdout, stderr = evidence[:3]
+            command = command or evidence.command
+        observer = self.observer(requested, command)
         observer.stdout(_bytes(stdout))
         observer.stderr(_bytes(stderr))
         return observer.judge(exit_code)
+
+    def observer(self, requested: str | None = None, command: Sequence[str] | None = None) -> RunObserver:
+        """What follows a run of this command while it goes on; `requested` is the session that it is to resume."""
+        new_id = any(word.partition("=")[0] in self.new_id_options for word in _all_words(command or ()))
+        return RunObserver(self, requested, json=self.wants_json(command or ()), keeps_id=self.keeps_id and not new_id)
+
+    def wants_json(self, command: Sequence[str]) -> bool | None:
+        """Whether a command asks this runtime for JSON; None if that can't be seen, as in a script's name."""
+        if asks_for_json(command):
+            return True
+        if any(map(self._is_program, command)):
+            return False if self.json_output else None
+        words = [*_all_words(command)]
+        return (asks_for_json(words) and any(map(self._is_program, words))) or None
+
+    def _is_program(self, word: str) -> bool:
+        head, _, _ = word[1:].partition("@")
+        return name_of(word) in self.executables or word[:1] + head in self.packages
 
     def can_be(self, session_id: str) -> bool:
         """Whether this can be a session ID of this runtime."""
@@ -297,6 +321,17 @@ def _explained(error: ValidationError) -> str:
         return f"{key} is empty"
     wrong = _WRONG.get(first["type"]) or first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{key} {wrong}"
+
+
+def _all_words(command: Iterable[str]) -> Iterator[str]:
+    """The words of a command, and those inside of a word that a shell is to read."""
+    for word in command:
+        yield word
+        try:
+            inside = shlex.split(word)
+        except ValueError:
+            continue
+        yield from inside if len(inside) > 1 else ()
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -6,8 +6,14 @@ Exceptions of claude-agent-sdk and of the OpenAI client are recognized by their 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
+
+from redis_sessions.agents.judge import TIMED_OUT
+
+# What a result of Claude Code says about its failure, besides its words.
+CLAUDE_FACTS: Final = ("subtype", "num_turns", "session_id", "usage", "api_error_status")
 
 
 class Evidence(NamedTuple):
@@ -17,11 +23,13 @@ class Evidence(NamedTuple):
         exit_code: of the process; 1 also for a failure without one, None if it is not known.
         stdout: its output, or the records that it would have printed.
         stderr: its standard error, as far as it is known.
+        command: its program and words; None if they are not known.
     """
 
     exit_code: int | None
     stdout: str | bytes
     stderr: str | bytes
+    command: Sequence[str] | None = None
 
 
 class RunFailed(Exception):
@@ -37,12 +45,16 @@ class RunFailed(Exception):
 
 
 def of_process(error: Exception) -> Evidence:
-    """Read an error like `subprocess.CalledProcessError`: `returncode`, `stdout`, `stderr`."""
+    """Read an error like `subprocess.CalledProcessError`: `returncode`, `stdout`, `stderr`, `cmd`.
+
+    One that says that time ran out, such as `subprocess.TimeoutExpired`, is read as timeout(1) ends.
+    """
     if isinstance(error, RunFailed):
         return error.evidence
-    return Evidence(
-        getattr(error, "returncode", None), getattr(error, "stdout", None) or "", getattr(error, "stderr", None) or ""
-    )
+    exit_code = TIMED_OUT if _timed_out(error) else getattr(error, "returncode", None)
+    command = getattr(error, "cmd", None)
+    words = [str(word) for word in command] if isinstance(command, list | tuple) else None
+    return Evidence(exit_code, getattr(error, "stdout", None) or "", getattr(error, "stderr", None) or "", words)
 
 
 def of_claude_sdk(error: Exception) -> Evidence:
@@ -52,26 +64,36 @@ def of_claude_sdk(error: Exception) -> Evidence:
     """
     if isinstance(error, RunFailed):
         return error.evidence
+    if _timed_out(error):
+        return Evidence(TIMED_OUT, "", "")
     stderr = getattr(error, "stderr", None)
     stderr = stderr if isinstance(stderr, str) else ""
     errors, result = getattr(error, "errors", None), getattr(error, "result", None)
     if errors is None and result is None:
         return Evidence(1, "", stderr)
     data = getattr(error, "data", None)
-    turns = data.get("num_turns") if isinstance(data, dict) else None
-    return Evidence(1, claude_record(errors=errors, result=result, num_turns=turns), stderr)
+    known = {name: data.get(name) for name in CLAUDE_FACTS} if isinstance(data, dict) else {}
+    return Evidence(1, claude_record(**known | {"errors": errors, "result": result}), stderr)
 
 
-def claude_record(*, errors: Any, result: Any, num_turns: Any) -> str:
+def claude_record(**facts: Any) -> str:
     """The result record that Claude Code prints for a run that failed."""
-    record = {"type": "result", "is_error": True, "errors": errors, "result": result, "num_turns": num_turns}
-    return json.dumps(record, default=str)
+    return json.dumps({"type": "result", "is_error": True, **facts}, default=str)
 
 
 def of_openai(error: Exception) -> Evidence:
-    """Read an error of the OpenAI client: the `code` of an `APIStatusError`, such as `previous_response_not_found`."""
-    code = getattr(error, "code", None)
-    return Evidence(None, json.dumps({"type": "error", "code": code}) if isinstance(code, str) else "", "")
+    """Read an error of the OpenAI client: its class, and the code, status and words of an `APIStatusError`."""
+    if isinstance(error, RunFailed):
+        return error.evidence
+    classes = [kind.__name__ for kind in type(error).__mro__]
+    record = {"type": "error", "classes": classes} | {
+        name: getattr(error, name, None) for name in ("code", "status_code", "message")
+    }
+    return Evidence(TIMED_OUT if _timed_out(error) else None, json.dumps(record, default=str), "")
+
+
+def _timed_out(error: Exception) -> bool:
+    return isinstance(error, TimeoutError | subprocess.TimeoutExpired)
 
 
 # By the word that a description has for them.

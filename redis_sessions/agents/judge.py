@@ -1,26 +1,36 @@
 """How an agent's run is judged: by its records first, then by its stderr, never by what an assistant or a tool said.
 
 1. A run failed if its exit code is neither 0 nor unknown, or the last closing record on stdout says so (or, for a runtime
-   that fails with 0 and no record, a line of stderr). If stdout has begun with text, what looks like a record in it is also
-   text.
-2. A run that succeeded is ok; its session ID is the one that its closing record (or, in text mode, a line of stderr) names.
-   A run whose records began a turn and did not end it was cut short, whatever its exit code.
+   that fails with 0 and no record, a line of text). Where JSON was asked for, records count wherever they stand, and where
+   it was not, none does; if that is not known, all is text once stdout has begun with text.
+2. A run that succeeded is ok; its session ID is the one that its closing record (or, in text mode, a line) names. A run that
+   says nothing, or no record where JSON was asked for, did not succeed. One whose records began a turn and did not end it
+   was cut short, whatever its exit code.
 3. Of a run that failed, the closing record's own words decide, if they match a refusal from their first character.
 4. Otherwise, and only if nothing had been said yet, the lines of stderr decide, matched the same way, if all that match
-   mean the same.
+   mean the same. Only trouble with the provider, which drops no session, is also read in the last lines of a run.
 5. A refusal that names another session than the requested one does not count. What is left undecided is `other`.
+
+The session of a run that failed is given once the model has answered in it: before that it may not exist.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from redis_sessions.agents.output import Reader, Record, compiled, matches, pick
+from redis_sessions.agents.output import Reader, Record, compiled, matches, pick, size
 from redis_sessions.resume.turn import Judgement, Verdict
 
 if TYPE_CHECKING:
-    from redis_sessions.agents.agent import Agent
+    from redis_sessions.agents.agent import Agent, Refusal
+
+# Exit codes of a run that was ended from outside: by timeout(1), or in a shell by SIGHUP, SIGINT, SIGKILL or SIGTERM.
+TIMED_OUT: Final = 124
+_ENDED: Final = frozenset({TIMED_OUT, 129, 130, 137, 143})
+# Codex writes how many tokens it used after its last error.
+_LAST_LINES: Final = 4
 
 
 class _End(NamedTuple):
@@ -35,15 +45,31 @@ class RunObserver:
 
     Attributes:
         turn_began: whether the agent has begun to work on the turn.
+        answered: whether the model has answered.
+        closed: "ok" or "failed" once a closing record has said so, after which only the process's end is to come.
         named: after `judge`, what a run that succeeded named as its session, whether or not it can be an ID of this runtime.
     """
 
-    def __init__(self, agent: Agent, requested: str | None = None) -> None:
-        self.turn_began = False
+    def __init__(
+        self, agent: Agent, requested: str | None = None, *, json: bool | None = None, keeps_id: bool | None = None
+    ) -> None:
+        """Observe a run.
+
+        Args:
+            agent: the runtime.
+            requested: the session that it is to resume.
+            json: whether the command asks for JSON, as `agent.wants_json` says; None if that is not known.
+            keeps_id: whether a resumed session keeps its ID in this command; default: as the runtime does.
+        """
+        self.turn_began = self.answered = False
+        self.closed: Literal["ok", "failed"] | None = None
         self.named: str | None = None
         self._agent = agent
         self._requested = requested
-        self._stdout, self._stderr = Reader(), Reader()
+        self._json = json if agent.session_id_at or agent.turn_ended or not json else None
+        self._keeps_id = agent.keeps_id if keeps_id is None else keeps_id
+        self._stdout, self._stderr = Reader(records=json is not False), Reader(records=json is not False)
+        self._spoke = self._stderr_spoke = False
         self._text = False
         self._session_id: str | None = None
         self._line_session_id: str | None = None
@@ -52,15 +78,43 @@ class RunObserver:
         self._unclosed = False
         self._end: _End | None = None
         self._stderr_end: _End | None = None
+        self._undone_by_nothing = False
         self._failed_by_line = False
-        self._refused_by_line: set[Verdict] = set()
+        self._refused_by_line: set[Refusal] = set()
+        self._refused_on_stdout: set[Refusal] = set()
+        self._last_line = ""
+        self._last_stderr_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._contexts: dict[int, int] = {}
+
+    @property
+    def answered_id(self) -> str | None:
+        """The session's ID once the model has answered in it, also while the run goes on; None before that."""
+        resumed = self._requested if self._keeps_id else None
+        session_id = self._session_id or self._line_session_id or resumed
+        return session_id if self.answered and session_id and self._agent.can_be(session_id) else None
+
+    @property
+    def taken(self) -> bool:
+        """Whether the session was certainly not refused: from then on nothing is run again."""
+        silent = self._agent.silent_refusal
+        quiet_in_text = silent is True or (isinstance(silent, tuple) and "text" in silent)
+        return self.turn_began or self.answered or (self._json is False and self._spoke and quiet_in_text)
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The size of the session's context as the records say it, in tokens; None if they don't."""
+        return self._contexts[min(self._contexts)] if self._contexts else None
 
     def stdout(self, piece: bytes) -> None:
         """Take a further piece of standard output."""
+        if not self._spoke and piece.strip():
+            self._spoke = True
+            self.answered |= self._json is False and self._agent.answer_on_stdout
         self._take_stdout(self._stdout.feed(piece))
 
     def stderr(self, piece: bytes) -> None:
         """Take a further piece of standard error."""
+        self._stderr_spoke = self._stderr_spoke or bool(piece.strip())
         self._take_stderr(self._stderr.feed(piece))
 
     def judge(self, exit_code: int | None) -> Judgement:
@@ -69,19 +123,38 @@ class RunObserver:
         self._take_stderr(self._stderr.close())
         # With exit code 0, an error on stderr may come from any log.
         end = self._end or (None if exit_code == 0 else self._stderr_end)
-        if exit_code not in (0, None) or self._failed_by_line or (end and end.failed):
-            return Judgement(self._refusal(), None, self.turn_began)
-        if self._unclosed or (exit_code is None and end is None):
-            return Judgement(Verdict.other, None, self.turn_began)
+        failed = exit_code not in (0, None) and not self._undone_by_nothing
+        if failed or self._failed_by_line or (end and end.failed):
+            verdict, within_turn = self._refusal()
+        elif self._unclosed or (exit_code is None and end is None) or self._silent():
+            verdict, within_turn = Verdict.other, False
+        else:
+            return self._succeeded(end)
+        ended = exit_code is not None and (exit_code < 0 or exit_code in _ENDED)
+        cut_short = verdict is Verdict.other and ended
+        return Judgement(verdict, self.answered_id, self.turn_began or within_turn, cut_short)
+
+    def _succeeded(self, end: _End | None) -> Judgement:
         self.named = self._session_id if end else None if self._records else self._line_session_id
-        can_be = self.named is not None and self._agent.can_be(self.named)
-        return Judgement(Verdict.ok, self.named if can_be else None, self.turn_began)
+        if self.named is None or not self._agent.can_be(self.named):
+            return Judgement(Verdict.ok, None, self.turn_began)
+        another = self._requested is not None and self.named.lower() != self._requested.lower()
+        return Judgement(Verdict.ok, self.named, self.turn_began, previous_gone=another and self._keeps_id)
+
+    def _silent(self) -> bool:
+        if self._json:
+            return self._end is None if self._agent.turn_ended else not self._records
+        if self._json is False:
+            return not (self._spoke or self.answered)
+        return not (self._spoke or self._stderr_spoke)
 
     def _take_stdout(self, items: Iterable[Record | str]) -> None:
         for item in items:
             if isinstance(item, str):
-                self._text = self._text or (bool(item) and not self._records)
-            elif not self._text:
+                if item:
+                    self._text = self._text or not self._records
+                    self._stdout_line(item)
+            elif self._json or not self._text:
                 self._end = self._record(item, self._end)
 
     def _take_stderr(self, items: Iterable[Record | str]) -> None:
@@ -94,38 +167,81 @@ class RunObserver:
     def _record(self, record: Record, end: _End | None) -> _End | None:
         """Take a record; returns how the run has ended by it, else by those before it."""
         agent = self._agent
+        if end and not end.failed and not self._unclosed and _any(record, agent.spurious_failures):
+            self._undone_by_nothing = True
+            return end
         for place in agent.session_id_at:
             if matches(record, place.record):
                 self._session_id = next(pick(record, place.path), self._session_id)
                 self._records = True
-        if any(matches(record, wanted) for wanted in agent.turn_began):
+        began, answered = _any(record, agent.turn_began), _any(record, agent.answered)
+        if began:
             self.turn_began = self._unclosed = self._records = True
-        if any(matches(record, wanted) for wanted in agent.ignore_stderr_after or agent.turn_began):
+        if answered and not _any(record, agent.answered_unless):
+            self.answered = True
+        if began or answered:
+            self.closed, self._undone_by_nothing = None, False
+        for rank, context in enumerate(agent.context_tokens_at):
+            if matches(record, context.record) and (tokens := size(record, context.paths)):
+                self._contexts[rank] = tokens
+        if _any(record, agent.ignore_stderr_after or agent.turn_began):
             self._ignore_stderr = True
-        if not any(matches(record, wanted) for wanted in agent.turn_ended):
+        failed = _any(record, agent.turn_failed)
+        if not _any(record, agent.turn_ended):
             return end
         self._unclosed, self._records = False, True
-        if not any(matches(record, wanted) for wanted in agent.turn_failed):
+        # A description whose every record ends a turn knows of none that is the last.
+        if _any(record, [wanted for wanted in agent.turn_closed or agent.turn_ended if wanted]):
+            self.closed = "failed" if failed else "ok"
+            self.answered = self.answered or not failed
+        if not failed:
             return _End(failed=False)
-        words = [word for path in agent.error_paths for word in pick(record, path)]
+        words = [word for path in agent.error_paths for word in pick(record, path, numbers=True)]
         # The last record of a failed run may leave it to the one before to say why.
         return _End(failed=True, words=tuple(words) or (end.words if end else ()))
 
+    def _stdout_line(self, line: str) -> None:
+        agent = self._agent
+        self._last_line = line
+        self._take_session_id(agent.session_id_stdout_line, line)
+        if agent.failed_stdout_line and compiled(agent.failed_stdout_line).match(line):
+            self._failed_by_line = True
+            self._refused_on_stdout |= self._refusals(line)
+
     def _line(self, line: str) -> None:
         agent = self._agent
+        self._last_stderr_lines.append(line)
         if not self._ignore_stderr:
-            self._refused_by_line |= {each.verdict for each in agent.refusals if each.says(line, self._requested)}
+            self._refused_by_line |= self._refusals(line)
             if agent.turn_failed_line and compiled(agent.turn_failed_line).match(line):
                 self._failed_by_line = True
-        if agent.session_id_line and not self._line_session_id and (found := compiled(agent.session_id_line).match(line)):
-            self._line_session_id = found["id"]
+        self._take_session_id(agent.session_id_line, line)
+        if agent.answered_line and self._json is not True and compiled(agent.answered_line).match(line):
+            self.answered = True
         if agent.turn_began_line and compiled(agent.turn_began_line).match(line):
             self.turn_began = self._ignore_stderr = True
 
-    def _refusal(self) -> Verdict:
+    def _take_session_id(self, pattern: str | None, line: str) -> None:
+        if pattern and not self._line_session_id and (found := compiled(pattern).match(line)):
+            self._line_session_id = found["id"]
+
+    def _refusals(self, text: str) -> set[Refusal]:
+        return {each for each in self._agent.refusals if each.says(text, self._requested)}
+
+    def _refusal(self) -> tuple[Verdict, bool]:
+        """What the run says by which it failed, and whether that comes from within a turn."""
         words = [word for end in (self._end, self._stderr_end) if end and end.failed for word in end.words]
-        refusals = [each for each in self._agent.refusals if each.within_turn or not self.turn_began]
-        said = {each.verdict for each in refusals for word in words if each.says(word, self._requested)}
+        said = self._refused_on_stdout.union(*map(self._refusals, words))
+        said = {each for each in said if each.within_turn or not self.turn_began}
         if not said and not self._ignore_stderr:
             said = self._refused_by_line
-        return next(iter(said)) if len(said) == 1 else Verdict.other
+        if not said:
+            last = [*self._last_stderr_lines, *([] if self._records else [self._last_line])]
+            said = {each for line in last for each in self._refusals(line) if each.verdict is Verdict.unavailable}
+        verdicts = {each.verdict for each in said}
+        decided = verdicts.pop() if len(verdicts) == 1 else Verdict.other
+        return decided, decided is not Verdict.other and any(each.within_turn for each in said)
+
+
+def _any(record: Record, wanted: Iterable[Record]) -> bool:
+    return any(matches(record, each) for each in wanted)

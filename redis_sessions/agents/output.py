@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, Final, TypeAlias
 
@@ -21,13 +21,19 @@ ANY: Final = "..."
 
 _UUID: Final = r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
 _ID: Final = r"['\"“]?(?P<id>[A-Za-z0-9][A-Za-z0-9._:-]*)['\"”]?"
+# A word of a command that asks for JSON, in any option of any runtime.
+_JSON: Final = re.compile(r"(?:--|--experimental-|-o|-.*=)?(?:stream-|streaming-|streaming-messages-)?json")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
 class Reader:
-    """Turns a stream that comes in pieces into records (dict) and lines of text (str) without ANSI codes."""
+    """Turns a stream that comes in pieces into records (dict) and lines of text (str) without ANSI codes.
 
-    def __init__(self) -> None:
+    With `records` false, all is text.
+    """
+
+    def __init__(self, *, records: bool = True) -> None:
+        self._records = records
         self._rest = bytearray()
         self._skipping = False
         self._document: list[bytes] = []
@@ -62,7 +68,7 @@ class Reader:
             yield from self._continued(line)
             return
         start = line.lstrip()[:1]
-        if start in (b"{", b"["):
+        if self._records and start in (b"{", b"["):
             try:
                 yield from _records(json.loads(line))
             except (ValueError, RecursionError):
@@ -111,13 +117,32 @@ def compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern.replace("{id}", _ID).replace("{uuid}", _UUID))
 
 
-def pick(record: Record, path: str) -> Iterator[str]:
-    """The texts at a dotted path, `error.message`, also inside lists; what is not text is left out."""
+def asks_for_json(words: Iterable[str]) -> bool:
+    """Whether one of the words of a command asks for JSON."""
+    return any(map(_JSON.fullmatch, words))
+
+
+def pick(record: Record, path: str, *, numbers: bool = False) -> Iterator[str]:
+    """The texts at a dotted path, `error.message`, also inside lists; what is not text (or a number) is left out."""
+    for value in _at(record, path):
+        if isinstance(value, str):
+            yield value
+        elif numbers and isinstance(value, int) and not isinstance(value, bool):
+            yield str(value)
+
+
+def size(record: Record, paths: Iterable[str]) -> int:
+    """The sum of the last whole number at each of the paths."""
+    found = [[value for value in _at(record, path) if type(value) is int] for path in paths]
+    return sum(numbers[-1] for numbers in found if numbers)
+
+
+def _at(record: Record, path: str) -> list[Any]:
     found: list[Any] = [record]
     for name in path.split("."):
         inside = [value[name] for value in found if isinstance(value, dict) and name in value]
         found = [each for value in inside for each in (value if isinstance(value, list) else [value])]
-    yield from (value for value in found if isinstance(value, str))
+    return found
 
 
 def matches(value: Any, wanted: Any) -> bool:
