@@ -174,8 +174,9 @@ class Attempts:
             self.say(f"the agent had ended its turn and did not exit: it was ended after {after} (--linger)")
         # What it said before it was asked to end counts, and what it said then if it exits with 0: it has ended its turn.
         if outcome.closed or (observer.closed == "ok" and code == 0):
-            self.exit_code = 0 if observer.closed == "ok" else exits.PARTLY
-            return observer.judge(self.exit_code)
+            judgement = observer.judge(0 if observer.closed == "ok" else exits.PARTLY)
+            self.exit_code = 0 if judgement.verdict is Verdict.ok else exits.PARTLY
+            return judgement
         self.timed_out = outcome.ended_for == "timeout"
         if self.timed_out:
             self.exit_code = TIMED_OUT

@@ -79,10 +79,11 @@ class Family:
                     _send(os.kill, each.pid, number)
         return ours
 
-    def end(self, grace_s: float) -> None:
-        """End them: SIGTERM, and after `grace_s` SIGKILL; returns when none is left."""
+    def end(self, grace_s: float | None) -> None:
+        """End them: SIGTERM, and after `grace_s` SIGKILL, at once for None; returns when none is left."""
         told: set[int] = set()
-        for number, within_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILLED_WITHIN_S)):
+        kill = (signal.SIGKILL, _KILLED_WITHIN_S)
+        for number, within_s in (kill,) if grace_s is None else ((signal.SIGTERM, grace_s), kill):
             until_s, pause_s = time.monotonic() + within_s, _PAUSE_S[0]
             while ours := self.look():
                 for each in ours:

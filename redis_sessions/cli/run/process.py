@@ -149,7 +149,7 @@ class Child:
             over = True
         finally:
             if not over:
-                family.end(0.0)
+                family.end(None)
             process.wait()
             os.close(exit_reported)
             for pump in pumps:
@@ -177,7 +177,7 @@ class Child:
                 self._closed = self.observer.closed
             family.send(signal.SIGTERM, signal.SIGCONT)
             if not self._next_event(until_s=now_s + TERMINATED_AFTER_S):
-                family.end(0.0)
+                family.end(None)
                 self._next_event(until_s=None)
             break
         self._ended = True
