@@ -4,7 +4,7 @@ A process is one of the run if it is in the run's group, has the run's token in 
 these, or was one when it was last looked at: `timeout` and `setsid` put an agent into a group or session of its own, and an
 agent does so with its tools, which have no parent left when it ends.
 
-As a program: `python descendants.py GROUP TOKEN GRACE_S [PID STARTED]`. It imports nothing of this package, so that it starts
+As a program: `python descendants.py GROUP TOKEN GRACE_S [PID STARTED]`. It imports nothing of this package: it must start
 when all else is gone.
 """
 
