@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from redis_sessions import Verdict
+from redis_sessions import StoreUnavailable, Verdict
 from redis_sessions.adapters import claude_turn, openai_turn
 from redis_sessions.agents import get_agent
 from redis_sessions.agents.evidence import RunFailed
@@ -21,11 +21,16 @@ GONE = f"No conversation found with session ID: {R}"
 @dataclass
 class SystemMessage:
     subtype: str = "init"
+    data: dict[str, str] | None = None
 
 
 @dataclass
 class AssistantMessage:
     text: str = ""
+    model: str = "claude-opus-4-8"
+    error: str | None = None
+    session_id: str | None = None
+    usage: dict[str, int] | None = None
 
 
 @dataclass
@@ -35,6 +40,7 @@ class ResultMessage:
     num_turns: int = 1
     result: str | None = "Done."
     errors: list[str] | None = None
+    usage: dict[str, int] | None = None
 
 
 class ProcessError(Exception):
@@ -52,10 +58,22 @@ class ResultError(ProcessError):
         self.errors, self.result, self.data = errors, result, {"num_turns": num_turns}
 
 
-class APIStatusError(Exception):
-    def __init__(self, code):
-        self.code = code
-        super().__init__(f"Error code: 400 - {code}")
+class APIError(Exception):
+    pass
+
+
+class APIConnectionError(APIError):
+    pass
+
+
+class APITimeoutError(APIConnectionError):
+    pass
+
+
+class APIStatusError(APIError):
+    def __init__(self, code, status_code=400, message=""):
+        self.code, self.status_code, self.message = code, status_code, message
+        super().__init__(f"Error code: {status_code} - {code}")
 
 
 def play(*messages, stderr=(), error=None):
@@ -105,7 +123,7 @@ class TestClaude:
                 "unusable",
                 True,
             ),
-            (play(*BEGAN, ResultMessage(is_error=True, result="API Error: 429")), "other", True),
+            (play(*BEGAN, ResultMessage(is_error=True, result="API Error: 429")), "unavailable", True),
             (play(*BEGAN, stderr=[GONE], error=ProcessError()), "other", True),
             (play(*BEGAN), "other", True),
         ],
@@ -118,6 +136,58 @@ class TestClaude:
         assert judge(ResultError(errors=[GONE])).verdict is Verdict.gone
         assert judge(ProcessError()).verdict is Verdict.other
         assert judge(ValueError(GONE)).verdict is Verdict.other
+
+    def test_the_size_of_the_context(self):
+        usage = {"input_tokens": 3, "cache_read_input_tokens": 20, "cache_creation_input_tokens": 100, "output_tokens": 7}
+        for messages, tokens in (
+            ((*BEGAN, AssistantMessage(usage=usage), ResultMessage(num_turns=3, usage=usage)), 123),
+            ((*BEGAN, ResultMessage(usage=usage)), 123),
+            # Added up over several requests.
+            ((*BEGAN, ResultMessage(num_turns=3, usage=usage)), None),
+            ((*BEGAN, ResultMessage()), None),
+        ):
+            assert asyncio.run(claude_turn(play(*messages))).context_tokens == tokens
+
+    @pytest.mark.parametrize("named_by", ["init", "answer"])
+    def test_the_session_is_saved_early(self, named_by):
+        named = (SystemMessage(data={"session_id": E if named_by == "init" else None}),)
+        answer = AssistantMessage(session_id=E if named_by == "answer" else None)
+        synthetic = AssistantMessage(model="<synthetic>", session_id=E, error="rate_limit")
+
+        async def scene(saved, *messages):
+            store, log = fake_async_store(), []
+
+            async def run(_):
+                async def save(session_id):
+                    log.append(await store.save_early("key", session_id))
+
+                return await claude_turn(play(*named, *messages, error=ProcessError()), save)
+
+            with pytest.raises(RunFailed):
+                await store.resume("key", run, judge=get_agent("claude-agent-sdk").judge)
+            assert await store.get("key") == saved
+            return log
+
+        assert asyncio.run(scene(E, answer, answer)) == [True]
+        assert asyncio.run(scene(None, synthetic)) == []
+
+    def test_a_session_that_can_not_be_saved_early(self, caplog):
+        def away(_):
+            raise StoreUnavailable("Redis is away")
+
+        turn = asyncio.run(
+            claude_turn(play(SystemMessage(data={"session_id": E}), AssistantMessage(), ResultMessage()), away)
+        )
+        assert turn.session_id == E
+        assert "not saved early: Redis is away" in caplog.text
+
+    def test_a_run_that_failed_after_the_model_had_answered(self):
+        judge = get_agent("claude-agent-sdk").judge
+        for error, verdict, cut_short in ((ProcessError(), "other", False), (TimeoutError(), "other", True)):
+            with pytest.raises(RunFailed) as caught:
+                asyncio.run(claude_turn(play(SystemMessage(data={"session_id": E}), AssistantMessage(), error=error)))
+            judgement = judge(caught.value)
+            assert (judgement.verdict, judgement.session_id, judgement.cut_short) == (verdict, E, cut_short)
 
     def test_a_dead_session_is_restarted(self):
         async def scene():
@@ -139,6 +209,27 @@ class TestOpenAI:
     @dataclass
     class Response:
         id: str = "resp_2"
+        status: str | None = "completed"
+        error: object = None
+        usage: object = None
+
+    @dataclass
+    class Usage:
+        total_tokens: int = 1234
+
+    def test_a_turn(self):
+        turn = openai_turn(self.Response(usage=self.Usage()))
+        assert (turn.session_id, turn.complete, turn.context_tokens) == ("resp_2", True, 1234)
+        turn = openai_turn(self.Response(status="incomplete"))
+        assert (turn.session_id, turn.complete, turn.context_tokens) == ("resp_2", False, None)
+
+    @pytest.mark.parametrize(
+        ("code", "verdict"), [("rate_limit_exceeded", "unavailable"), ("server_error", "unavailable"), ("x", "other")]
+    )
+    def test_a_response_that_failed(self, code, verdict):
+        with pytest.raises(RunFailed) as caught:
+            openai_turn(self.Response(status="failed", error=APIStatusError(code, None)))
+        assert get_agent("openai").judge(caught.value).verdict == verdict
 
     def test_every_turn_has_its_own_id(self):
         store = fake_store()
@@ -152,9 +243,29 @@ class TestOpenAI:
             ("previous_response_not_found", "gone"),
             ("conversation_locked", "busy"),
             ("context_length_exceeded", "unusable"),
-            ("rate_limit_exceeded", "other"),
+            ("rate_limit_exceeded", "unavailable"),
             (None, "other"),
         ],
     )
     def test_failures(self, code, verdict):
         assert get_agent("openai").judge(APIStatusError(code)).verdict == verdict
+
+    @pytest.mark.parametrize(
+        ("error", "verdict"),
+        [
+            (APIConnectionError(), "unavailable"),
+            (APITimeoutError(), "unavailable"),
+            (APIStatusError("invalid_api_key", 401), "unavailable"),
+            (APIStatusError(None, 403), "unavailable"),
+            (APIStatusError("insufficient_quota", 429), "unavailable"),
+            (APIStatusError(None, 503), "unavailable"),
+            (APIStatusError("previous_response_not_found", 404), "gone"),
+            (APIStatusError(None, 400, "No tool output found for function call call_1."), "unusable"),
+            (APIStatusError(None, 404), "other"),
+            (APIError(), "other"),
+            (ValueError(), "other"),
+        ],
+    )
+    def test_by_class_status_and_words(self, error, verdict):
+        judgement = get_agent("openai").judge(error)
+        assert (judgement.verdict, judgement.turn_began, judgement.session_id) == (verdict, False, None)

@@ -18,6 +18,11 @@ from redis_sessions.testing import fake_store
 
 LINES = (Path(__file__).parent / "observations.jsonl").read_text("utf-8").splitlines()
 OBSERVATIONS = [json.loads(line) for line in LINES]
+# Of those that have a command, the session that was requested counts, too.
+for each in OBSERVATIONS:
+    if "command" not in each:
+        del each["requested"]
+PARTS = ("exit_code", "stdout", "stderr", "requested", "command")
 R = "11111111-2222-4333-8444-555555555555"
 E = "aaaaaaaa-2222-4333-8444-555555555555"
 CLIS = ["claude", "codex", "gemini", "opencode", "copilot"]
@@ -38,9 +43,8 @@ def name(observation):
     return f"{observation['agent']} {observation['version']} {observation['case']}"
 
 
-def judge(observation, **options):
-    run = {part: observation[part] for part in ("exit_code", "stdout", "stderr")}
-    return get_agent(observation["agent"]).judge(**run, **options)
+def judge(observation):
+    return get_agent(observation["agent"]).judge(**{part: observation[part] for part in PARTS if part in observation})
 
 
 @pytest.mark.parametrize("observation", OBSERVATIONS, ids=name)
@@ -49,11 +53,13 @@ def test_every_observation_gets_its_verdict(observation):
     assert judgement.verdict == observation["verdict"]
     assert judgement.session_id == observation["session_id"]
     assert judgement.turn_began is observation["turn_began"]
+    assert judgement.cut_short is observation.get("cut_short", False)
+    assert judgement.previous_gone is observation.get("previous_gone", False)
 
 
 @pytest.mark.parametrize("observation", OBSERVATIONS, ids=name)
 def test_the_verdict_does_not_depend_on_the_pieces(observation):
-    observer = RunObserver(get_agent(observation["agent"]))
+    observer = get_agent(observation["agent"]).observer(observation.get("requested"), observation.get("command"))
     for part, take in (("stdout", observer.stdout), ("stderr", observer.stderr)):
         raw = observation[part].encode()
         for start in range(0, len(raw), 7):
@@ -68,8 +74,8 @@ def test_only_a_refusal_deletes_and_only_an_early_one_repeats(capsys):
         judgement = judge(observation)
         deleted = judgement.verdict.refused
         again = deleted and not judgement.turn_began
-        assert (judgement.session_id is None) or judgement.verdict is Verdict.ok
-        what = "deleted, run again" if again else "deleted" if deleted else "saved" if judgement.session_id else "kept"
+        saved = "saved" if judgement.verdict is Verdict.ok else "saved, incomplete"
+        what = "deleted, run again" if again else "deleted" if deleted else saved if judgement.session_id else "kept"
         done[observation["agent"], judgement.verdict, what] += 1
     with capsys.disabled():
         print(f"\n{'runtime':10} {'recognized':12} {'the ID was':20} observations")
@@ -100,7 +106,7 @@ class TestConfusable:
         tool = {"type": "user", "message": {"content": [{"type": "tool_result", "content": phrase}]}, "errors": [phrase]}
         failed = claude_result(is_error=True, result="API Error: 500 internal", tool=phrase)
         run = {"exit_code": 1, "stdout": json.dumps(tool) + "\n" + failed, "stderr": f"{phrase}\n"}
-        assert get_agent("claude").judge(**run).verdict is Verdict.other
+        assert get_agent("claude").judge(**run).verdict is Verdict.unavailable
         item = {"type": "item.completed", "item": {"type": "command_execution", "aggregated_output": phrase}}
         turn = ['{"type":"turn.started"}', json.dumps(item), '{"type":"turn.failed","error":{"message":"429"}}']
         run = {"exit_code": 1, "stdout": "\n".join(turn), "stderr": f"{phrase}\n"}
@@ -131,7 +137,7 @@ class TestConfusable:
 
     def test_subtype_success_with_is_error(self):
         judgement = get_agent("claude").judge(exit_code=1, stdout=claude_result(is_error=True, result="Not logged in"))
-        assert (judgement.verdict, judgement.session_id) == (Verdict.other, None)
+        assert (judgement.verdict, judgement.session_id) == (Verdict.unavailable, None)
 
     def test_a_refusal_of_another_session(self):
         run = {"exit_code": 1, "stderr": f"{PHRASES[0]}\n"}
@@ -218,8 +224,10 @@ streams = st.lists(texts, max_size=6).map("\n".join)
 @given(st.sampled_from(CLIS), st.none() | st.integers(-15, 255), streams, streams)
 def test_any_output_gets_a_verdict(agent, exit_code, stdout, stderr):
     judgement = get_agent(agent).judge(exit_code=exit_code, stdout=stdout, stderr=stderr)
-    if judgement.verdict is not Verdict.ok:
-        assert judgement.session_id is None
+    if judgement.verdict is not Verdict.ok and judgement.session_id is not None:
+        # A closing record had said that the turn succeeded.
+        assert '"result"' in stdout
+        assert judgement.session_id in stdout
     if exit_code == 0 and "is_error" not in stdout and "Session not found" not in stderr:
         assert not judgement.verdict.refused
     if not any(phrase[:9] in stderr + stdout for phrase in PHRASES):

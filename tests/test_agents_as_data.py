@@ -178,6 +178,14 @@ class TestLoad:
             ('place = "first"', "place must be a table"),
             ("verified = [{ versions = [], evidence = 'documents' }]", "verified[0].versions is empty"),
             ("verified = [{ versions = ['1'], evidence = 'hearsay' }]", "verified[0].evidence must be 'ran offline' or "),
+            ('mint = ["--session-id"]', "mint must have {id} in it"),
+            ('ephemeral = ["nothing"]', "ephemeral must be options"),
+            ("session_id_stdout_line = 'id: .*'", "session_id_stdout_line must have {id} or a group (?P<id>…) in it"),
+            ("answered_line = '('", "answered_line is not a regular expression (missing ), "),
+            ("answer_on_stdout = 'maybe'", "answer_on_stdout must be a valid boolean"),
+            ('silent_refusal = ["yaml"]', "silent_refusal"),
+            ("context_tokens_at = { paths = ['x'] }", "context_tokens_at[0].record is missing"),
+            ("context_tokens_at = { record = {}, paths = [] }", "context_tokens_at[0].paths is empty"),
             ("refusals = [{ verdict = 'gone' }]", "refusals[0].pattern is missing"),
             ("refusals = [{ verdict = 'lost', pattern = 'x' }]", "refusals[0].verdict must be 'ok', 'gone', "),
             ("refusals = [{ verdict = 'other', pattern = 'x' }]", "refusals[0].verdict must be a way to refuse"),
@@ -265,7 +273,7 @@ class TestCommand:
         for row in rows:
             if row.startswith("claude "):
                 assert row.split()[1:5] == ["claude", "host,", "home", "30d"]
-                assert "ran offline: 0.2.126 to 2.1.330 (18 versions)" in row
+                assert "ran offline: 0.2.126 to 2.1.330 (19 versions)" in row
             if row.startswith("agentcore "):
                 assert row.split()[1:] == ["-", "-", "15m", "documents:", "November", "2026"]
 

@@ -28,7 +28,7 @@ ARROWS = {
     "legacy": _BASE | {"operations"},
     "agents": {"errors", "resume", "text"},
     "doctor": _BASE | {"operations", "agents", "acl", "text"},
-    "adapters": {"agents", "resume"},
+    "adapters": {"errors", "agents", "resume"},
     "store": _STORE,
     "metrics": _STORE,
     "testing": _STORE,

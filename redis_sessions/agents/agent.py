@@ -169,13 +169,13 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     Raises InvalidSettings, which names the key, for a description that can't be right.
 
     Attributes:
-        name, executables, packages, keeps_sessions, bound_to, verified: which runtime it is; `keeps_sessions` is a duration,
-            "30d".
+        name, executables, packages, keeps_sessions, bound_to, verified: which runtime it is.
         session_id, resume, place, print_mode, json_output: how it is called. `place` None: only `{resume}` can say.
         keeps_id, new_id_options, mint, ephemeral: what becomes of the session's ID.
         session_id_at, session_id_line, session_id_stdout_line: where it names the session.
-        turn_began, turn_began_line, answered, answered_unless, answered_line, answer_on_stdout, turn_ended, turn_failed,
-            turn_failed_line, failed_stdout_line, spurious_failures, turn_closed, context_tokens_at: how a turn goes.
+        turn_began, turn_began_line, turn_ended, turn_failed, turn_failed_line, failed_stdout_line: how a turn goes.
+        answered, answered_unless, answered_line, answer_on_stdout: what shows that the model has answered.
+        turn_closed, spurious_failures, context_tokens_at: how a turn ends.
         ignore_stderr_after, error_paths, refusals, silent_refusal: how it refuses.
         error_reader: reads an exception as Evidence: a word that a TOML file may have, or a function.
 

@@ -81,8 +81,11 @@ def claude_record(**facts: Any) -> str:
     return json.dumps({"type": "result", "is_error": True, **facts}, default=str)
 
 
-def of_openai(error: Exception) -> Evidence:
-    """Read an error of the OpenAI client: its class, and the code, status and words of an `APIStatusError`."""
+def of_openai(error: object) -> Evidence:
+    """Read an error of the OpenAI client: its class, and the code, status and words of an `APIStatusError`.
+
+    The `error` of a response that failed has a code and words, too.
+    """
     if isinstance(error, RunFailed):
         return error.evidence
     classes = [kind.__name__ for kind in type(error).__mro__]
@@ -92,7 +95,7 @@ def of_openai(error: Exception) -> Evidence:
     return Evidence(TIMED_OUT if _timed_out(error) else None, json.dumps(record, default=str), "")
 
 
-def _timed_out(error: Exception) -> bool:
+def _timed_out(error: object) -> bool:
     return isinstance(error, TimeoutError | subprocess.TimeoutExpired)
 
 

@@ -156,6 +156,7 @@ class RunObserver:
                     self._stdout_line(item)
             elif self._json or not self._text:
                 self._end = self._record(item, self._end)
+                self._progress(item)
 
     def _take_stderr(self, items: Iterable[Record | str]) -> None:
         for item in items:
@@ -174,31 +175,36 @@ class RunObserver:
             if matches(record, place.record):
                 self._session_id = next(pick(record, place.path), self._session_id)
                 self._records = True
-        began, answered = _any(record, agent.turn_began), _any(record, agent.answered)
-        if began:
+        if _any(record, agent.turn_began):
             self.turn_began = self._unclosed = self._records = True
-        if answered and not _any(record, agent.answered_unless):
-            self.answered = True
-        if began or answered:
-            self.closed, self._undone_by_nothing = None, False
-        for rank, context in enumerate(agent.context_tokens_at):
-            if matches(record, context.record) and (tokens := size(record, context.paths)):
-                self._contexts[rank] = tokens
+            self._undone_by_nothing = False
         if _any(record, agent.ignore_stderr_after or agent.turn_began):
             self._ignore_stderr = True
-        failed = _any(record, agent.turn_failed)
         if not _any(record, agent.turn_ended):
             return end
         self._unclosed, self._records = False, True
-        # A description whose every record ends a turn knows of none that is the last.
-        if _any(record, [wanted for wanted in agent.turn_closed or agent.turn_ended if wanted]):
-            self.closed = "failed" if failed else "ok"
-            self.answered = self.answered or not failed
-        if not failed:
+        if not _any(record, agent.turn_failed):
             return _End(failed=False)
         words = [word for path in agent.error_paths for word in pick(record, path, numbers=True)]
         # The last record of a failed run may leave it to the one before to say why.
         return _End(failed=True, words=tuple(words) or (end.words if end else ()))
+
+    def _progress(self, record: Record) -> None:
+        """Note how far the turn is by a record of stdout."""
+        agent = self._agent
+        if self.closed == "ok" and _any(record, agent.spurious_failures):
+            return
+        answered = _any(record, agent.answered)
+        self.answered |= answered and not _any(record, agent.answered_unless)
+        for rank, context in enumerate(agent.context_tokens_at):
+            if matches(record, context.record) and (tokens := size(record, context.paths)):
+                self._contexts[rank] = tokens
+        # A description whose every record ends a turn knows of none that is the last.
+        if _any(record, filter(None, agent.turn_closed or agent.turn_ended)):
+            self.closed = "failed" if _any(record, agent.turn_failed) else "ok"
+            self.answered |= self.closed == "ok"
+        elif answered or _any(record, agent.turn_began):
+            self.closed = None
 
     def _stdout_line(self, line: str) -> None:
         agent = self._agent

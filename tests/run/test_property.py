@@ -115,7 +115,9 @@ class FakeChild:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(sorted(COMMANDS)), plays=st.lists(st.tuples(OUTPUT, EXITS), min_size=2, max_size=12))
-def test_random_turns(monkeypatch: pytest.MonkeyPatch, name: str, plays: list[Any]) -> None:
+def test_random_turns(  # noqa: PLR0915 - one statement for each thing that must hold
+    monkeypatch: pytest.MonkeyPatch, name: str, plays: list[Any]
+) -> None:
     agent, command = get_agent(name.split(maxsplit=1)[0]), COMMANDS[name]
     written: list[tuple[int, bytes]] = []
     monkeypatch.setattr(streams.os, "write", lambda number, data: written.append((number, bytes(data))) or len(data))
