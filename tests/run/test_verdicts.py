@@ -44,6 +44,9 @@ TEXT = COMMANDS | {
 
 def command(observation: dict[str, Any]) -> list[str]:
     """A command that asks for what was printed: JSON or text."""
+    if observation["verdict"] in REFUSED:
+        # It is that of the turn that follows.
+        observation = fresh(observation["agent"])
     json_seen = observation["stdout"].lstrip()[:1] in ("{", "[") or re.search("json|stream", observation["case"])
     return (JSON if json_seen else TEXT)[observation["agent"]]
 
@@ -59,8 +62,9 @@ def chosen() -> list[dict[str, Any]]:
     found: dict[Any, list[dict[str, Any]]] = {}
     for each in OBSERVATIONS:
         raw = {part: each[part] for part in ("exit_code", "stdout", "stderr")}
-        # A refusal that names another session than one that can be stored is not of this one.
-        if get_agent(each["agent"]).judge(**raw, requested=asked(each), command=command(each)).verdict == each["verdict"]:
+        judged = get_agent(each["agent"]).judge(**raw, requested=asked(each), command=command(each))
+        # A refusal that names another session than one that can be stored is not of this one; nor is an answer.
+        if judged.verdict == each["verdict"] and judged.session_id in (each["session_id"], None):
             found.setdefault((each["agent"], each["verdict"], each["turn_began"]), []).append(each)
     return [each for many in found.values() for each in (many[0], many[-1])[: len(many)]]
 
@@ -171,9 +175,16 @@ def test_a_session_that_exists(case: Case) -> None:
     assert stage.starts == [resumed(agent, before, command(each))]
     assert stage.saved(after)
     assert not stage.leased()
-    assert stage.counters == (1, 0, 0)
-    assert stage.result == {
+    # Each of these keeps a session's ID: with another one, the old one was gone.
+    assert stage.counters == ((1, 0, 0) if after == before else (0, 1, 1))
+    if after != before:
+        assert stage.result["how"] == "restarted"
+        return
+    assert {name: value for name, value in stage.result.items() if name != "context_tokens"} == {
         "how": "resumed",
+        "verdict": "ok",
+        "complete": True,
+        "gave_up": False,
         "session_id": after,
         "previous": before,
         "session_changed": after != before,
@@ -192,8 +203,11 @@ def test_a_session_that_was_refused(case: Case) -> None:
     assert stage.saved(fresh(agent)["session_id"])
     assert not stage.leased()
     assert stage.counters == (0, 1, 1)
-    assert stage.result == {
+    assert {name: value for name, value in stage.result.items() if name != "context_tokens"} == {
         "how": "restarted",
+        "verdict": "ok",
+        "complete": True,
+        "gave_up": False,
         "session_id": fresh(agent)["session_id"],
         "previous": before,
         "session_changed": False,
@@ -211,7 +225,8 @@ def test_a_session_that_was_refused_after_a_turn_had_begun(case: Case) -> None:
     assert stage.stored() is None
     assert not stage.leased()
     assert stage.counters == (0, 0, 1)
-    assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, False, each["exit_code"])
+    code = each["exit_code"] or 1
+    assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, False, code)
     assert each["verdict"] in stage.result["reason"]
 
 
@@ -227,7 +242,9 @@ def test_a_failure_that_is_not_a_refusal(case: Case) -> None:
         assert stage.saved(each["session_id"])
     assert not stage.leased()
     assert stage.counters == (int(each["session_id"] is not None), 0, 0)
-    assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, False, each["exit_code"])
+    saved = each["session_id"] is not None
+    assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, saved, each["exit_code"] or 1)
+    assert (stage.result["verdict"], stage.result["complete"]) == (each["verdict"], False)
 
 
 @of("ok", "other", "unavailable", *REFUSED, resuming=False)
@@ -247,4 +264,4 @@ def test_a_fresh_start(case: Case) -> None:
     assert stage.counters == (0, int(each["verdict"] == "ok" or saved is not None), 0)
     assert not stage.leased()
     assert stage.result["how"] == ("fresh" if each["verdict"] == "ok" else None)
-    assert stage.result["saved"] is (each["verdict"] == "ok" and saved is not None)
+    assert stage.result["saved"] is (saved is not None)

@@ -127,6 +127,9 @@ class Attempts:
             output.release()
             # Once output was written, or input can't be given again, a run is never repeated.
             judgement = replace(judgement, turn_began=True)
+        if judgement.verdict.refused:
+            # What was saved of it is dropped.
+            self.saved = None
         self.judgement, self.context_tokens, self.lost = judgement, observer.context_tokens, output.lost
         if judgement.verdict is Verdict.ok:
             # The store checks whether it is a valid ID, and reports it if not.

@@ -67,17 +67,17 @@ class Family:
         self._known |= {each.pid: each.started for each in ours}
         return ours
 
-    def send(self, *numbers: int) -> list[Process]:
-        """Send signals to each of them; returns whom."""
-        ours = self.look()
-        for number in numbers:
-            if os.getpgrp() != self._group:
-                # The whole group at once, also what it starts at this moment.
-                _send(os.killpg, self._group, number)
-            for each in ours:
-                if each.group != self._group or os.getpgrp() == self._group:
+    def send(self, *numbers: int) -> None:
+        """Send signals to each of them, once."""
+        told: list[Process] = []
+        # Those of other groups, and then what they started meanwhile.
+        while new := [each for each in self.look() if each.group != self._group and each not in told]:
+            for each in new:
+                for number in numbers:
                     _send(os.kill, each.pid, number)
-        return ours
+            told += new
+        for number in numbers:
+            _send(os.killpg, self._group, number)
 
     def end(self, grace_s: float | None) -> None:
         """End them: SIGTERM, and after `grace_s` SIGKILL, at once for None; returns when none is left."""
