@@ -75,11 +75,16 @@ class Options:
         """Same as the function in output."""
         show.put_result(result, shown, as_json=self.as_json)
 
-    def store(self) -> "SessionStore":
-        """The store, for use in a `with`; it connects at its first operation. Raises InvalidSettings."""
+    def store(self, **changed: Any) -> "SessionStore":
+        """The store, for use in a `with`, with some settings changed; it connects at its first operation.
+
+        Raises InvalidSettings.
+        """
         from redis_sessions.store import SessionStore
 
-        return SessionStore.from_url(self.url, self.settings(), password=read_password(self.password_file))
+        return SessionStore.from_url(
+            self.url, self.settings().model_copy(update=changed), password=read_password(self.password_file)
+        )
 
 
 def register_users_runtimes() -> None:

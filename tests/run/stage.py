@@ -41,6 +41,7 @@ INIT = '{"type":"system","subtype":"init","session_id":"' + E + '"}\n'
 TURN = '{"type":"result","subtype":"success","is_error":false,"num_turns":1,"session_id":"' + E + '","result":"hi"}\n'
 GONE = f"No conversation found with session ID: {R}\n"
 REFUSED = [["err", GONE], ["exit", 1]]
+RESTARTED = f"redis-sessions: session {R} was refused (gone): started fresh\n"
 SAID = [["out", TURN]]
 HANG = [["tell", "ready"], ["pause"]]
 FAMILY = [["child", HANG], *HANG]
@@ -65,14 +66,14 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def resumed(agent: str, session_id: str = R) -> list[str]:
+def resumed(agent: str, session_id: str = R, command: list[str] | None = None) -> list[str]:
     """The command of an agent with the resume argument where it goes."""
-    command = COMMANDS[agent]
+    command = command or COMMANDS[agent]
     match agent:
         case "codex":
             return [*command[:-1], "resume", session_id, command[-1]]
         case "opencode":
-            return ["opencode", "run", f"--session={session_id}", *command[2:]]
+            return [*command[:2], f"--session={session_id}", *command[2:]]
     return [agent, f"--resume={session_id}", *command[1:]]
 
 
@@ -119,7 +120,7 @@ class Stage:
         (self.directory / "script.json").write_text(json.dumps(both))
         for steps in both.values():
             for name, *given in steps:
-                for step in given[-1] if name in ("child", "on") else [[name, *given]]:
+                for step in given[-1] if name in ("child", "orphan", "on") else [[name, *given]]:
                     if step[0] == "await":
                         self._door(step[1])
 

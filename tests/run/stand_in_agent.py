@@ -16,6 +16,7 @@ A step is a list: its name, and what it needs. Text is Latin-1, so that it can h
 | await NAME | waits until somebody writes into the FIFO of that name |
 | tell WORD | tells a word |
 | child STEPS | leaves a child process behind that does these |
+| orphan STEPS | the same, in a session of its own and without a parent, as a tool that outlives its agent |
 | on SIGNAL STEPS | does these when the signal comes |
 | pause | waits for ever |
 | die SIGNAL | sends itself that signal |
@@ -87,6 +88,14 @@ def do(steps):
                 tell("child")
                 do(given[0])
                 os._exit(0)
+        elif name == "orphan":
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    tell("orphan")
+                    do(given[0])
+                os._exit(0)
+            os.wait()
         elif name == "on":
             signal.signal(getattr(signal, given[0]), lambda *_, steps=given[1]: do(steps))
         elif name == "pause":

@@ -30,7 +30,7 @@ refusals = [
 subcommands = ["ask"]
 resumes = ["--session"]
 """
-COMMAND = ["talk", "ask", "--once", "why"]
+COMMAND = ["talk", "ask", "--once", "--json", "why"]
 
 
 def said(session_id: str) -> list[list[str]]:
@@ -57,7 +57,8 @@ def test_turns_of_a_runtime_from_a_file(stage: Stage, file: Path, how: str) -> N
         assert stage.run(*options, command=command, env=environment).code == 0
     stage.script(fresh=said("s-2"), resumed=[["err", "never met 's-1'\n"], ["exit", 3]])
     done = stage.run(*options, command=command, env=environment)
-    assert (done.code, done.out.decode(), done.err) == (0, said("s-2")[0][1], b"")
+    refused = "redis-sessions: session s-1 was refused (gone): started fresh\n"
+    assert (done.code, done.out.decode(), done.err.decode()) == (0, said("s-2")[0][1], refused)
     assert stage.saved("s-2")
     busy = '{"type":"end","session":"s-3","error":{"text":"talking to another"}}\n'
     stage.script(resumed=[["out", busy], ["exit", 4]])
@@ -66,10 +67,10 @@ def test_turns_of_a_runtime_from_a_file(stage: Stage, file: Path, how: str) -> N
     assert stage.counters == (1, 2, 1)
     assert stage.starts == [
         COMMAND,
-        ["talk", "ask", "--session=s-1", "--once", "why"],
-        ["talk", "ask", "--session=s-1", "--once", "why"],
+        ["talk", "ask", "--session=s-1", "--once", "--json", "why"],
+        ["talk", "ask", "--session=s-1", "--once", "--json", "why"],
         COMMAND,
-        ["talk", "ask", "--session=s-2", "--once", "why"],
+        ["talk", "ask", "--session=s-2", "--once", "--json", "why"],
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from redis_sessions.agents import get_agent
 from redis_sessions.cli.run import attempts
-from tests.run.stage import CLAUDE, GONE, MIB, REFUSED, SAID, TURN, R, Stage, resumed, sha256
+from tests.run.stage import CLAUDE, GONE, MIB, REFUSED, RESTARTED, SAID, TURN, E, R, Stage, resumed, sha256
 
 
 @pytest.mark.parametrize("size", [0, 5 * MIB])
@@ -21,7 +21,7 @@ def test_both_attempts_get_the_same_input(stage: Stage, size: int, first: list[A
     stage.plant()
     stage.script(resumed=[*first, *REFUSED], fresh=[["read"], *SAID])
     done = stage.run(given=given)
-    assert (done.code, done.out, done.err) == (0, TURN.encode(), b"")
+    assert (done.code, done.out, done.err.decode()) == (0, TURN.encode(), RESTARTED)
     last = stage.told("read")[-1]
     assert (last["sha256"], last["size"]) == (sha256(given), size)
     assert len(stage.told("read")) == 1 + len(first)
@@ -76,12 +76,12 @@ def test_input_that_stays_open_over_a_refusal(stage: Stage) -> None:
 def test_input_that_cannot_be_kept(stage: Stage, *, refused: bool) -> None:
     """The agent still gets all of it; only a second run is not to be had."""
     given = os.urandom(MIB)
-    stage.plant()
+    stage.plant(R if refused else E)
     stage.script(resumed=[["read"], *(REFUSED if refused else SAID)])
     process = stage.start_in_shell('ulimit -f 1; exec "$@"', stdin=subprocess.PIPE)
     done = stage.finish(process, given)
     assert stage.told("read")[0]["sha256"] == sha256(given)
-    assert stage.starts == [resumed("claude")]
+    assert stage.starts == [resumed("claude", R if refused else E)]
     if refused:
         assert (done.code, stage.stored(), stage.counters) == (1, None, (0, 0, 1))
         assert done.err.startswith(b"redis-sessions: standard input could not be kept for a second run (")

@@ -59,7 +59,7 @@ def test_output_in_the_pipe_at_the_end_is_not_lost(stage: Stage, monkeypatch: py
         signals=Signals(),
         deadline_s=None,
     )
-    assert run.run() == (0, False)
+    assert run.run() == child.Outcome(code=0)
     assert slow.taken == b"line\n" * 8_000
 
 

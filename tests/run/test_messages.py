@@ -127,7 +127,8 @@ def test_a_repeated_warning_is_reported_once() -> None:
 def test_quiet_leaves_out_everything_but_failures(stage: Stage) -> None:
     assert stage.run(*NOWHERE, "--quiet").err == b""
     stage.script(fresh=[["out", "hi\n"]])
-    assert stage.run("--quiet").err == b""
+    assert stage.run("--quiet", command=["claude", "-p", "hi"]).err == b""
+    stage.script()
     stage.plant("5f2c9a")
     assert stage.run("--quiet").err == b""
 
@@ -140,8 +141,9 @@ def test_quiet_keeps_the_reason_of_the_exit_code(stage: Stage) -> None:
 
 def test_a_message_starts_on_a_new_line(stage: Stage) -> None:
     stage.script(fresh=[["out", "hi\n"], ["err", "no line yet"]])
-    assert stage.run().err.startswith(b"no line yet\nredis-sessions: no session ID")
-    assert stage.run("--quiet").err == b"no line yet"
+    text = ["claude", "-p", "hi"]
+    assert stage.run(command=text).err.startswith(b"no line yet\nredis-sessions: no session ID")
+    assert stage.run("--quiet", command=text).err == b"no line yet"
 
 
 # -- without a session ID
@@ -196,7 +198,8 @@ def test_a_turn_in_text_mode(stage: Stage, agent: str) -> None:
 )
 def test_json_without_a_session_id(stage: Stage, command: list[str]) -> None:
     """What was added already is not asked for."""
-    stage.script(fresh=[["out", "{}\n"]])
+    ends = {"codex": {"type": "turn.completed"}, "opencode": {"type": "step_finish"}}
+    stage.script(fresh=[["out", json.dumps(ends.get(command[0], {"type": "result", "subtype": "success"})) + "\n"]])
     remedy = ": add --output-format json" if "json" not in " ".join(command) else ""
     assert stage.run(command=command).said == [f"redis-sessions: {NONE.format(command[0])}{remedy}"]
 
@@ -210,7 +213,7 @@ def test_an_own_runtime_without_an_id_field(stage: Stage) -> None:
 def test_a_resumed_session_that_names_no_id_is_kept(stage: Stage) -> None:
     stage.plant()
     stage.script(resumed=[["out", "hi\n"]])
-    assert stage.run().err == b""
+    assert stage.run(command=["claude", "-p", "hi"]).err == b""
     assert stage.saved(R)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from redis_sessions.cli.run import streams
 from redis_sessions.cli.run.streams import OutputBuffer
-from tests.run.stage import CLAUDE, GONE, INIT, MIB, REFUSED, TURN, E, R, Stage, resumed
+from tests.run.stage import CLAUDE, GONE, INIT, MIB, REFUSED, RESTARTED, TURN, E, R, Stage, resumed
 
 NOISE = '{"type":"system","subtype":"hook_started"}\n'
 BYTES = bytes(range(256)) + b"\r\n\x00\xff\xfe\xc3\x28 no newline at the end"
@@ -27,14 +27,14 @@ def test_any_bytes_in_both_streams(stage: Stage, *, planted: bool) -> None:
     steps = [["out", TURN + latin(BYTES)], ["err", latin(BYTES[::-1])], ["out", latin(BYTES)], ["err", latin(BYTES)]]
     stage.script(fresh=steps, resumed=steps)
     if planted:
-        stage.plant()
+        stage.plant(E)
     done = stage.run()
     assert (done.code, done.out, done.err) == (0, TURN.encode() + BYTES * 2, BYTES[::-1] + BYTES)
     assert stage.saved(E)
 
 
 def test_output_comes_as_it_is_written(stage: Stage) -> None:
-    stage.plant()
+    stage.plant(E)
     stage.script(resumed=[["out", INIT], ["err", "so far"], ["await", "go"], ["out", TURN]])
     process = stage.start()
     assert process.stdout is not None
@@ -47,7 +47,7 @@ def test_output_comes_as_it_is_written(stage: Stage) -> None:
 
 
 def test_a_resume_attempt_is_held_until_a_turn_begins(stage: Stage) -> None:
-    stage.plant()
+    stage.plant(E)
     stage.script(resumed=[["out", NOISE], ["err", "warning\n"], ["tell", "said"], ["await", "go"], ["out", INIT + TURN]])
     process = stage.start()
     stage.hear("said")
@@ -73,7 +73,7 @@ def test_the_limit_of_what_is_held(stage: Stage, more: int) -> None:
         assert stage.starts == [RESUMED]
         assert stage.stored() is None
     else:
-        assert (done.code, done.out, done.err) == (0, TURN.encode(), b"")
+        assert (done.code, done.out, done.err.decode()) == (0, TURN.encode(), RESTARTED)
         assert stage.starts == [RESUMED, FRESH]
         assert stage.saved(E)
     assert not stage.leased()
@@ -90,7 +90,7 @@ def test_what_a_refused_attempt_printed(stage: Stage, *, verbose: bool) -> None:
         assert r"redis-sessions: refused attempt: half a \x1b[2J" in done.said
         assert f"started fresh after a refusal; saved {E}; session {R} was refused (gone)" in done.said[-1]
     else:
-        assert done.err == b""
+        assert done.err.decode() == RESTARTED
 
 
 def test_the_buffer_keeps_the_order_of_each_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ sys.exit(code)"""
 
 @pytest.mark.parametrize("text", ["x" * 99 + "\n", "x" * 99], ids=["many lines", "one line"])
 def test_200_mib(stage: Stage, text: str) -> None:
-    stage.plant()
+    stage.plant(E)
     stage.script(resumed=[["out", TURN], ["flood", "out", text, HOG], ["out", "the end"]])
     process = stage.start_by(sys.executable, "-c", PEAK)
     assert process.stdout is not None

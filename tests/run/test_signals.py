@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import pytest
 
 from redis_sessions.cli.signals import PASSED_ON, Signals, Stopped, send
 from redis_sessions.keys import LEASE_GRACE_MS
 from tests import test_cli_support
-from tests.run.stage import FAMILY, HANG, KEY, REFUSED, SAID, TURN, E, R, Stage
+from tests.run.stage import CLAUDE, FAMILY, HANG, KEY, REFUSED, SAID, TURN, E, R, Stage
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
@@ -34,6 +37,61 @@ def test_a_signal_reaches_the_whole_group(stage: Stage, number: signal.Signals) 
     assert stage.result["previous"] == R
 
 
+BEHIND = {
+    "timeout": ["timeout", "{resume}", "60", *CLAUDE],
+    "setsid": ["setsid", "{resume}", "-w", *CLAUDE],
+    "script": ["script", "{resume}", "-qefc", shlex.join(CLAUDE), "/dev/null"],
+}
+
+
+@pytest.mark.parametrize("starter", BEHIND)
+@pytest.mark.parametrize("how", ["signal", "time limit", "kill"])
+def test_an_agent_in_a_group_of_its_own_is_reached(stage: Stage, starter: str, how: str) -> None:
+    """With what it has started, in whatever session that is, and whether or not it has a parent left."""
+    if shutil.which(starter) is None:
+        pytest.skip(f"there is no {starter} here")
+    stage.script(fresh=[["orphan", HANG], *FAMILY])
+    limit = ["--timeout", "1500ms"] if how == "time limit" else []
+    process = stage.start("--agent", "claude", *limit, command=BEHIND[starter])
+    for _ in range(3):
+        stage.hear("ready")
+    if how == "signal":
+        process.terminate()
+    elif how == "kill":
+        process.kill()
+    assert stage.all_gone(within_s=15.0)
+    assert stage.finish(process).code == {"signal": 143, "time limit": 124, "kill": -signal.SIGKILL}[how]
+    assert stage.leased() is (how == "kill")
+
+
+def test_what_an_agent_leaves_after_a_normal_end_is_left_alone(stage: Stage) -> None:
+    stage.script(fresh=[["orphan", [["tell", "ready"], ["await", "go"], ["tell", "still here"]]], *SAID])
+    assert stage.run().code == 0
+    stage.go("go")
+    stage.hear("still here")
+    assert stage.all_gone()
+
+
+@pytest.mark.parametrize("steps", [[["exit", 0]], [["out", "Execution error\n"], ["exit", 0]]], ids=["silent", "a word"])
+@pytest.mark.parametrize("planted", [False, True])
+def test_an_agent_that_exits_with_0_on_a_signal(stage: Stage, steps: list[Any], *, planted: bool) -> None:
+    """As Claude and Gemini do: nothing succeeded, and nothing is known of the session."""
+    if planted:
+        stage.plant()
+    on_sigint = [["on", "SIGINT", steps], *HANG]
+    stage.script(fresh=on_sigint, resumed=on_sigint)
+    for _ in range(4):
+        process = stage.start("--result", str(stage.result_file), command=["claude", "-p", "go on"])
+        stage.hear("ready")
+        process.send_signal(signal.SIGINT)
+        assert stage.finish(process).code == 130
+        assert stage.result["verdict"] == "other"
+    # However often: it is not given up.
+    assert [told["resumed"] for told in stage.told("start")] == [planted] * 4
+    assert stage.kept() if planted else stage.stored() is None
+    assert stage.counters == (0, 0, 0)
+
+
 @pytest.mark.parametrize("code", [0, 7])
 def test_an_agent_that_handles_a_signal_has_the_last_word(stage: Stage, code: int) -> None:
     stage.script(fresh=[["on", "SIGTERM", [*SAID, ["exit", code]]], *HANG])
@@ -42,8 +100,7 @@ def test_an_agent_that_handles_a_signal_has_the_last_word(stage: Stage, code: in
     process.terminate()
     done = stage.finish(process)
     assert (done.code, done.out) == (code, TURN.encode())
-    # The model had answered: also then the session is saved.
-    assert stage.stored() == E
+    assert stage.saved(E)
     assert not stage.leased()
 
 
@@ -145,7 +202,7 @@ def test_the_wrapper_is_killed(stage: Stage) -> None:
 SHORT_GRACE = """
 from redis_sessions.cli import main
 from redis_sessions.cli.run import process
-process.LEADER = process.LEADER.replace("sleep 5", "sleep 1")
+process.GRACE_S = 1.0
 main()
 """
 

@@ -11,7 +11,7 @@ import pytest
 from redis_sessions.agents import get_agent
 from redis_sessions.agents.judge import RunObserver
 from redis_sessions.cli.run import process as child
-from redis_sessions.cli.run.process import Child
+from redis_sessions.cli.run.process import Child, Outcome
 from redis_sessions.cli.run.streams import OutputBuffer
 from redis_sessions.cli.signals import Signals
 from tests.run.stage import FAMILY, HANG, REFUSED, Stage
@@ -53,6 +53,6 @@ def test_an_agent_that_hangs_and_ignores_sigterm(stage: Stage, monkeypatch: pyte
         signals=Signals(),
         deadline_s=time.monotonic() + 1.0,
     )
-    assert run.run() == (-signal.SIGKILL, True)
+    assert run.run() == Outcome(code=-signal.SIGKILL, ended_for="timeout")
     assert len(stage.told("term")) == 2
     assert stage.all_gone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import uuid
@@ -30,13 +31,40 @@ def asked(observation: dict[str, Any]) -> str:
     return requested if requested and get_agent(agent).can_be(requested) else ASKED[agent]
 
 
+JSON = COMMANDS | {
+    "gemini": ["gemini", "-o", "json", "-p", "go on"],
+    "copilot": ["copilot", "--output-format", "json", "-p", "go on"],
+}
+TEXT = COMMANDS | {
+    "claude": ["claude", "-p", "go on"],
+    "codex": ["codex", "exec", "go on"],
+    "opencode": ["opencode", "run", "go on"],
+}
+
+
+def command(observation: dict[str, Any]) -> list[str]:
+    """A command that asks for what was printed: JSON or text."""
+    if observation["verdict"] in REFUSED:
+        # It is that of the turn that follows.
+        observation = fresh(observation["agent"])
+    json_seen = observation["stdout"].lstrip()[:1] in ("{", "[") or re.search("json|stream", observation["case"])
+    return (JSON if json_seen else TEXT)[observation["agent"]]
+
+
+def said_by_run(done: Done) -> Done:
+    """The same without what `run` itself said, on lines of its own."""
+    lines = [line for line in done.err.splitlines(keepends=True) if not line.startswith(b"redis-sessions: ")]
+    return Done(done.code, done.out, b"".join(lines))
+
+
 def chosen() -> list[dict[str, Any]]:
     """The oldest and the newest observation of every runtime and verdict, before and after a turn had begun."""
     found: dict[Any, list[dict[str, Any]]] = {}
     for each in OBSERVATIONS:
         raw = {part: each[part] for part in ("exit_code", "stdout", "stderr")}
-        # A refusal that names another session than one that can be stored is not of this one.
-        if get_agent(each["agent"]).judge(**raw, requested=asked(each)).verdict == each["verdict"]:
+        judged = get_agent(each["agent"]).judge(**raw, requested=asked(each), command=command(each))
+        # A refusal that names another session than one that can be stored is not of this one; nor is an answer.
+        if judged.verdict == each["verdict"] and judged.session_id in (each["session_id"], None):
             found.setdefault((each["agent"], each["verdict"], each["turn_began"]), []).append(each)
     return [each for many in found.values() for each in (many[0], many[-1])[: len(many)]]
 
@@ -85,7 +113,7 @@ def cases(url: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
             stage.script(fresh=steps(fresh(each["agent"])), resumed=steps(each))
         else:
             stage.script(fresh=steps(each), resumed=[["exit", 99]])
-        argv = stage.arguments("--result", str(stage.result_file), command=COMMANDS[each["agent"]])
+        argv = stage.arguments("--result", str(stage.result_file), command=command(each))
         orders.append(json.dumps({"argv": argv, "env": stage.environment, "directory": str(stage.directory)}))
     done = subprocess.run(
         [sys.executable, batch.__file__],
@@ -125,7 +153,13 @@ def of(*verdicts: str, resuming: bool = True, began: bool | None = None) -> Any:
 
 
 def passed_through(case: Case, observation: dict[str, Any]) -> None:
-    assert case.done == Done(observation["exit_code"], observation["stdout"].encode(), observation["stderr"].encode())
+    # A failure is never an exit code of 0.
+    code = observation["exit_code"] or int(observation["verdict"] != "ok")
+    err = observation["stderr"].encode()
+    if case.done.said and err and not err.endswith(b"\n"):
+        # What is said has a line of its own.
+        err += b"\n"
+    assert said_by_run(case.done) == Done(code, observation["stdout"].encode(), err)
 
 
 def test_every_verdict_of_every_runtime_is_here() -> None:
@@ -138,12 +172,19 @@ def test_a_session_that_exists(case: Case) -> None:
     passed_through(case, each)
     agent, before = each["agent"], asked(each)
     after = each["session_id"] or before
-    assert stage.starts == [resumed(agent, before)]
+    assert stage.starts == [resumed(agent, before, command(each))]
     assert stage.saved(after)
     assert not stage.leased()
-    assert stage.counters == (1, 0, 0)
-    assert stage.result == {
+    # Each of these keeps a session's ID: with another one, the old one was gone.
+    assert stage.counters == ((1, 0, 0) if after == before else (0, 1, 1))
+    if after != before:
+        assert stage.result["how"] == "restarted"
+        return
+    assert {name: value for name, value in stage.result.items() if name != "context_tokens"} == {
         "how": "resumed",
+        "verdict": "ok",
+        "complete": True,
+        "gave_up": False,
         "session_id": after,
         "previous": before,
         "session_changed": after != before,
@@ -158,12 +199,15 @@ def test_a_session_that_was_refused(case: Case) -> None:
     each, stage = case.observation, case.stage
     agent, before = each["agent"], asked(each)
     passed_through(case, fresh(agent))
-    assert stage.starts == [resumed(agent, before), COMMANDS[agent]]
+    assert stage.starts == [resumed(agent, before, command(each)), command(each)]
     assert stage.saved(fresh(agent)["session_id"])
     assert not stage.leased()
     assert stage.counters == (0, 1, 1)
-    assert stage.result == {
+    assert {name: value for name, value in stage.result.items() if name != "context_tokens"} == {
         "how": "restarted",
+        "verdict": "ok",
+        "complete": True,
+        "gave_up": False,
         "session_id": fresh(agent)["session_id"],
         "previous": before,
         "session_changed": False,
@@ -177,11 +221,12 @@ def test_a_session_that_was_refused(case: Case) -> None:
 def test_a_session_that_was_refused_after_a_turn_had_begun(case: Case) -> None:
     each, stage = case.observation, case.stage
     passed_through(case, each)
-    assert stage.starts == [resumed(each["agent"], asked(each))]
+    assert stage.starts == [resumed(each["agent"], asked(each), command(each))]
     assert stage.stored() is None
     assert not stage.leased()
     assert stage.counters == (0, 0, 1)
-    assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, False, each["exit_code"])
+    code = each["exit_code"] or 1
+    assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, False, code)
     assert each["verdict"] in stage.result["reason"]
 
 
@@ -189,7 +234,7 @@ def test_a_session_that_was_refused_after_a_turn_had_begun(case: Case) -> None:
 def test_a_failure_that_is_not_a_refusal(case: Case) -> None:
     each, stage = case.observation, case.stage
     passed_through(case, each)
-    assert stage.starts == [resumed(each["agent"], asked(each))]
+    assert stage.starts == [resumed(each["agent"], asked(each), command(each))]
     if each["session_id"] is None:
         assert stage.kept(asked(each))
     else:
@@ -197,7 +242,9 @@ def test_a_failure_that_is_not_a_refusal(case: Case) -> None:
         assert stage.saved(each["session_id"])
     assert not stage.leased()
     assert stage.counters == (int(each["session_id"] is not None), 0, 0)
-    assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, False, each["exit_code"])
+    saved = each["session_id"] is not None
+    assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, saved, each["exit_code"] or 1)
+    assert (stage.result["verdict"], stage.result["complete"]) == (each["verdict"], False)
 
 
 @of("ok", "other", "unavailable", *REFUSED, resuming=False)
@@ -211,10 +258,10 @@ def test_a_fresh_start(case: Case) -> None:
         assert case.done.err == f"{before}{unnamed}\n".encode()
         case.done.err = each["stderr"].encode()
     passed_through(case, each)
-    assert stage.starts == [COMMANDS[each["agent"]]]
+    assert stage.starts == [command(each)]
     saved = None if each["verdict"] in REFUSED else each["session_id"]
     assert stage.stored() == saved
     assert stage.counters == (0, int(each["verdict"] == "ok" or saved is not None), 0)
     assert not stage.leased()
     assert stage.result["how"] == ("fresh" if each["verdict"] == "ok" else None)
-    assert stage.result["saved"] is (each["verdict"] == "ok" and saved is not None)
+    assert stage.result["saved"] is (saved is not None)

@@ -135,7 +135,7 @@ def test_an_interactive_agent_at_a_terminal(stage: Stage, command: list[str], op
 )
 def test_one_turn_at_a_terminal(stage: Stage, command: list[str]) -> None:
     stage.script(fresh=SAID)
-    assert at_a_terminal(stage, command) == (0, TURN)
+    assert at_a_terminal(stage, command, "--quiet") == (0, TURN)
 
 
 @pytest.mark.parametrize("name", ["wrapper", "bash"])

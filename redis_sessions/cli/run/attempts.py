@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from redis_sessions.agents import Agent
 from redis_sessions.agents.command_line import with_resume
 from redis_sessions.agents.judge import RunObserver
+from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
-from redis_sessions.cli.run.process import Child, NotStarted
+from redis_sessions.cli.run.process import LINGER_S, Child, NotStarted, Outcome
 from redis_sessions.cli.run.streams import InputSpool, OutputBuffer
-from redis_sessions.cli.signals import PASSED_ON, Signals
+from redis_sessions.cli.signals import PASSED_ON, TO_STOP, Signals
+from redis_sessions.errors import SessionStoreError
 from redis_sessions.resume.turn import Judgement, Turn, Verdict
 from redis_sessions.text import exact_duration
 
@@ -23,6 +29,8 @@ TIMED_OUT: Final = 124
 NOT_RUNNABLE: Final = 126
 NOT_FOUND: Final = 127
 SIGNALLED: Final = 128
+
+_FROM_OUTSIDE: Final = (*TO_STOP, signal.SIGQUIT, signal.SIGKILL)
 
 # Set by an agent for the programs it runs; some refuse to start if it is set.
 _NOT_INHERITED: Final = "CLAUDECODE"
@@ -57,10 +65,18 @@ class Attempts:
         timeout_s: how long one run may take; None for no limit.
         verbose: whether a refused attempt's output is shown on stderr.
         quiet: whether to report only failures.
+        linger_s: how long a run may go on in silence after its closing record.
+        mint: whether a fresh run is given its session ID.
+        gone: the regular expression of --gone, to name it in a message.
+        save_early: saves the ID of the running turn; whether it did.
         signals: pass on what this process receives.
         exit_code: of the last run.
         timed_out: whether the last run was ended by the time limit.
+        unexpected: whether it exited with 0 and is not taken for a success.
+        judgement: of the last run that was started; None before.
+        context_tokens: size of the session's context after the last run, if known.
         named: what the last successful run named as its session, valid or not.
+        saved: the session that was saved while the last run went on; None if none was.
         previous: the session that was to be resumed, or None.
         lost: why some of the output could not be written; None if all was, or nobody reads it any more.
     """
@@ -70,10 +86,18 @@ class Attempts:
     timeout_s: float | None
     verbose: bool
     quiet: bool = False
+    linger_s: float = LINGER_S
+    mint: bool = False
+    gone: str | None = None
+    save_early: Callable[[str], bool] = lambda _: False
     signals: Signals = field(default_factory=lambda: Signals(PASSED_ON))
     exit_code: int = 0
     timed_out: bool = False
+    unexpected: bool = False
+    judgement: Judgement | None = None
+    context_tokens: int | None = None
     named: str | None = None
+    saved: str | None = None
     previous: str | None = None
     lost: OSError | None = None
     _spool: InputSpool | None = None
@@ -84,45 +108,134 @@ class Attempts:
     def __call__(self, session_id: str | None) -> Turn[int]:
         """Run the agent on a session, or fresh. Raises AgentFailed."""
         self.signals.check()
-        self.discard()
-        self.previous = session_id or self.previous
+        if (refused := self.discard()) and not self.quiet:
+            self.say(f"session {self.previous} was refused ({refused}): started fresh")
+        self.previous, self.saved = session_id or self.previous, None
+        minted = str(uuid.uuid4()) if session_id is None and self.mint else None
         output = self._output = OutputBuffer(hold=session_id is not None)
-        observer = RunObserver(self.runtime, session_id)
-        code, self.timed_out = self._run(self.place(session_id), observer, output, resuming=session_id is not None)
-        judgement = observer.judge(code)
-        self.exit_code = TIMED_OUT if self.timed_out else SIGNALLED - code if code < 0 else code
-        if self.timed_out:
-            judgement = Judgement(Verdict.other, None, judgement.turn_began)
+        observer = self.runtime.observer(session_id, self.command)
+        if minted:
+            json = self.runtime.wants_json(self.command)
+            observer = RunObserver(self.runtime, minted, json=json, keeps_id=True)
+        outcome = self._run(self.place(session_id, minted), observer, output, resuming=session_id is not None)
+        judgement = self._judge(observer, outcome)
+        if self.ephemeral:
+            judgement = replace(judgement, session_id=None)
         if judgement.verdict.refused and not judgement.turn_began and not output.passed and not self._input_lost():
             self._refused = output
         else:
             output.release()
             # Once output was written, or input can't be given again, a run is never repeated.
             judgement = replace(judgement, turn_began=True)
-        self.lost = output.lost
+        if judgement.verdict.refused:
+            # What was saved of it is dropped.
+            self.saved = None
+        self.judgement, self.context_tokens, self.lost = judgement, observer.context_tokens, output.lost
         if judgement.verdict is Verdict.ok:
             # The store checks whether it is a valid ID, and reports it if not.
-            self.named = observer.named
-            return Turn(self.named, self.exit_code)
-        ended = f"ended with {self.exit_code} ({judgement.verdict})"
-        if self.timed_out and self.timeout_s is not None:
-            ended = f"was ended after {exact_duration(round(self.timeout_s * 1000))} (--timeout)"
+            self.named = None if self.ephemeral else observer.named or minted
+            gone = session_id is not None and judgement.previous_gone
+            if gone and not self.quiet:
+                self.say(f"session {session_id} was gone, and {self.runtime.name} started {self.named} without saying so")
+            return Turn(self.named, self.exit_code, context_tokens=self.context_tokens, previous_gone=gone)
+        undecided = judgement.verdict is Verdict.other and not judgement.cut_short and not judgement.session_id
+        if undecided and session_id is not None and outcome.code and not self.quiet:
+            self.say(self._what_was_tried(session_id))
         again = "; it is not run again" if judgement.verdict.refused and self._refused is None else ""
         before = f"session {self.previous} was refused; run fresh, " if session_id is None and self.previous else ""
-        raise AgentFailed(self.exit_code, judgement, f"{before}the agent {ended}{again}")
+        raise AgentFailed(self.exit_code, judgement, f"{before}the agent {self._ending(outcome, output)}{again}")
 
-    def place(self, session_id: str | None) -> list[str]:
-        """The command with the resume argument in its place, or without one. Raises PlaceUnknown in either case."""
-        arguments = [] if session_id is None else [word.replace("{id}", session_id) for word in self.runtime.resume]
+    def place(self, session_id: str | None, minted: str | None = None) -> list[str]:
+        """The command with the arguments in their place that resume a session, or name a new one, or with none.
+
+        Raises PlaceUnknown in any case.
+        """
+        words = self.runtime.resume if session_id else self.runtime.mint if minted else ()
+        arguments = [word.replace("{id}", session_id or minted or "") for word in words]
         return with_resume(self.command, self.runtime.programs, self.runtime.place, arguments)
 
-    def _run(self, command: list[str], observer: RunObserver, output: OutputBuffer, *, resuming: bool) -> tuple[int, bool]:
+    @property
+    def ephemeral(self) -> str | None:
+        """The option of the command by which nothing can be resumed later, if it has one."""
+        words = self.command[: self.command.index("--")] if "--" in self.command else self.command
+        return next((word for word in words if word in self.runtime.ephemeral), None)
+
+    def _judge(self, observer: RunObserver, outcome: Outcome) -> Judgement:
+        """Judge a run, and set its exit code."""
+        code = outcome.code
+        self.timed_out = self.unexpected = False
+        self.exit_code = SIGNALLED - code if code < 0 else code
+        if not outcome.ended_for and not outcome.signal:
+            judgement = observer.judge(code)
+            if judgement.verdict is not Verdict.ok and code == 0:
+                # A caller must not take it for success.
+                self.exit_code, self.unexpected = exits.PARTLY, not judgement.verdict.refused
+            # A crash is the agent's own.
+            return replace(judgement, cut_short=judgement.cut_short and (code > 0 or -code in _FROM_OUTSIDE))
+        if outcome.ended_for == "linger" and not self.quiet:
+            after = exact_duration(round(self.linger_s * 1000))
+            self.say(f"the agent had ended its turn and did not exit: it was ended after {after} (--linger)")
+        # What it said before it was asked to end counts, and what it said then if it exits with 0: it has ended its turn.
+        if outcome.closed or (observer.closed == "ok" and code == 0):
+            judgement = observer.judge(0 if observer.closed == "ok" else exits.PARTLY)
+            self.exit_code = 0 if judgement.verdict is Verdict.ok else exits.PARTLY
+            return judgement
+        self.timed_out = outcome.ended_for == "timeout"
+        if self.timed_out:
+            self.exit_code = TIMED_OUT
+        elif outcome.signal and code == 0:
+            self.exit_code = SIGNALLED + outcome.signal
+        judgement = observer.judge(code or exits.PARTLY)
+        if judgement.verdict.refused and not self.timed_out:
+            return judgement
+        return replace(judgement, verdict=Verdict.other, session_id=observer.answered_id, cut_short=True)
+
+    def _ending(self, outcome: Outcome, output: OutputBuffer) -> str:
+        assert self.judgement is not None
+        if self.timed_out and self.timeout_s is not None:
+            return f"was ended after {exact_duration(round(self.timeout_s * 1000))} (--timeout)"
+        ended = f"ended with {self.exit_code} ({self.judgement.verdict})"
+        if not self.unexpected:
+            return ended
+        why = "its output says that it failed"
+        if self.judgement.verdict is Verdict.other and 1 not in output.seen:
+            why = "it printed nothing"
+        elif self.judgement.verdict is Verdict.other:
+            why = "nothing in its output says that it succeeded"
+        return f"{ended} instead of {outcome.code}: {why}"
+
+    def _what_was_tried(self, session_id: str) -> str:
+        refusals = len(self.runtime.refusals)
+        tried = f"--gone {self.gone!r}" if self.gone else f"{refusals} patterns of {self.runtime.name}"
+        return (
+            f"session {session_id} could not be resumed, and nothing that was said is known to mean that it is gone (tried: "
+            f"{tried}); if it is, add --gone REGEX, or a refusal to the runtime's file"
+        )
+
+    def _save_early(self, observer: RunObserver, session_id: str) -> None:
+        try:
+            if self.save_early(session_id):
+                self.saved = session_id
+        except SessionStoreError as error:
+            # The end of a turn tries again, and says itself if that fails.
+            if not observer.closed and not self.quiet:
+                self.say(f"session {session_id} was not saved yet: {error}; the end of the turn tries again")
+
+    def _run(self, command: list[str], observer: RunObserver, output: OutputBuffer, *, resuming: bool) -> Outcome:
         if resuming and self._spool is None and sys.stdin is not None and not sys.stdin.isatty():
             try:
                 self._spool = InputSpool(sys.stdin.fileno())
             except OSError as error:
                 # The agent still runs, on the input itself.
                 self._unspooled = error
+        saving: list[threading.Thread] = []
+
+        def answered(session_id: str) -> None:
+            # In a thread of its own, so that a server that hangs does not hold back the output.
+            if not self.ephemeral:
+                saving.append(threading.Thread(target=self._save_early, args=(observer, session_id), daemon=True))
+                saving[0].start()
+
         child = Child(
             command=command,
             environment={name: value for name, value in os.environ.items() if name != _NOT_INHERITED},
@@ -131,13 +244,19 @@ class Attempts:
             output=output,
             signals=self.signals,
             deadline_s=None if self.timeout_s is None else time.monotonic() + self.timeout_s,
+            linger_s=self.linger_s,
+            answered=answered,
         )
         try:
-            return child.run()
+            outcome = child.run()
+            for thread in saving:
+                thread.join()
+            return outcome
         except NotStarted as error:
             self.exit_code = NOT_FOUND if error.missing else NOT_RUNNABLE
             self.say(str(error))
-            raise AgentFailed(self.exit_code, Judgement(Verdict.other), "the agent was not started") from None
+            judgement = self.judgement = Judgement(Verdict.other, cut_short=True)
+            raise AgentFailed(self.exit_code, judgement, "the agent was not started") from None
 
     def _input_lost(self) -> bool:
         error = self._unspooled or (self._spool and self._spool.failed)
@@ -151,10 +270,12 @@ class Attempts:
             self._output.end_line()
         show.complain(message)
 
-    def discard(self) -> None:
-        """Forget what a refused attempt printed; `verbose` shows it on stderr."""
+    def discard(self) -> Verdict | None:
+        """Forget what a refused attempt printed, which `verbose` shows on stderr; how it was refused, if one was."""
         refused, self._refused = self._refused, None
-        if refused is not None:
-            output = refused.discard()
-            for line in output.decode("utf-8", "replace").splitlines() if self.verbose else ():
-                self.say(f"refused attempt: {line}")
+        if refused is None or self.judgement is None:
+            return None
+        output = refused.discard()
+        for line in output.decode("utf-8", "replace").splitlines() if self.verbose else ():
+            self.say(f"refused attempt: {line}")
+        return self.judgement.verdict

@@ -30,7 +30,7 @@ AWAY: Final = 69
 LEASED: Final = 75
 
 CODES: Final = {
-    0: "the agent's own code, whatever it is (1 for 0 if its output was lost); or, if it could not run:",
+    0: "the agent's own code, whatever it is (1 for 0 if it failed or its output was lost); or, if it could not run:",
     AWAY: "Redis is away or refuses access, and --on-outage raise was given",
     LEASED: "another worker has the conversation",
     TIMED_OUT: "it ran out of time",
@@ -38,8 +38,6 @@ CODES: Final = {
     NOT_FOUND: "the command isn't there",
 }
 
-# A word of a command that asks for JSON, in any option of any runtime.
-_JSON: Final = re.compile(r"(?:--|--experimental-|-.*=)?(?:stream-)?json")
 _DASHES: Final = "--"
 _USAGE: Final = "write redis-sessions run KEY -- AGENT-COMMAND"
 _OWN: Final = "For a runtime of your own: "
@@ -55,6 +53,20 @@ Wait = Annotated[str | None, typer.Option("--wait", metavar="TIME", help="Wait t
 Timeout = Annotated[
     str | None, typer.Option("--timeout", metavar="TIME", help="End a run that takes longer: exit code 124.")
 ]
+Linger = Annotated[
+    str,
+    typer.Option("--linger", metavar="TIME", help="End an agent that runs on this long after its turn; its result counts."),
+]
+GiveUp = Annotated[
+    int | None,
+    typer.Option(
+        "--give-up-after",
+        metavar="N",
+        show_default="3",
+        help="Start fresh after this many failures in a row to resume a session that may or may not be gone. 0: never.",
+    ),
+]
+Mint = Annotated[bool, typer.Option("--mint", help="Give a fresh session its ID, so that no output has to name it.")]
 Outage = Annotated[OnOutage, typer.Option("--on-outage", help="Without Redis: run, or raise (exit code 69).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but why it failed.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say on stderr what was decided and why.")]
@@ -110,6 +122,9 @@ def run(
     agent_file: AgentFile = None,
     wait: Wait = None,
     timeout: Timeout = None,
+    linger: Linger = "60s",
+    give_up_after: GiveUp = None,
+    mint: Mint = False,
     on_outage: Outage = "run",
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -123,10 +138,14 @@ def run(
     For agents that run one turn and end, in print mode: their output is read here while it is passed on.
 
     It takes the conversation's lease, looks up its session ID, adds the runtime's resume argument if there is one, and
-    passes on input, output, signals and exit code. The ID is saved when the turn succeeded. If the agent says that the
-    session is gone, invalid or unusable, the ID is deleted, that is counted, and the command runs once more, fresh, with the
-    same input; the output of the refused attempt is left out. Once a turn has begun, nothing is run again. Without Redis the
-    agent still runs, fresh; stderr says so, and says whatever else keeps a turn from being resumed later.
+    passes on input, output, signals and exit code. The ID is saved once the model has answered, however the turn then ends.
+    If the agent says that the session is gone, invalid or unusable, the ID is deleted, that is counted, and the command runs
+    once more, fresh, with the same input; the output of the refused attempt is left out. Once a turn has begun, nothing is
+    run again. Signals and time limits reach all that the agent started. Without Redis the agent still runs, fresh; stderr
+    says so, and says whatever else keeps a turn from being resumed later.
+
+    --result has how (resumed, fresh, restarted after a refusal, gave_up; null if it failed), verdict, session_id, previous,
+    session_changed, saved, complete (false: cut short), context_tokens, gave_up, reason and exit_code.
 
     {resume} as a word of the command marks where the resume argument goes; by default each runtime has its place.
 
@@ -142,6 +161,7 @@ def run(
     timeout_ms = parse_duration_ms(timeout, "--timeout") if timeout is not None else None
     if timeout_ms == 0:
         raise InvalidSettings("--timeout leaves the agent no time at all", remedy="give more, or leave it out")
+    changed = {} if give_up_after is None else {"give_up_after": give_up_after}
     attempts = Attempts(
         runtime=runtime_of(
             command, name=agent, file=agent_file, resume_argument=resume_argument, id_field=id_field, gone=gone
@@ -150,6 +170,9 @@ def run(
         timeout_s=None if timeout_ms is None else timeout_ms / 1000,
         verbose=verbose,
         quiet=quiet,
+        linger_s=parse_duration_ms(linger, "--linger") / 1000,
+        mint=mint,
+        gone=gone,
     )
     open_standard_streams()
     if result is not None and not os.access(result.parent, os.W_OK):
@@ -157,31 +180,43 @@ def run(
     # A command that could not be resumed, or would wait for a person, is refused before anything is run.
     attempts.place(None)
     _refuse_interactive(attempts)
+    _check_mint(attempts)
     outcome: dict[str, Any] = dict.fromkeys(("how", "session_id", "previous", "session_changed", "saved", "reason"))
     outcome |= {"session_changed": False, "saved": False}
     wait_ms = 0 if wait is None else parse_duration_ms(wait, "--wait")
     warnings = nullcontext() if quiet else show.logged_warnings(attempts.say, once=True)
-    with attempts.signals.installed(), at.store() as store, warnings:
+    with attempts.signals.installed(), at.store(**changed) as store, warnings:
+        attempts.save_early = partial(store.save_early, key)
+        if attempts.ephemeral and not quiet:
+            attempts.say(f"{attempts.ephemeral} leaves nothing that could be resumed later: no session is saved")
         try:
-            accepts = attempts.runtime.can_be
-            done = store.resume(key, attempts, judge=judge, accepts=accepts, wait_ms=wait_ms, on_outage=on_outage)
+            done = store.resume(key, attempts, agent=attempts.runtime, judge=judge, wait_ms=wait_ms, on_outage=on_outage)
         except (AgentFailed, SessionBusy, LeaseHeld, StoreUnavailable, Stopped) as error:
             code, why = _failure(error, attempts, wait)
             code = _delivered(code, attempts)
-            outcome |= {"previous": attempts.previous, "reason": why}
+            outcome |= {"session_id": attempts.saved, "previous": attempts.previous, "reason": why}
+            outcome["saved"] = attempts.saved is not None
             attempts.discard()
-            if verbose or attempts.timed_out or isinstance(error, LeaseHeld | StoreUnavailable):
+            if verbose or attempts.timed_out or attempts.unexpected or isinstance(error, LeaseHeld | StoreUnavailable):
                 attempts.say(why)
         else:
             code = _delivered(done.value, attempts)
             outcome = {name: getattr(done, name) for name in outcome}
-            if done.session_id is None and not attempts.named and not quiet:
+            if done.session_id is None and not attempts.named and not attempts.ephemeral and not quiet:
                 attempts.say(_unnamed(attempts))
             if verbose:
                 attempts.say(_story(done))
     if result is not None:
+        judgement = attempts.judgement
+        outcome |= {
+            "verdict": judgement and judgement.verdict,
+            "complete": judgement and judgement.verdict is Verdict.ok,
+            "context_tokens": attempts.context_tokens,
+            "gave_up": outcome["how"] == "gave_up",
+            "exit_code": code,
+        }
         try:
-            replace_file(result, f"{json.dumps(outcome | {'exit_code': code})}\n")
+            replace_file(result, f"{json.dumps(outcome)}\n")
         except FileNotWritten as error:
             # The turn was run: its exit code is what the caller needs.
             attempts.say(str(error))
@@ -243,7 +278,7 @@ def _described(name: str, command: list[str], resume_argument: str, id_field: st
     if "{id}" not in resume_argument:
         raise InvalidSettings("--resume-argument has no {id} in it", remedy="write it as --session={id}")
     try:
-        refusals = (Refusal(Verdict.gone, gone),) if gone and re.compile(gone) else ()
+        refusals = (Refusal(Verdict.gone, _anywhere(gone)),) if gone and re.compile(gone) else ()
     except re.error as error:
         raise InvalidSettings(f"--gone is not a regular expression ({error})", remedy="fix it") from None
     return Agent(
@@ -255,6 +290,25 @@ def _described(name: str, command: list[str], resume_argument: str, id_field: st
         turn_ended=({},),
         refusals=refusals,
     )
+
+
+def _anywhere(pattern: str) -> str:
+    """A regular expression that matches from the first character where this one is found anywhere in the text."""
+    flags = re.match(r"\(\?[aiLmsux]+\)", pattern)
+    head = flags[0] if flags else ""
+    return f"{head}(?s:.*?)(?:{pattern.removeprefix(head)})"
+
+
+def _check_mint(attempts: Attempts) -> None:
+    if not attempts.mint:
+        return
+    if not attempts.runtime.mint:
+        able = ", ".join(agent.name for agent in known_agents() if agent.mint and agent.executables)
+        raise InvalidSettings(
+            f"{attempts.runtime.name} takes no session ID for a fresh session", remedy=f"leave out --mint; it is for {able}"
+        )
+    if attempts.ephemeral:
+        raise InvalidSettings(f"--mint and {attempts.ephemeral} exclude each other", remedy="give one of them")
 
 
 def _refuse_interactive(attempts: Attempts) -> None:
@@ -292,7 +346,7 @@ def _unnamed(attempts: Attempts) -> str:
         if runtime.mint:
             return f"{what}: add --mint"
         return f"{what}: say where it is with --id-field"
-    if runtime.json_output and not any(map(_JSON.fullmatch, attempts.command)):
+    if runtime.json_output and not runtime.wants_json(attempts.command):
         return f"{what}: add {runtime.json_output}"
     return what
 
@@ -306,6 +360,11 @@ def _delivered(code: int, attempts: Attempts) -> int:
 
 
 def _story(done: ResumeResult[int]) -> str:
-    ways = {"fresh": "started fresh", "resumed": f"resumed {done.previous}", "restarted": "started fresh after a refusal"}
+    ways = {
+        "fresh": "started fresh",
+        "resumed": f"resumed {done.previous}",
+        "restarted": "started fresh after a refusal",
+        "gave_up": f"gave up {done.previous} and started fresh",
+    }
     kept = f"saved {done.session_id}" if done.saved else "saved nothing"
     return "; ".join(part for part in (ways[done.how], kept, done.reason) if part)

@@ -11,20 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from redis_sessions.cli.run.descendants import Family
 from redis_sessions.cli.signals import send
 
 
 @contextlib.contextmanager
-def job_control(group: int, agent: int, *, shared: bool) -> Iterator[None]:
+def job_control(family: Family, group: int, agent: int, *, shared: bool) -> Iterator[None]:
     """Let an agent take part in the shell's job control for a block.
 
     Args:
+        family: its processes.
         group: its process group.
         agent: its process ID.
         shared: whether its standard input is this process's own.
     """
     terminal = sys.stdin.fileno() if shared and sys.stdin is not None and sys.stdin.isatty() else None
-    job = _Job(group, agent, terminal)
+    job = _Job(family, group, agent, terminal)
     handlers: dict[signal.Signals, Any] = {signal.SIGTSTP: job.stop, signal.SIGCONT: job.go_on}
     # A process in the background is stopped by SIGTTOU if it sets the terminal's group.
     handlers |= {} if terminal is None else {signal.SIGCHLD: job.follow, signal.SIGTTOU: signal.SIG_IGN}
@@ -36,7 +38,8 @@ def job_control(group: int, agent: int, *, shared: bool) -> Iterator[None]:
         signal.signal(number, handlers[number])
     try:
         # It may have been stopped because it read before the terminal was its own.
-        job.go_on()
+        job.to_the_foreground()
+        send(group, signal.SIGCONT)
         yield
     finally:
         job.take_back()
@@ -52,6 +55,7 @@ class _Job:
         terminal: the agent's standard input, if that is a terminal.
     """
 
+    family: Family
     group: int
     agent: int
     terminal: int | None
@@ -59,9 +63,13 @@ class _Job:
 
     def go_on(self, *_: object) -> None:
         """Continue the agent, in the foreground if this job is there."""
+        self.to_the_foreground()
+        self.family.send(signal.SIGCONT)
+
+    def to_the_foreground(self) -> None:
+        """Give the agent the terminal, if this job has it."""
         if self.terminal is not None and _foreground(self.terminal) == os.getpgrp():
             _give(self.terminal, self.group)
-        send(self.group, signal.SIGCONT)
 
     def take_back(self) -> None:
         """Take the terminal back from the agent, if it has it."""
@@ -76,7 +84,7 @@ class _Job:
     def stop(self, *_: object) -> None:
         """Stop the agent, and then this process: the agent must not run while its lease is not renewed."""
         if not self.stopping:
-            send(self.group, signal.SIGSTOP)
+            self.family.send(signal.SIGSTOP)
             self._stop(None)
 
     def _stop(self, others: int | None) -> None:

@@ -1,7 +1,8 @@
-"""One run of an agent's process: input, output, signals and time limit, for its whole process group.
+"""One run of an agent's process: input, output, signals and time limits, for all the processes that belong to it.
 
-The group is led by a shell that ends it if this process ends unexpectedly, also by SIGKILL: else the agent would outlive its
-lease. The shell is started before the agent, so that there is always something to end it, and ignores the group's signals.
+The agent's group is led by a shell that ends all of them if this process ends unexpectedly, also by SIGKILL: else the agent
+would outlive its lease. The shell is started before the agent, so that there is always something to end it, and ignores the
+group's signals.
 """
 
 from __future__ import annotations
@@ -9,30 +10,40 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import queue
 import selectors
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Literal
 
 from redis_sessions.agents.judge import RunObserver
+from redis_sessions.cli.run import descendants
+from redis_sessions.cli.run.descendants import Family
 from redis_sessions.cli.run.job_control import job_control
 from redis_sessions.cli.run.streams import InputSpool, OutputBuffer
-from redis_sessions.cli.signals import Signals, send
+from redis_sessions.cli.signals import TO_STOP, Signals, send
 
+# From SIGTERM to SIGKILL: for an agent whose time is over, and for what is left when an agent was ended.
 TERMINATED_AFTER_S: Final = 10.0
+GRACE_S: Final = 5.0
+# How long an agent may run on in silence after its closing record.
+LINGER_S: Final = 60.0
 _PIECE_BYTES: Final = 65_536
 # How long a process that the agent left running may still write to the pipe it shared.
 _LEFTOVERS_S: Final = 1.0
-# It closes its output when it ignores signals; a line of input makes it exit without ending the group.
-LEADER: Final = """trap '' HUP INT QUIT TERM USR1 USR2 TSTP; exec >/dev/null 2>&1; read -r _ && exit
-kill -TERM 0; kill -CONT 0; sleep 5; kill -KILL 0"""
+# It closes its output when it ignores signals. Its input: a line with the agent's process ID, and one that makes it exit. If
+# that ends before, it ends them all; with the group alone if Python is gone.
+LEADER: Final = """trap '' HUP INT QUIT TERM USR1 USR2 TSTP; exec >/dev/null 2>&1; read -r agent; read -r _ && exit
+"$0" -IS "$1" $$ "$2" "$3" $agent || { kill -TERM 0; kill -CONT 0; sleep "$3"; kill -KILL 0; }"""
 
 
 class NotStarted(Exception):
@@ -48,6 +59,23 @@ class NotStarted(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a process ended.
+
+    Attributes:
+        code: its exit code, negative for a signal.
+        ended_for: why it was ended here: its time was over, or it hung after its closing record.
+        signal: the first signal passed on that asked it to stop.
+        closed: what its closing record had said when it was asked to end, for whichever of these reasons.
+    """
+
+    code: int
+    ended_for: Literal["timeout", "linger"] | None = None
+    signal: int | None = None
+    closed: str | None = None
+
+
+@dataclass(kw_only=True)
 class Child:
     """What to run, and with what.
 
@@ -56,9 +84,11 @@ class Child:
         environment: of the process.
         spool: its standard input; None for this process's own.
         observer: is given its output.
-        output: its output goes there; released once a turn begins.
+        output: its output goes there; released once the session was taken.
         signals: pass on what this process receives.
-        deadline_s: on the monotonic clock, when it is to be ended; None for never.
+        deadline_s: when its time is over, by time.monotonic(); None for never.
+        linger_s: how long it may run on in silence after its closing record.
+        answered: called once, with the session's ID, when the model has answered.
     """
 
     command: list[str]
@@ -67,56 +97,104 @@ class Child:
     observer: RunObserver
     output: OutputBuffer
     signals: Signals
-    deadline_s: float | None
+    deadline_s: float | None = None
+    linger_s: float = LINGER_S
+    answered: Callable[[str], None] = lambda _: None
+    _events: queue.SimpleQueue[Literal["ended", "closed"]] = field(default_factory=queue.SimpleQueue)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ended: bool = False
+    _spoke_s: float | None = None
+    _answered: bool = False
+    _signal: int | None = None
+    _closed: str | None = None
 
-    def run(self) -> tuple[int, bool]:
-        """Run it to its end: its exit code, negative for a signal, and whether time ran out. Raises NotStarted."""
-        with self.signals.held() as pass_to, _process_group() as group:
+    def run(self) -> Outcome:
+        """Run it to its end. Raises NotStarted."""
+        token = uuid.uuid4().hex
+        with self.signals.held() as pass_to, _process_group(token) as (group, tell_leader):
             process = _start(
                 self.command,
                 stdin=None if self.spool is None else subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=self.environment,
+                env={**self.environment, descendants.VARIABLE: _tokens(self.environment, token)},
                 process_group=group,
             )
-            pass_to(partial(send, group))
-            with job_control(group, process.pid, shared=self.spool is None):
-                return self._follow(process, group)
+            family = Family(group, token)
+            tell_leader(f"{process.pid} {family.add(process.pid)}\n")
+            pass_to(partial(self._pass_on, family, group))
+            with job_control(family, group, process.pid, shared=self.spool is None):
+                return self._follow(process, family)
 
-    def _follow(self, process: subprocess.Popen[bytes], group: int) -> tuple[int, bool]:
+    def _pass_on(self, family: Family, group: int, number: int) -> None:
+        if number not in (*TO_STOP, signal.SIGQUIT):
+            # It ends who doesn't expect it.
+            send(group, number)
+            return
+        if not self._ended and self._signal is None:
+            self._signal, self._closed = number, self.observer.closed
+        family.send(number)
+
+    def _follow(self, process: subprocess.Popen[bytes], family: Family) -> Outcome:
         if self.spool is not None and process.stdin is not None:
             self.spool.feed(process.stdin)
         exited, exit_reported = os.pipe()
         streams = ((process.stdout, 1, self.observer.stdout), (process.stderr, 2, self.observer.stderr))
         pumps = [threading.Thread(target=self._pump, args=(*stream, exited), daemon=True) for stream in streams]
-        for pump in pumps:
-            pump.start()
-        timed_out = False
+        for thread in (threading.Thread(target=self._await, args=(process,), daemon=True), *pumps):
+            thread.start()
+        ended_for: Literal["timeout", "linger"] | None = None
+        over = False
         try:
-            timed_out = self._wait(process, group)
+            ended_for = self._wait(family)
+            over = True
         finally:
-            if process.poll() is None:
-                send(group, signal.SIGKILL)
-                process.wait()
+            if not over:
+                family.end(None)
+            process.wait()
             os.close(exit_reported)
             for pump in pumps:
                 pump.join()
             os.close(exited)
-        return process.returncode, timed_out
+        return Outcome(code=process.returncode, ended_for=ended_for, signal=self._signal, closed=self._closed)
 
-    def _wait(self, process: subprocess.Popen[bytes], group: int) -> bool:
+    def _await(self, process: subprocess.Popen[bytes]) -> None:
+        process.wait()
+        self._events.put("ended")
+
+    def _wait(self, family: Family) -> Literal["timeout", "linger"] | None:
+        """Wait for its end, and for that of what it started if it was ended; why it was ended."""
+        ended_for: Literal["timeout", "linger"] | None = None
+        while not self._next_event(until_s=min(filter(None, (self.deadline_s, self._lingers_until_s)), default=None)):
+            lingers_s, now_s = self._lingers_until_s, time.monotonic()
+            if lingers_s is not None and lingers_s <= now_s:
+                ended_for = "linger"
+            elif self.deadline_s is not None and self.deadline_s <= now_s:
+                ended_for = "timeout"
+            else:
+                # It has spoken again since.
+                continue
+            if ended_for == "linger" or self._signal is None:
+                self._closed = self.observer.closed
+            family.send(signal.SIGTERM, signal.SIGCONT)
+            if not self._next_event(until_s=now_s + TERMINATED_AFTER_S):
+                family.end(None)
+                self._next_event(until_s=None)
+            break
+        self._ended = True
+        if ended_for or self._signal:
+            family.end(GRACE_S)
+        return ended_for
+
+    @property
+    def _lingers_until_s(self) -> float | None:
+        return None if self._spoke_s is None else self._spoke_s + self.linger_s
+
+    def _next_event(self, *, until_s: float | None) -> bool:
+        """Wait until it has ended, or until then; also returns if it has closed its turn. Whether it has ended."""
         try:
-            process.wait(None if self.deadline_s is None else max(0.0, self.deadline_s - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            send(group, signal.SIGTERM)
-            send(group, signal.SIGCONT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(TERMINATED_AFTER_S)
-            # Also for the rest of the group.
-            send(group, signal.SIGKILL)
-            process.wait()
-            return True
-        return False
+            return self._events.get(timeout=None if until_s is None else max(0.0, until_s - time.monotonic())) == "ended"
+        except queue.Empty:
+            return False
 
     def _pump(self, stream: IO[bytes], number: int, observe: Callable[[bytes], None], exited: int) -> None:
         with stream, selectors.DefaultSelector() as ready, contextlib.suppress(OSError):
@@ -135,25 +213,52 @@ class Child:
                         return
                     owed_bytes -= len(piece)
                     observe(piece)
+                    self._take_note()
                     self.output.put(number, piece)
-                    if self.observer.turn_began:
+                    if self.observer.taken:
                         self.output.release()
+
+    def _take_note(self) -> None:
+        """Act on what the observer has seen by now."""
+        with self._lock:
+            if self.observer.closed:
+                first, self._spoke_s = self._spoke_s is None, time.monotonic()
+                if first:
+                    self._events.put("closed")
+            session_id = None if self._answered else self.observer.answered_id
+            self._answered = self._answered or session_id is not None
+        if session_id is not None:
+            self.answered(session_id)
 
 
 @contextlib.contextmanager
-def _process_group() -> Iterator[int]:
-    """A process group for a block; processes that are left in it afterwards continue. Raises NotStarted."""
-    with _start(["/bin/sh", "-c", LEADER], stdin=subprocess.PIPE, process_group=0) as leader:
+def _process_group(token: str) -> Iterator[tuple[int, Callable[[str], None]]]:
+    """A process group for a block, and what tells its leader of the agent. Raises NotStarted.
+
+    Processes that are left in it afterwards continue.
+    """
+    words = ["/bin/sh", "-c", LEADER, sys.executable, descendants.__file__, token, str(GRACE_S)]
+    with _start(words, stdin=subprocess.PIPE, process_group=0) as leader:
         assert leader.stdin is not None
         assert leader.stdout is not None
+
+        def tell(line: str) -> None:
+            assert leader.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                leader.stdin.write(line.encode())
+
         try:
             leader.stdout.read()
-            yield leader.pid
+            yield leader.pid, tell
         finally:
-            with contextlib.suppress(BrokenPipeError):
-                leader.stdin.write(b"\n")
+            # A further one in case it was never told of an agent.
+            tell("\n\n")
             # It may have been stopped with the group.
             leader.send_signal(signal.SIGCONT)
+
+
+def _tokens(environment: Mapping[str, str], token: str) -> str:
+    return " ".join(filter(None, (environment.get(descendants.VARIABLE), token)))
 
 
 def _start(command: list[str], **how: Any) -> subprocess.Popen[bytes]:

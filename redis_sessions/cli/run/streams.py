@@ -89,11 +89,13 @@ class OutputBuffer:
 
     Attributes:
         passed: whether anything was written; then the run must not be repeated.
+        seen: the descriptors that anything came for.
         lost: why some of it could not be written; None if all was, or nobody reads it any more.
     """
 
     def __init__(self, *, hold: bool) -> None:
         self.passed = False
+        self.seen: set[int] = set()
         self.lost: OSError | None = None
         self._lost: set[int] = set()
         self._mid_line = False
@@ -105,6 +107,7 @@ class OutputBuffer:
     def put(self, descriptor: int, piece: bytes) -> None:
         """Take a piece for stdout (1) or stderr (2). Raises OSError once that one can't be written any more."""
         with self._lock:
+            self.seen.add(descriptor)
             if not self._released:
                 self._held.append((descriptor, piece))
                 self._held_bytes += len(piece)

@@ -1,0 +1,249 @@
+"""However a run ends: a session that has answered is saved, a process that hangs is ended, and silence is not success."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redis_sessions.cli.run.descendants import _from_proc, _from_ps
+from tests.run.stage import CLAUDE, COMMANDS, GONE, HANG, INIT, SAID, TURN, E, R, Stage, resumed
+from tests.servers import wait_until
+
+STREAM = ["claude", "-p", "--output-format", "stream-json", "--verbose", "go on"]
+TEXT = ["claude", "-p", "go on"]
+ANSWER = '{"type":"assistant","message":{"model":"some-model","content":[]},"session_id":"' + E + '"}\n'
+ANSWERED = [["out", INIT], ["out", ANSWER]]
+SYNTHETIC = ANSWER.replace("some-model", "<synthetic>")
+SPURIOUS = '{"type":"result","subtype":"error_during_execution","is_error":true,"num_turns":0,"session_id":"' + R + '"}\n'
+LINGERED = "redis-sessions: the agent had ended its turn and did not exit: it was ended after 200ms (--linger)"
+
+
+def complete(stage: Stage) -> bool:
+    [record] = stage.cli.raw.keys(f"{stage.cli.namespace}:record:*")
+    return stage.cli.raw.hget(record, "complete") != b"0"
+
+
+# -- a session that has answered
+
+
+@pytest.mark.parametrize("how", ["signal", "time limit", "crash", "kill", "failure"])
+def test_a_session_that_has_answered_is_saved_however_the_run_ends(stage: Stage, how: str) -> None:
+    ends = {"crash": [["await", "go"], ["die", "SIGSEGV"]], "failure": [["await", "go"], ["exit", 3]]}
+    stage.script(fresh=[*ANSWERED, *ends.get(how, HANG)], resumed=SAID)
+    limit = ["--timeout", "1500ms"] if how == "time limit" else []
+    process = stage.start(*limit, "--result", str(stage.result_file), command=STREAM)
+    # While the turn still runs.
+    wait_until(lambda: stage.saved(E), "an early save")
+    assert stage.leased()
+    if how in ends:
+        stage.go("go")
+    elif how != "time limit":
+        process.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
+    codes = {"signal": 143, "time limit": 124, "crash": 128 + signal.SIGSEGV, "kill": -signal.SIGKILL, "failure": 3}
+    assert stage.finish(process).code == codes[how]
+    assert stage.saved(E)
+    assert not complete(stage)
+    if how != "kill":
+        assert not stage.leased()
+        assert stage.counters == (0, 1, 0)
+        assert (stage.result["saved"], stage.result["session_id"], stage.result["complete"]) == (True, E, False)
+        assert stage.run(command=STREAM).code == 0
+        assert stage.starts[-1] == resumed("claude", E, STREAM)
+        assert complete(stage)
+
+
+@pytest.mark.parametrize("said", [[["out", INIT]], [["out", INIT], ["out", SYNTHETIC]], [["err", "working\n"]]])
+def test_nothing_is_saved_before_an_answer(stage: Stage, said: list[Any]) -> None:
+    stage.script(fresh=[*said, *HANG])
+    process = stage.start(command=STREAM)
+    stage.hear("ready")
+    process.terminate()
+    assert stage.finish(process).code == 143
+    assert stage.stored() is None
+    assert stage.counters == (0, 0, 0)
+
+
+# -- a process that hangs, and exit codes
+
+
+@pytest.mark.parametrize("step", [["pause"], ["on", "SIGTERM", [["tell", "term"]]]], ids=["hangs", "ignores SIGTERM"])
+def test_a_process_that_hangs_after_its_record_is_ended(stage: Stage, step: list[Any]) -> None:
+    stage.script(fresh=[["orphan", [["pause"]]], *([step] if step[0] == "on" else []), *SAID, *HANG])
+    done = stage.run("--linger", "200ms", "--result", str(stage.result_file))
+    assert (done.code, done.out, done.said) == (0, TURN.encode(), [LINGERED])
+    assert stage.all_gone()
+    assert stage.saved(E)
+    assert complete(stage)
+    assert not stage.leased()
+    assert (stage.result["verdict"], stage.result["complete"], stage.result["exit_code"]) == ("ok", True, 0)
+
+
+def test_a_process_that_hangs_after_a_failed_record_has_failed(stage: Stage) -> None:
+    stage.plant(E)
+    failed = TURN.replace('"is_error":false', '"is_error":true').replace('"hi"', '"Prompt is too long"')
+    stage.script(resumed=[["out", failed], *HANG])
+    assert stage.run("--linger", "200ms").code == 1
+    assert stage.stored() is None
+    assert stage.counters[2] == 1
+
+
+def test_a_time_limit_while_it_hangs_after_its_record(stage: Stage) -> None:
+    stage.script(fresh=[*SAID, *HANG])
+    assert stage.run("--timeout", "1500ms").code == 0
+    assert stage.saved(E)
+    assert complete(stage)
+
+
+def test_an_agent_that_goes_on_speaking_is_not_ended(stage: Stage) -> None:
+    stage.script(fresh=[*SAID, ["flood", "err", "more\n", 200_000], ["exit", 0]])
+    assert stage.run("--linger", "1s").said == []
+
+
+def test_a_failure_after_success_is_passed_through_and_the_turn_saved(stage: Stage) -> None:
+    stage.script(fresh=[["out", TURN], ["out", SPURIOUS], ["exit", 1]])
+    done = stage.run(command=STREAM)
+    assert (done.code, done.said) == (1, [])
+    assert stage.saved(E)
+    assert stage.counters == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "steps"),
+    [(TEXT, []), (CLAUDE, []), (CLAUDE, [["out", "hi\n"]]), (COMMANDS["codex"], [["out", "hi\n"]])],
+)
+@pytest.mark.parametrize("quiet", [False, True])
+def test_silence_is_not_success(stage: Stage, command: list[str], steps: list[Any], *, quiet: bool) -> None:
+    stage.plant()
+    stage.script(resumed=[*steps, ["exit", 0]])
+    done = stage.run(*["--quiet"] * quiet, "--result", str(stage.result_file), command=command)
+    assert done.code == stage.result["exit_code"] == 1
+    [said] = done.said
+    assert "ended with 1 (other) instead of 0" in said
+    assert stage.kept()
+    assert stage.counters == (0, 0, 0)
+
+
+# -- what is said
+
+
+@pytest.mark.parametrize("gone", [None, "lost track"])
+def test_an_undecided_failure_says_what_was_tried(stage: Stage, gone: str | None) -> None:
+    stage.plant()
+    stage.script(resumed=[["err", "what a day\n"], ["exit", 3]])
+    own = [] if gone is None else ["--resume-argument=--resume={id}", "--gone", gone]
+    [said] = stage.run(*own, command=["claude", "{resume}", "-p"]).said
+    assert (f"--gone '{gone}'" if gone else "patterns of claude") in said
+    assert said.endswith("if it is, add --gone REGEX, or a refusal to the runtime's file")
+
+
+@pytest.mark.parametrize("gone", ["lost track of", "(?i)LOST track", "^2026.*lost", "a|lost"])
+def test_gone_is_looked_for_in_the_whole_line(stage: Stage, gone: str) -> None:
+    stage.plant()
+    stage.script(resumed=[["err", "2026-11-26 ERROR lost track of it\n"], ["exit", 3]])
+    done = stage.run("--resume-argument=--resume={id}", "--gone", gone, command=["claude", "{resume}", "-p"])
+    assert (done.code, stage.counters[2]) == (0, 1)
+
+
+def test_another_session_that_came_is_named(stage: Stage) -> None:
+    stage.plant()
+    done = stage.run("--result", str(stage.result_file))
+    assert done.said == [f"redis-sessions: session {R} was gone, and claude started {E} without saying so"]
+    assert (stage.result["how"], stage.counters) == ("restarted", (0, 1, 1))
+
+
+@pytest.mark.parametrize(("limit", "fails"), [("2", 2), (None, 3), ("0", 5)])
+def test_giving_up(stage: Stage, limit: str | None, fails: int) -> None:
+    stage.plant()
+    stage.script(resumed=[["err", "what a day\n"], ["exit", 3]])
+    options = [*([] if limit is None else ["--give-up-after", limit]), "--result", str(stage.result_file)]
+    # The first one makes the record that failures are counted in.
+    while len(stage.starts) < fails:
+        assert stage.run(*options).code == 3
+        assert stage.kept()
+    done = stage.run(*options)
+    if limit == "0":
+        assert (done.code, stage.kept()) == (3, True)
+        return
+    [said] = done.said
+    assert f"session {R} failed {fails} times in a row: started fresh" in said
+    assert (stage.result["how"], stage.result["gave_up"], stage.result["previous"]) == ("gave_up", True, R)
+    assert stage.saved(E)
+
+
+# -- IDs that are set ahead, and sessions that nobody can resume
+
+
+def test_mint_saves_what_no_output_names(stage: Stage) -> None:
+    stage.script(fresh=[["out", "hi\n"]], resumed=[["out", "hi again\n"]])
+    done = stage.run("--mint", command=TEXT)
+    assert (done.code, done.out, done.said) == (0, b"hi\n", [])
+    [[_, option, *_]] = stage.starts
+    assert option == f"--session-id={stage.stored()}"
+    assert stage.run("--mint", command=TEXT).code == 0
+    assert stage.starts[1] == resumed("claude", stage.stored() or "", TEXT)
+
+
+def test_mint_and_a_run_that_fails_before_an_answer(stage: Stage) -> None:
+    stage.script(fresh=[["err", "no\n"], ["exit", 1]])
+    for _ in range(2):
+        assert stage.run("--mint", command=TEXT).code == 1
+        assert stage.stored() is None
+    first, second = stage.starts
+    assert first[1] != second[1]
+
+
+def test_mint_where_it_cannot_be(stage: Stage) -> None:
+    done = stage.run("--mint", command=COMMANDS["codex"])
+    assert (done.code, stage.starts) == (2, [])
+    assert "codex takes no session ID" in done.said[0]
+    assert "it is for claude, " in done.said[0]
+
+
+@pytest.mark.parametrize("hang", [False, True])
+def test_a_session_that_nobody_can_resume_is_not_saved(stage: Stage, *, hang: bool) -> None:
+    stage.script(fresh=[*ANSWERED, *(HANG if hang else SAID)])
+    process = stage.start(command=[*STREAM, "--no-session-persistence"])
+    if hang:
+        stage.hear("ready")
+        process.terminate()
+    done = stage.finish(process)
+    assert done.code == (143 if hang else 0)
+    assert done.said == [
+        "redis-sessions: --no-session-persistence leaves nothing that could be resumed later: no session is saved"
+    ]
+    assert stage.stored() is None
+
+
+# -- output that is not held back
+
+
+def test_the_first_byte_shows_that_the_session_was_taken(stage: Stage) -> None:
+    """In text mode, where a refusal leaves stdout empty."""
+    stage.plant()
+    stage.script(resumed=[["out", "hel"], ["await", "go"], ["out", "lo\n"]])
+    process = stage.start(command=TEXT)
+    assert process.stdout is not None
+    assert process.stdout.read(3) == b"hel"
+    stage.go("go")
+    assert stage.finish(process).out == b"lo\n"
+
+
+def test_a_refusal_after_the_first_byte_is_not_run_again(stage: Stage) -> None:
+    stage.plant()
+    stage.script(resumed=[["out", "hel"], ["err", GONE], ["exit", 1]])
+    assert stage.run(command=TEXT).code == 1
+    assert len(stage.starts) == 1
+
+
+# -- the processes of a run
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="both ways at once only on Linux")
+def test_processes_are_found_without_proc_too() -> None:
+    by_proc, by_ps = ({each.pid: each[1:3] for each in found()} for found in (_from_proc, _from_ps))
+    common = by_proc.keys() & by_ps.keys()
+    assert len(common) > 1
+    assert {pid: by_ps[pid] for pid in common} == {pid: by_proc[pid] for pid in common}
