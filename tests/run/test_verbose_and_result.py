@@ -16,7 +16,7 @@ from tests.run.stage import CLAUDE, REFUSED, SAID, TURN, E, R, Stage
         (None, SAID, f"started fresh; saved {E}"),
         (E, SAID, f"resumed {E}; saved {E}"),
         (None, [["exit", 3]], "the agent ended with 3 (other)"),
-        (R, [["exit", 0]], f"resumed {R}; saved {R}"),
+        (R, [["exit", 0]], "the agent ended with 0 (other)"),
     ],
 )
 def test_verbose_says_what_was_decided(stage: Stage, planted: str | None, steps: list[Any], told: str) -> None:
