@@ -129,6 +129,56 @@ codex --enable=web -c a=1 exec hello --json
 codex --enable=web -c a=1 exec hello --json resume ID
 codex exec --dangerously-bypass-approvals-and-sandbox --ephemeral hello
 codex exec --dangerously-bypass-approvals-and-sandbox --ephemeral resume ID hello
+cursor-agent -p hello --output-format json
+cursor-agent --resume=ID -p hello --output-format json
+pi -p --mode json hello
+pi --session ID -p --mode json hello
+pi --model x -p hello
+pi --session ID --model x -p hello
+qwen -p hello --output-format json
+qwen --resume=ID -p hello --output-format json
+qwen --yolo -p hello
+qwen --resume=ID --yolo -p hello
+kimi -p hello --output-format stream-json
+kimi --session ID -p hello --output-format stream-json
+kimi -m k2 -p hello
+kimi --session ID -m k2 -p hello
+grok -p hello --output-format json
+grok --resume=ID -p hello --output-format json
+grok --always-approve -p hello
+grok --resume=ID --always-approve -p hello
+amp -x hello --stream-json --no-archive-after-execute
+amp threads continue ID -x hello --stream-json --no-archive-after-execute
+amp --dangerously-allow-all -x hello
+amp threads continue ID --dangerously-allow-all -x hello
+goose run -t hello --output-format json
+goose run --resume --name ID -t hello --output-format json
+goose run --quiet -t hello
+goose run --resume --name ID --quiet -t hello
+droid exec -o json hello
+droid exec --session-id ID -o json hello
+droid exec --auto low -o json hello
+droid exec --session-id ID --auto low -o json hello
+kilo run hello --format json
+kilo run --session=ID hello --format json
+kilocode run hello
+kilocode run --session=ID hello
+hermes chat --quiet -q hello
+hermes chat --resume=ID --quiet -q hello
+hermes chat -q hello
+hermes chat --resume=ID -q hello
+auggie --print hello --output-format json
+auggie --resume ID --print hello --output-format json
+auggie -p hello
+auggie --resume ID -p hello
+npx -y @qwen-code/qwen-code -p hello
+npx -y @qwen-code/qwen-code --resume=ID -p hello
+npx -y @mariozechner/pi-coding-agent -p --mode json hello
+npx -y @mariozechner/pi-coding-agent --session ID -p --mode json hello
+timeout 60 goose run -t hello
+timeout 60 goose run --resume --name ID -t hello
+env A=1 grok -p hello
+env A=1 grok --resume=ID -p hello
 """
 
 # -- packages
