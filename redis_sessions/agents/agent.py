@@ -264,8 +264,10 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
 
     def observer(self, requested: str | None = None, command: Sequence[str] | None = None) -> RunObserver:
         """What follows a run of this command while it goes on; `requested` is the session that it is to resume."""
-        new_id = any(word.partition("=")[0] in self.new_id_options for word in _all_words(command or ()))
-        return RunObserver(self, requested, json=self.wants_json(command or ()), keeps_id=self.keeps_id and not new_id)
+        given = command or ()
+        words = given if any(map(self._is_program, given)) else _all_words(given)
+        new_id = any(word.partition("=")[0] in self.new_id_options for word in words)
+        return RunObserver(self, requested, json=self.wants_json(given), keeps_id=self.keeps_id and not new_id)
 
     def wants_json(self, command: Sequence[str]) -> bool | None:
         """Whether a command asks this runtime for JSON; None if that can't be seen, as in a script's name."""
