@@ -342,10 +342,19 @@ class TestSilence:
         assert get_agent("claude").wants_json(command) is wants
 
     def test_in_any_runtimes_option(self):
-        for word in ("json", "--json", "--experimental-json", "-ojson", "--format=json", "streaming-json", "--stream-json"):
-            assert asks_for_json([word])
-        for word in ("--json-schema", "x.json", "jsonl", "", "notjson"):
-            assert not asks_for_json([word])
+        for words in (
+            "--json",
+            "--experimental-json",
+            "-ojson",
+            "--format=json",
+            "--output-format streaming-json",
+            "-o json",
+        ):
+            assert asks_for_json(words.split())
+        for words in ("--stream-json", "--mode json", "--format json", "--output-format stream-json", "x -p --json"):
+            assert asks_for_json(words.split())
+        for words in ("--json-schema", "x.json", "jsonl", "", "notjson", "json", "-p json", "--output-format text json"):
+            assert not asks_for_json(words.split())
 
 
 class TestCutShort:

@@ -22,7 +22,11 @@ ANY: Final = "..."
 _UUID: Final = r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
 _ID: Final = r"['\"“]?(?P<id>[A-Za-z0-9][A-Za-z0-9._:-]*)['\"”]?"
 # A word of a command that asks for JSON, in any option of any runtime.
-_JSON: Final = re.compile(r"(?:--|--experimental-|-o|-.*=)?(?:stream-|streaming-|streaming-messages-)?json(?:-thinking)?")
+_FORMAT: Final = r"(?:stream-|streaming-|streaming-messages-)?json(?:-thinking)?"
+# An option by itself; an option and its value in one word; and an option whose value is the next word.
+_JSON: Final = re.compile(rf"(?:--|--experimental-|-o|-.*=){_FORMAT}")
+_JSON_VALUE: Final = re.compile(_FORMAT)
+_TAKES_FORMAT: Final = re.compile(r"-o|--mode|--.*(?:format|output)")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
@@ -118,8 +122,13 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 
 def asks_for_json(words: Iterable[str]) -> bool:
-    """Whether one of the words of a command asks for JSON."""
-    return any(map(_JSON.fullmatch, words))
+    """Whether a command asks for JSON: `--json`, `--output-format=json`, `-o json`. The word alone is a prompt."""
+    before = ""
+    for word in words:
+        if _JSON.fullmatch(word) or (_JSON_VALUE.fullmatch(word) and _TAKES_FORMAT.fullmatch(before)):
+            return True
+        before = word
+    return False
 
 
 def pick(record: Record, path: str, *, numbers: bool = False) -> Iterator[str]:

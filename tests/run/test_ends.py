@@ -136,7 +136,8 @@ def test_an_undecided_failure_says_what_was_tried(stage: Stage, gone: str | None
     own = [] if gone is None else ["--resume-argument=--resume={id}", "--gone", gone]
     [said] = stage.run(*own, command=["claude", "{resume}", "-p"]).said
     assert (f"--gone '{gone}'" if gone else "patterns of claude") in said
-    assert said.endswith("if it is, add --gone REGEX, or a refusal to the runtime's file")
+    remedy = "add its words by --gone REGEX" if gone else "add a refusal to the runtime's file: see redis-sessions agents"
+    assert said.endswith(f"if it is, {remedy}")
 
 
 @pytest.mark.parametrize("gone", ["lost track of", "(?i)LOST track", "^2026.*lost", "a|lost"])

@@ -67,6 +67,7 @@ class Attempts:
         quiet: whether to report only failures.
         linger_s: how long a run may go on in silence after its closing record.
         mint: whether a fresh run is given its session ID.
+        described: whether the runtime was described by options.
         gone: the regular expression of --gone, to name it in a message.
         save_early: saves the ID of the running turn; whether it did.
         signals: pass on what this process receives.
@@ -88,6 +89,7 @@ class Attempts:
     quiet: bool = False
     linger_s: float = LINGER_S
     mint: bool = False
+    described: bool = False
     gone: str | None = None
     save_early: Callable[[str], bool] = lambda _: False
     signals: Signals = field(default_factory=lambda: Signals(PASSED_ON))
@@ -155,6 +157,11 @@ class Attempts:
         return with_resume(self.command, self.runtime.programs, self.runtime.place, arguments)
 
     @property
+    def has_terminal(self) -> bool:
+        """Whether the agent reads from the terminal, which then is its own: Ctrl-C reaches it alone."""
+        return sys.stdin is not None and sys.stdin.isatty()
+
+    @property
     def ephemeral(self) -> str | None:
         """The option of the command by which nothing can be resumed later, if it has one."""
         words = self.command[: self.command.index("--")] if "--" in self.command else self.command
@@ -167,6 +174,9 @@ class Attempts:
         self.exit_code = SIGNALLED - code if code < 0 else code
         if not outcome.ended_for and not outcome.signal:
             judgement = observer.judge(code)
+            if judgement.verdict is Verdict.other and code == 0 and self.has_terminal:
+                # Ctrl-C reached the agent alone, which then ends without a word.
+                judgement = replace(judgement, cut_short=True)
             if judgement.verdict is not Verdict.ok and code == 0:
                 # A caller must not take it for success.
                 self.exit_code, self.unexpected = exits.PARTLY, not judgement.verdict.refused
@@ -205,11 +215,15 @@ class Attempts:
         return f"{ended} instead of {outcome.code}: {why}"
 
     def _what_was_tried(self, session_id: str) -> str:
-        refusals = len(self.runtime.refusals)
-        tried = f"--gone {self.gone!r}" if self.gone else f"{refusals} patterns of {self.runtime.name}"
+        name = self.runtime.name
+        if self.described:
+            tried, remedy = (f"--gone {self.gone!r}" if self.gone else "none"), "add its words by --gone REGEX"
+        else:
+            tried = f"{len(self.runtime.refusals)} patterns of {name}"
+            remedy = "add a refusal to the runtime's file: see redis-sessions agents"
         return (
             f"session {session_id} could not be resumed, and nothing that was said is known to mean that it is gone (tried: "
-            f"{tried}); if it is, add --gone REGEX, or a refusal to the runtime's file"
+            f"{tried}); if it is, {remedy}"
         )
 
     def _save_early(self, observer: RunObserver, session_id: str) -> None:
@@ -222,7 +236,7 @@ class Attempts:
                 self.say(f"session {session_id} was not saved yet: {error}; the end of the turn tries again")
 
     def _run(self, command: list[str], observer: RunObserver, output: OutputBuffer, *, resuming: bool) -> Outcome:
-        if resuming and self._spool is None and sys.stdin is not None and not sys.stdin.isatty():
+        if resuming and self._spool is None and sys.stdin is not None and not self.has_terminal:
             try:
                 self._spool = InputSpool(sys.stdin.fileno())
             except OSError as error:

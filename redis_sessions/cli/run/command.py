@@ -172,6 +172,7 @@ def run(
         quiet=quiet,
         linger_s=parse_duration_ms(linger, "--linger") / 1000,
         mint=mint,
+        described=resume_argument is not None,
         gone=gone,
     )
     open_standard_streams()
