@@ -167,8 +167,12 @@ def test_the_table_of_max_ages_is_that_of_the_runtimes():
 def test_the_table_of_arguments_is_that_of_the_runtimes():
     table = rows("The known runtimes")
     assert {*table} == {agent.name for agent in OURS if agent.resume and agent.executables}
-    for name, (resume, asks_for_json, session_id) in table.items():
+    for name, (resume, asks_for_json, session_id, mint) in table.items():
         agent = get_agent(name)
         assert resume.startswith(f"`{' '.join(agent.resume)}`")
-        assert asks_for_json == f"`{agent.json_output}`"
-        assert {field.path for field in agent.session_id_at} == {session_id.split("`")[1]}
+        assert asks_for_json == (f"`{agent.json_output}`" if agent.json_output else "–")
+        assert mint == (f"`{' '.join(agent.mint)}`" if agent.mint else "–")
+        paths = re.match(r"(?:`[\w.]+`(?:, )?)*", session_id)[0]
+        assert {field.path for field in agent.session_id_at} == {*re.findall(r"`(.*?)`", paths)}
+        assert ("on stderr" in session_id) == bool(agent.session_id_line)
+        assert ("on stdout" in session_id) == bool(agent.session_id_stdout_line)
