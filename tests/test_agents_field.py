@@ -460,3 +460,25 @@ class TestDescriptions:
             {"none": "..."},
         ):
             assert not matches(record, wanted)
+
+
+class TestAClosingRecordWithoutItsLineBreak:
+    """An agent that hangs with its output open may never end the line of its closing record."""
+
+    DOCUMENT = '{\n  "session_id": "11111111-2222-4333-8444-555555555555",\n  "response": "done"\n}'
+
+    def test_it_is_seen_while_the_run_goes_on(self):
+        observer = get_agent("gemini").observer(None, ["gemini", "-p", "x", "--output-format", "json"])
+        observer.stdout(self.DOCUMENT[:-1].encode())
+        assert observer.closed is None
+        observer.stdout(b"}")
+        assert observer.closed == "ok"
+        judgement = observer.judge(0)
+        assert (judgement.verdict, judgement.session_id) == (Verdict.ok, "11111111-2222-4333-8444-555555555555")
+
+    def test_more_output_shows_that_it_was_none(self):
+        observer = get_agent("claude").observer(None, ["claude", "-p", "--output-format", "json"])
+        observer.stdout(b'{"type": "result", "num_turns": 1}')
+        assert observer.closed == "ok"
+        observer.stdout(b" is what it prints\n")
+        assert observer.closed is None

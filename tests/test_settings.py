@@ -24,7 +24,8 @@ def test_they_are_immutable_and_each_name_says_its_unit():
         settings.session_max_age_ms = 1
     assert settings == StoreSettings()
     assert all(
-        name.endswith("_ms") or name in {"namespace", "scan_count", "batch_size", "max_connections"}
+        name.endswith("_ms")
+        or name in {"namespace", "scan_count", "batch_size", "max_connections", "give_up_after", "records"}
         for name in StoreSettings.model_fields
     )
 
@@ -83,7 +84,7 @@ def test_a_refusal_says_what_was_given_and_what_to_give(wrong, says):
 
 @pytest.mark.parametrize("name", StoreSettings.model_fields)
 def test_every_one_is_checked(name):
-    for wrong in (-1, 2**62, 1.0, True, None, [1]):
+    for wrong in (-1, 2**62, 1.0, None, [1], "yes" if name == "records" else True):
         with pytest.raises(InvalidSettings, match=f"{name} .*: give "):
             StoreSettings(**{name: wrong})
 

@@ -78,6 +78,7 @@ class RunObserver:
         self._unclosed = False
         self._end: _End | None = None
         self._stderr_end: _End | None = None
+        self._closed_by_unfinished = False
         self._undone_by_nothing = False
         self._failed_by_line = False
         self._refused_by_line: set[Refusal] = set()
@@ -110,7 +111,14 @@ class RunObserver:
         if not self._spoke and piece.strip():
             self._spoke = True
             self.answered |= self._json is False and self._agent.answer_on_stdout
+        if self._closed_by_unfinished:
+            self.closed, self._closed_by_unfinished = None, False
         self._take_stdout(self._stdout.feed(piece))
+        if self.closed is None and (self._json or not self._text):
+            # An agent that hangs may never end the line of its closing record.
+            for record in self._stdout.unfinished():
+                self.closed = self._closing(record)
+                self._closed_by_unfinished = self.closed is not None
 
     def stderr(self, piece: bytes) -> None:
         """Take a further piece of standard error."""
@@ -199,12 +207,18 @@ class RunObserver:
         for rank, context in enumerate(agent.context_tokens_at):
             if matches(record, context.record) and (tokens := size(record, context.paths)):
                 self._contexts[rank] = tokens
-        # A description whose every record ends a turn knows of none that is the last.
-        if _any(record, filter(None, agent.turn_closed or agent.turn_ended)):
-            self.closed = "failed" if _any(record, agent.turn_failed) else "ok"
-            self.answered |= self.closed == "ok"
+        if closed := self._closing(record):
+            self.closed = closed
+            self.answered |= closed == "ok"
         elif answered or _any(record, agent.turn_began):
             self.closed = None
+
+    def _closing(self, record: Record) -> Literal["ok", "failed"] | None:
+        """How a record says that the turn has ended, if it is the last."""
+        # A description whose every record ends a turn knows of none that is the last.
+        if not _any(record, filter(None, self._agent.turn_closed or self._agent.turn_ended)):
+            return None
+        return "failed" if _any(record, self._agent.turn_failed) else "ok"
 
     def _stdout_line(self, line: str) -> None:
         agent = self._agent

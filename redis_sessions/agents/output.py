@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any, Final, TypeAlias
 
@@ -58,6 +59,13 @@ class Reader:
             if len(self._rest) > MAX_BYTES:
                 self._rest.clear()
                 self._skipping = True
+
+    def unfinished(self) -> Iterator[Record]:
+        """Yield the records that would be there if the stream ended now, without its last line break. Takes nothing."""
+        line = bytes(self._rest)
+        if self._records and line.rstrip()[-1:] in (b"}", b"]"):
+            with suppress(ValueError, RecursionError):
+                yield from _records(json.loads(b"\n".join([*self._document, line])))
 
     def close(self) -> Iterator[Record | str]:
         """Yield what is left when the stream has ended."""

@@ -44,6 +44,9 @@ def untouched(stage: Stage) -> bool:
 )
 def test_the_resume_argument_has_its_place(stage: Stage, command: list[str], expected: list[str] | None) -> None:
     stage.plant()
+    if any("codex" in word for word in command):
+        codex = f'{{"type":"thread.started","thread_id":"{R}"}}\n{{"type":"turn.completed"}}\n'
+        stage.script(resumed=[["out", codex]])
     assert stage.run("--verbose", command=command).code == 0
     assert stage.starts == [expected or ["claude", f"--resume={R}", "-p"]]
 

@@ -19,7 +19,12 @@ from tests.run.stage import AGENTS, COMMANDS, DEADLINE_S, Done, R, Stage, resume
 from tests.test_cli_support import Cli
 
 LINES = (Path(__file__).parents[1] / "observations.jsonl").read_text("utf-8").splitlines()
-OBSERVATIONS = [each for each in map(json.loads, LINES) if each["exit_code"] is not None and each["exit_code"] >= 0]
+# Those of the runtimes that have a command on the stage, and that ended by themselves.
+OBSERVATIONS = [
+    each
+    for each in map(json.loads, LINES)
+    if each["agent"] in AGENTS and each["exit_code"] is not None and each["exit_code"] >= 0
+]
 ASKED = dict.fromkeys(AGENTS, R) | {"opencode": "ses_dfe04e541ffeGgqffElOqS2Kku"}
 REFUSED = ("gone", "invalid_id", "unusable")
 
