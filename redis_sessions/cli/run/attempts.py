@@ -222,8 +222,8 @@ class Attempts:
             tried = f"{len(self.runtime.refusals)} patterns of {name}"
             remedy = "add a refusal to the runtime's file: see redis-sessions agents"
         return (
-            f"the turn failed, and nothing that was said is known to mean that session {session_id} is gone (tried: {tried}); "
-            f"if it is, {remedy}"
+            f"the turn failed, and nothing that was said is known to mean that session {session_id} is gone "
+            f"(tried: {tried}); if it is, {remedy}"
         )
 
     def _save_early(self, observer: RunObserver, session_id: str) -> None:
