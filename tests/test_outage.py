@@ -68,7 +68,7 @@ def test_every_operation_raises_within_its_deadline(store, server, tmp_path):
         began_s = time.monotonic()
         with pytest.raises(StoreUnavailable) as caught:
             operation()
-        assert time.monotonic() - began_s < 10  # far above the deadline: this is no timing test, only «not for ever»
+        assert time.monotonic() - began_s < 10  # far above the deadline: this does not test timing, only "not forever"
         assert caught.value.remedy
         assert server.url.split("/")[2] in str(caught.value)
     assert not (tmp_path / "out.json").exists()

@@ -131,7 +131,7 @@ class TestAConfusedClusterClient:
 
 @pytest.mark.parametrize("flavour", ["sync", "async"])
 def test_the_connection_to_a_demoted_primary_is_dropped(flavour, loop, monkeypatch):
-    """Its name may by now belong to another server: the connection is dropped, and the next one asks anew."""
+    """Its name may by now belong to another server: the connection is dropped, and the next one asks again."""
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as raw:
         settings = StoreSettings(deadline_ms=500)
         if flavour == "sync":

@@ -97,10 +97,10 @@ Flow: TypeAlias = Generator[Step, Any, T]
 
 def resume(ops: Operations, request: Request) -> Flow[ResumeResult[Any]]:
     """The flow of one turn, from claim to release."""
-    return (yield from _Turn(ops, request).flow())
+    return (yield from _RunningTurn(ops, request).flow())
 
 
-class _Turn:
+class _RunningTurn:
     """The state of one turn while it goes through the table."""
 
     def __init__(self, ops: Operations, request: Request) -> None:

@@ -11,7 +11,7 @@ LOSSES = [["before"], ["after"], ["after", "after"], ["before", "after", "before
 
 
 class LosingClient:
-    """A redis-py client that loses calls: «before» they reach the server, or «after», their reply."""
+    """A redis-py client that loses calls: "before" they reach the server, or "after", their reply."""
 
     def __init__(self, client):
         self._client = client

@@ -1,4 +1,4 @@
-"""Over TLS a connection that was lost is no refusal of a certificate: it is made anew, and its like waited for."""
+"""Over TLS, a lost connection is not a refusal of a certificate: it is made again, and what can be waited for is."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_wrong_kind_of_port_is_suggested_in_the_remedy(serve, certificates, 
 
 @KINDS
 def test_a_server_that_was_killed_is_waited_for(binary, certificates, loop, namespace, kind):
-    """A connection that is cut is no refusal of a certificate, and is made anew."""
+    """A connection that is cut is not a refusal of a certificate, and is made again."""
     with EmbeddedServer(binary=binary, extra=certificates.settings("server", "yes")) as server:
         url = f"rediss://127.0.0.1:{server.extra['tls-port']}/0{certificates.options()}"
         with opened(kind, url, loop, namespace=namespace) as store:
