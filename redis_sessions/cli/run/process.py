@@ -37,6 +37,9 @@ GRACE_S: Final = 5.0
 # How long an agent may run on in silence after its closing record.
 LINGER_S: Final = 60.0
 _PIECE_BYTES: Final = 65_536
+# Python runs signal handlers in the main thread, which a signal that the kernel hands to another thread does not wake
+# (python/cpython #85300, open; all versions).
+_SLICE_S: Final = 0.5
 # How long a process that the agent left running may still write to the pipe it shared.
 _LEFTOVERS_S: Final = 1.0
 # It closes its output when it ignores signals. Its input: a line with the agent's process ID, and one that makes it exit. If
@@ -190,10 +193,11 @@ class Child:
 
     def _next_event(self, *, until_s: float | None) -> bool:
         """Wait until it has ended, or until then; also returns if it has closed its turn. Whether it has ended."""
-        try:
-            return self._events.get(timeout=None if until_s is None else max(0.0, until_s - time.monotonic())) == "ended"
-        except queue.Empty:
-            return False
+        while until_s is None or time.monotonic() < until_s:
+            left_s = _SLICE_S if until_s is None else min(_SLICE_S, max(0.0, until_s - time.monotonic()))
+            with contextlib.suppress(queue.Empty):
+                return self._events.get(timeout=left_s) == "ended"
+        return False
 
     def _pump(self, stream: IO[bytes], number: int, observe: Callable[[bytes], None], exited: int) -> None:
         with stream, selectors.DefaultSelector() as ready, contextlib.suppress(OSError):
