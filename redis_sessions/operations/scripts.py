@@ -37,11 +37,11 @@ local function count(first)
 end
 """
 
-# Deletes a record unless it is that of the session `id`, or of `or_id`; whether it is there then.
+# Deletes a record unless it is that of the session `id`; whether it is there then.
 _RECORD: Final = """
-local function is_record_of(key, id, or_id)
+local function is_record_of(key, id)
   local found = peek('HGET', key, 'session_id')
-  if found and (found == id or found == or_id) then
+  if found == id then
     return true
   end
   if found ~= false then
@@ -113,7 +113,6 @@ return 0
 SAVE: Final = Script(
     _PEEK
     + _COUNT
-    + _RECORD
     + """
 local id, again = ARGV[2], ARGV[#ARGV]
 if peek('GET', KEYS[1]) ~= ARGV[1] then
@@ -126,19 +125,33 @@ redis.call('SET', KEYS[2], id, 'PX', ARGV[3])
 if ARGV[6] ~= '' then
   local time = redis.call('TIME')
   local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-  if not is_record_of(KEYS[3], id, ARGV[5]) then
-    redis.call('HSET', KEYS[3], 'started_ms', now)
+  local was = peek('HMGET', KEYS[3], 'session_id', 'turns', 'failures', 'complete', 'context_tokens')
+  local turns, failures = ARGV[4] == '' and 1 or 0, ARGV[6] == 'add' and 1 or 0
+  local fields = {'session_id', id, 'used_ms', now, unpack(ARGV, 7, #ARGV - 1)}
+  local function field(name, value)
+    fields[#fields + 1], fields[#fields + 2] = name, value
   end
-  redis.call('HDEL', KEYS[3], 'complete', 'context_tokens')
-  redis.call('HSET', KEYS[3], 'session_id', id, 'used_ms', now, unpack(ARGV, 7, #ARGV - 1))
-  if ARGV[4] == '' then
-    redis.call('HINCRBY', KEYS[3], 'turns', 1)
+  if was[1] and (was[1] == id or was[1] == ARGV[5]) then
+    turns = turns + (tonumber(was[2]) or 0)
+    if ARGV[6] ~= 'reset' then
+      failures = failures + (tonumber(was[3]) or 0)
+    end
+    if was[3] or was[4] or was[5] then
+      redis.call('HDEL', KEYS[3], 'failures', 'complete', 'context_tokens')
+    end
+  else
+    if was.err or was[1] then
+      redis.call('DEL', KEYS[3])
+    end
+    field('started_ms', now)
   end
-  if ARGV[6] == 'add' then
-    redis.call('HINCRBY', KEYS[3], 'failures', 1)
-  elseif ARGV[6] == 'reset' then
-    redis.call('HDEL', KEYS[3], 'failures')
+  if turns > 0 then
+    field('turns', turns)
   end
+  if failures > 0 then
+    field('failures', failures)
+  end
+  redis.call('HSET', KEYS[3], unpack(fields))
   redis.call('PEXPIRE', KEYS[3], ARGV[3])
 end
 local uncounted = count(4)

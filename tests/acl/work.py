@@ -23,6 +23,8 @@ def converse(store, _):
         store.acquire("a")
         step(lease)
         store.release(lease)
+    store.set("a", "ID-1")
+    store.fail(store.acquire("a"))
     store.save(store.acquire("a"), "ID-1")
     store.delete("a", "ID-1")
     store.delete("a")
