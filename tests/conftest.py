@@ -95,6 +95,7 @@ class Places:
 def _signals_as_in_a_terminal() -> None:
     """A signal that nohup or a shell's `&` ignores would stay ignored in every process that a test starts."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
