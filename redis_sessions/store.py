@@ -96,7 +96,7 @@ class BaseStore(Generic[C]):
 
             runtime = get_agent(agent) if isinstance(agent, str) else agent
             judge, accepts = judge or runtime.judge, accepts or runtime.can_be
-            options["agent"] = runtime.name
+            options |= {"agent": runtime.name, "keeps_id": runtime.keeps_id}
         return Request(key, judge or judge_by_phrase, accepts=accepts, running=self._running, **options)
 
     def _check_open(self, where: object) -> None:

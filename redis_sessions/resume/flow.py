@@ -294,11 +294,14 @@ class _RunningTurn:
         self._say(f"session {asked} was refused ({judgement.verdict})", logging.INFO)
 
     def _keep(self, turn: Turn[Any]) -> Flow[ResumeResult[Any]]:
-        if self.how == "resumed" and turn.previous_gone:
+        given, gone = self._given(turn), turn.previous_gone
+        if gone is None:
+            gone = self.request.keeps_id and given is not None and given != self.previous
+        if self.how == "resumed" and gone:
             self.how = "restarted"
             self._say(f"session {self.previous} was gone, and the agent started another without saying so", logging.INFO)
             self.uncounted.append(RESUME_FAILURES)
-        session_id = self._given(turn) or self.answered or (self.previous if self.how == "resumed" else None)
+        session_id = given or self.answered or (self.previous if self.how == "resumed" else None)
         saved = False
         if session_id is not None:
             saved = yield from self._save_or_say(session_id, complete=turn.complete, context_tokens=turn.context_tokens)

@@ -101,7 +101,8 @@ class Turn(Generic[V]):
         value: whatever the caller of `resume` wants back, in its result's `value`; default: None.
         complete: False if the turn was cut short after the model had answered; default: True.
         context_tokens: size of the session's context after the turn, in tokens; None if it is not known.
-        previous_gone: the agent did not resume the session it was asked to, because that was gone, and started this one.
+        previous_gone: whether the agent started this session because the one it was to resume was gone; default: None, which
+            takes another session for that if the agent given to `resume` keeps its IDs.
 
     Raises TypeError for a session ID that is not a str, such as a UUID: `Turn(str(session_id))`.
     """
@@ -110,7 +111,7 @@ class Turn(Generic[V]):
     value: V = None  # type: ignore[assignment] # Turn("id") is a Turn[None]
     complete: bool = True
     context_tokens: int | None = None
-    previous_gone: bool = False
+    previous_gone: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.session_id, str | None):
@@ -148,6 +149,7 @@ class Request:
     key: str
     judge: Judge
     agent: str | None = None
+    keeps_id: bool = False
     accepts: Accepts | None = None
     wait_ms: int = 0
     lease: bool = True

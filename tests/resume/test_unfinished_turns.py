@@ -212,6 +212,12 @@ class TestAnotherSessionThanTheOneAskedFor:
         assert "was gone" in result.reason
         assert (store.get(KEY), counters()) == ("E", (1, 0, 1))
 
+    def test_the_agent_says_whether_it_keeps_its_ids(self, store, counters):
+        store.set(KEY, R)
+        assert store.resume(KEY, Agent(E), agent="codex").how == "restarted"
+        assert store.resume(KEY, lambda _: Turn(R, previous_gone=False), agent="codex").how == "resumed"
+        assert (store.get(KEY), counters()) == (R, (1, 1, 1))
+
     def test_of_one_that_changes_it_the_record_goes_on(self, store, record):
         store.resume(KEY, Agent("R"))
         store.resume(KEY, Agent("E"))
