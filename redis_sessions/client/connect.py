@@ -24,6 +24,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from redis_sessions.client import callers
 from redis_sessions.client.cluster import AsyncCluster, Cluster
+from redis_sessions.client.direct import AsyncDirectRedis, DirectRedis
 from redis_sessions.client.execute import Link
 from redis_sessions.client.pool import AsyncPool, AsyncTLSConnection, PerProcess, Pool, TLSConnection
 from redis_sessions.client.sentinel import AsyncPrimary, AsyncPrimaryPool, AsyncSentinel, Primary, PrimaryPool, Sentinel
@@ -105,13 +106,21 @@ def sentinels(client: Any) -> list[tuple[Any, str]]:
     return [(sentinel, pool.service_name) for sentinel in pool.sentinel_manager.sentinels]
 
 
-_SYNC: Final = (redis, Pool, TLSConnection, Sentinel, Primary, PrimaryPool)
-_ASYNC: Final = (redis.asyncio, AsyncPool, AsyncTLSConnection, AsyncSentinel, AsyncPrimary, AsyncPrimaryPool)
+_SYNC: Final = (redis, DirectRedis, Pool, TLSConnection, Sentinel, Primary, PrimaryPool)
+_ASYNC: Final = (
+    redis.asyncio,
+    AsyncDirectRedis,
+    AsyncPool,
+    AsyncTLSConnection,
+    AsyncSentinel,
+    AsyncPrimary,
+    AsyncPrimaryPool,
+)
 
 
 def _client(target: Target, files: dict[str, str], options: dict[str, Any], flavor: tuple[Any, ...]) -> Any:
     """A client for a target that is not a cluster."""
-    module, pool, tls_connection, sentinel_class, primary, primary_pool = flavor
+    module, client, pool, tls_connection, sentinel_class, primary, primary_pool = flavor
     # As text, since it is sent as it is: see the top for what an integer can do.
     options |= {"db": str(target.database) if target.database else 0}
     if target.kind == "sentinel":
@@ -128,7 +137,7 @@ def _client(target: Target, files: dict[str, str], options: dict[str, Any], flav
         [(host, port)] = target.hosts
         connection = tls_connection if target.tls else module.Connection
         options |= {"connection_class": connection, "host": host, "port": port} | files
-    return module.Redis.from_pool(pool(**options))
+    return client.from_pool(pool(**options))
 
 
 def _options(target: Target, settings: StoreSettings) -> dict[str, Any]:

@@ -166,7 +166,8 @@ class SafePool:
         except IndexError:
             connection, idle_s = self._make(), 0.0
         try:
-            connection.connect()
+            if not connection.is_connected:
+                connection.connect()
             try:
                 if connection.can_read():
                     raise redis.ConnectionError
@@ -191,13 +192,10 @@ class SafePool:
     def release(self, connection: Any) -> None:
         """Keep a connection for the next call if this one ended in order."""
         usable = connection in self._alive and not _spoiled() and not connection.should_reconnect()
-        if usable and self.owns_connection(connection):
+        if usable and super().owns_connection(connection):  # type: ignore[misc] # the pool's
             self._spare.append((connection, time.monotonic()))
         else:
             self._drop(connection)
-
-    def owns_connection(self, connection: Any) -> bool:
-        return bool(super().owns_connection(connection))  # type: ignore[misc] # the pool's
 
     def _drop(self, connection: Any) -> None:
         self._alive.discard(connection)
