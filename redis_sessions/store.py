@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 from weakref import WeakSet
@@ -41,6 +40,7 @@ class BaseStore(Generic[C]):
     """What both flavors of the store share."""
 
     _awaits: bool
+    _run: Callable[[Op[Any]], Any]
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class BaseStore(Generic[C]):
         *,
         _link: Link | None = None,
         _closed: WeakSet[Any] | None = None,
+        _renewer: LeaseRenewer | None = None,
     ) -> None:
         """A store over your own redis-py client: its own retries apply, to counters too, and what is risky in it is logged.
 
@@ -66,12 +67,14 @@ class BaseStore(Generic[C]):
         self._ops = Operations(self.settings, counts_in_scripts=not self._link.cluster)
         # Where it was closed: an async store is closed in each event loop by itself.
         self._closed = WeakSet() if _closed is None else _closed
+        # Starts no thread before a sync turn runs.
+        self._renewer: LeaseRenewer = _renewer or LeaseRenewer(self._run, self.settings.lease_ms)
         self._running: dict[str, Any] = {}
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
         settings = self.settings.model_copy(update={"namespace": namespace})
-        return type(self)(self._shared, settings, _link=self._link, _closed=self._closed)
+        return type(self)(self._shared, settings, _link=self._link, _closed=self._closed, _renewer=self._renewer)
 
     @property
     def client(self) -> C:
@@ -335,7 +338,7 @@ class SessionStore(BaseStore[SyncClient]):
             Exception: what `run` raised, unless it was a refused resume. Whatever is raised, the lease is released first.
         """
         request = self._request(key, judge, agent, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
-        return drive(self._renewer, resume(self._ops, request), run)
+        return drive(self._ops, self._renewer, resume(self._ops, request), run)
 
     def save_early(self, key: str, session_id: str) -> bool:
         """Save the session ID of a turn that is still running in `resume` on this store: call it from `run`, in any thread.
@@ -348,6 +351,7 @@ class SessionStore(BaseStore[SyncClient]):
     def close(self) -> None:
         """Close the client and its connections. Every later call raises SessionStoreError."""
         self._closed.add(SessionStore)
+        self._renewer.close()
         self.client.close()
 
     def __enter__(self) -> Self:
@@ -355,10 +359,6 @@ class SessionStore(BaseStore[SyncClient]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @cached_property
-    def _renewer(self) -> LeaseRenewer:
-        return LeaseRenewer(self._ops, self._run)
 
     def _run(self, op: Op[T]) -> T:
         self._check_open(SessionStore)

@@ -24,13 +24,13 @@ class DirectRedis(redis.Redis):
         """Send a command and return its reply, as redis-py does, but never send it again."""
         pool: Any = self.connection_pool
         if self.connection is not None:
-            return super().execute_command(*args, **options)
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py's
         connection = pool.get_connection()
         try:
             connection.send_packed_command(_packed(connection, args), check_health=False)
             if args[0] in _AS_IT_IS:
                 return connection.read_response(disable_decoding=True)
-            return self.parse_response(connection, args[0], **options)
+            return self.parse_response(connection, args[0], **options)  # type: ignore[no-untyped-call] # same
         finally:
             pool.release(connection)
 
@@ -42,7 +42,7 @@ class AsyncDirectRedis(redis.asyncio.Redis):
         """Same as DirectRedis.execute_command."""
         pool: Any = self.connection_pool
         if self.single_connection_client:
-            return await super().execute_command(*args, **options)
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # same
         connection = await pool.get_connection()
         try:
             await connection.send_packed_command(_packed(connection, args), check_health=False)

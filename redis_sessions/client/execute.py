@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from redis import exceptions as redis_errors
@@ -252,24 +253,26 @@ def _outcome(client: Any, step: Step) -> Any:
 def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
     """Make calls at the same time; their results in order, or the first error once all have ended.
 
-    Each call but the first has a daemon thread: none delays the end of the process, and a background scan that is running
-    then is cut off silently, where the standard library's pool would refuse to start threads.
+    Each call but the first has a thread that doesn't delay the end of the process: a background scan that is running then is
+    cut off silently, where the standard library's pool would refuse to start threads. Started by `_thread`, since a signal
+    handler that raises within `threading.Thread.start` becomes a RuntimeError (python/cpython #78667).
     """
     results: list[Any] = [None] * len(calls)
     errors: list[BaseException | None] = [None] * len(calls)
+    ended: SimpleQueue[None] = SimpleQueue()
 
     def make(number: int) -> None:
         try:
             results[number] = calls[number]()
         except BaseException as error:  # noqa: BLE001 - raised again below
             errors[number] = error
+        ended.put(None)
 
-    threads = [threading.Thread(target=make, args=(number,), daemon=True) for number in range(1, len(calls))]
-    for thread in threads:
-        thread.start()
+    for number in range(1, len(calls)):
+        start_new_thread(make, (number,))
     make(0)
-    for thread in threads:
-        thread.join()
+    for _ in calls:
+        ended.get()
     for error in errors:
         if error is not None:
             raise error
