@@ -260,7 +260,20 @@ class _CheckedConnection:
     """Mixin for redis-py's asyncio connections whose `can_read` finds out whether the server has hung up."""
 
     used_s: float | None = None  # when a call last used it, on the monotonic clock; set by its user
+    health_check_interval: float
     _reader: Any
+    _writer: Any
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002
+        """As redis-py's, which before Python 3.12 makes a task for its time limit: here only if sending has to wait."""
+        connection: Any = super()
+        writer = self._writer
+        if writer is not None and not writer.transport.get_write_buffer_size() and not self.health_check_interval:
+            writer.writelines(command)
+            if not writer.transport.get_write_buffer_size():
+                return
+            command = ()
+        await connection.send_packed_command(command, check_health)
 
     async def can_read(self) -> bool:
         """False if this connection is fit for another call. Raises ConnectionError if not, and has then disconnected."""

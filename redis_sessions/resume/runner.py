@@ -104,18 +104,23 @@ def _awaitable(given: Awaitable[T]) -> Awaitable[T]:
 
 async def _uncancelled(step: Coroutine[Any, Any, T]) -> T:
     """Await a step to its end, then raise the cancellation that came meanwhile: what it does to the lease must be known."""
-    task = asyncio.ensure_future(step)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        # Read, so that a failure of the step is not reported as never retrieved.
-        task.exception()
-        raise cancelled
-    return task.result()
+    outcome: _Uncancellable[T] = _Uncancellable()
+    task = asyncio.get_running_loop().create_task(_settle(step, outcome))  # noqa: F841 - a loop holds its tasks weakly
+    return await outcome
+
+
+async def _settle(step: Coroutine[Any, Any, T], outcome: asyncio.Future[T]) -> None:
+    try:
+        outcome.set_result(await step)
+    except BaseException as error:  # noqa: BLE001 - raised where the outcome is awaited
+        outcome.set_exception(error)
+
+
+class _Uncancellable(asyncio.Future[T]):
+    """A future that can't be cancelled: the task that awaits it is, once it has ended."""
+
+    def cancel(self, msg: Any = None) -> bool:  # noqa: ARG002 - asyncio's signature
+        return False
 
 
 class LeaseRenewer:
