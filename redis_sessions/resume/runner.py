@@ -217,7 +217,6 @@ class LeaseRenewer:
 def _renew_all(reference: weakref.ref[LeaseRenewer], closing: SimpleQueue[None]) -> None:
     """What the thread does. Between two looks it holds no renewer, so that one that is dropped ends it."""
     thread = get_ident()
-    pause_s: float | None = 0.0
     renewer = reference()
     try:
         if renewer is None or not renewer.takes(thread):
@@ -225,7 +224,8 @@ def _renew_all(reference: weakref.ref[LeaseRenewer], closing: SimpleQueue[None])
         while renewer is not None and (pause_s := renewer.renew_next(thread)) is not None:
             del renewer
             with suppress(Empty):
-                return closing.get(timeout=pause_s)
+                closing.get(timeout=pause_s)
+                return
             renewer = reference()
     finally:
         if (renewer := reference()) is not None:
