@@ -4,8 +4,8 @@
 - Maintenance notifications are off: with them on, redis-py's pools skip their check for unread data (since redis/redis-py
   #4177; #4252 and #4260 are about its effects), and a connection returned halfway through a call hands one conversation's
   session ID to another.
-- redis-py retries nothing: it can't tell INCR from GET. `execute.py` sends again what may be sent twice, until a deadline.
-  On a cluster and behind Sentinel that outlasts a failover.
+- redis-py retries nothing: it can't tell INCR from GET. `execute.py` sends again what may be sent twice, until a deadline,
+  which outlasts a restart and a failover. Only a sentinel is asked again at once, where an idle connection was reset.
 - Timeouts are short, replies stay bytes. RESP2, since the RESP3 greeting holds an integer, and a signal handler that raises
   while hiredis renders one crashes the process (no upstream issue found). And with the pure Python parser
   RESP3 can put a late reply into the wrong slot (redis/redis-py #4283). So a connection begins with AUTH and SELECT alone.
@@ -34,10 +34,6 @@ from redis_sessions.settings import StoreSettings
 
 SyncClient: TypeAlias = redis.Redis | redis.RedisCluster
 AsyncClient: TypeAlias = redis.asyncio.Redis | redis.asyncio.RedisCluster
-
-# Standalone: three tries, within about a second if refused. A server that failed over comes back within seconds.
-_STANDALONE_ATTEMPTS = 3
-_FAILOVER_ATTEMPTS = 1_000
 
 
 def connect(target: Target, settings: StoreSettings) -> PerProcess[SyncClient]:
@@ -70,7 +66,6 @@ def link(target: Target, settings: StoreSettings) -> Link:
     """How to use a client that this module built."""
     return Link(
         address=target.address,
-        attempts=_STANDALONE_ATTEMPTS if target.kind in ("standalone", "unix") else _FAILOVER_ATTEMPTS,
         deadline_s=settings.deadline_ms / 1000,
         cluster=target.kind == "cluster",
         tls=target.tls,
@@ -127,6 +122,8 @@ def _client(target: Target, files: dict[str, str], options: dict[str, Any], flav
         # The sentinels are asked as the primary is, except for user, password and database, which are the primary's.
         shared = {name: value for name, value in options.items() if name not in ("username", "password", "db")} | files
         shared["connection_class"] = module.SSLConnection if target.tls else module.Connection
+        # An idle connection that was reset must not count as a sentinel that is away: then the old primary would be trusted.
+        shared["retry"] = module.retry.Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
         sentinel = sentinel_class([])
         sentinel.sentinels = [module.Redis.from_pool(pool(host=host, port=port, **shared)) for host, port in target.hosts]
         options |= ({"ssl": True} | files) if target.tls else {}

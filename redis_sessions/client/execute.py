@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from redis import exceptions as redis_errors
 from redis.client import NEVER_DECODE
 
+from redis_sessions.client.pool import sent_once
 from redis_sessions.client.translate import translate
 from redis_sessions.errors import SessionStoreError, is_away
 from redis_sessions.operations.command import PRIMARIES, Command, Op, Resent
@@ -32,8 +33,8 @@ class Link(NamedTuple):
     """How a server is reached. The defaults are for a client that the caller built."""
 
     address: str = "Redis"  # for errors to name; holds no secret
-    attempts: int = 1  # tries in all for what may be sent twice; 1 leaves retrying to the client
-    # No further try begins that would end later than this after the first, if it takes as long as the one before.
+    # No further try begins that would end later than this after the first, if it takes as long as the one before. 0 leaves
+    # retrying to the client.
     deadline_s: float = 0.0
     cluster: bool = False  # whether it is a cluster client, whose own mistakes during a failover count as an outage
     client_resends: bool = False  # whether the client itself sends again what got no reply
@@ -166,9 +167,14 @@ def _one_by_one(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
 def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Tried]:
     """Try a step until it succeeds, while another try may help and is allowed. An optional command's error is its reply."""
     attempt, crowded = 1, 0
+    resend = all(command.resend for command in commands)
     first_s = began_s = time.monotonic()
     while True:
+        if not resend:
+            sent_once.set(True)
         outcome = yield step
+        if not resend:
+            sent_once.set(False)
         failure = _failure(step, outcome)
         if failure is None:
             return outcome, attempt > 1
@@ -183,8 +189,7 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
         error, passing, unsent = translation
         pause_s = _pause_s(_BACKOFF_S, attempt)
         now_s = time.monotonic()
-        may_help = passing and (unsent or (attempt < link.attempts and all(command.resend for command in commands)))
-        if not may_help or now_s + pause_s + (now_s - began_s) > first_s + link.deadline_s:
+        if not passing or not (resend or unsent) or now_s + pause_s + (now_s - began_s) > first_s + link.deadline_s:
             outcome = failure = None
             if isinstance(step, Send) and step.command.optional and (step.command.even_away or not is_away(error)):
                 return error, False

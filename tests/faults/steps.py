@@ -207,7 +207,7 @@ class AsyncWatchers(Watchers):
 
 QUIET = MaintNotificationsConfig(enabled=False)
 POOL = {"maint_notifications_config": QUIET, "max_connections": CONNECTIONS, "protocol": 2, "driver_info": None}
-LINK = Link(attempts=3, deadline_s=3)
+LINK = Link(deadline_s=3)
 
 
 def sync_store(kind: str, place: Place, settings: StoreSettings) -> SessionStore:
