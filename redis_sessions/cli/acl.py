@@ -29,6 +29,9 @@ def acl(
         ),
     ] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="For the nodes of a cluster.")] = False,
+    replicas: Annotated[
+        bool, typer.Option("--replicas", help="Grant WAIT too, for stores whose saves wait for replicas.")
+    ] = False,
     redis_6: Annotated[bool, typer.Option("--redis-6", help="For Redis 6.2, which has no read-only key patterns.")] = False,
 ) -> int:
     """Print an ACL file of least privilege.
@@ -47,7 +50,9 @@ def acl(
 
     passwords = {name: os.environb.get(VARIABLE.format(name.upper()).encode()) for name in USERS}
     hashes = {name: hashlib.sha256(password).hexdigest() for name, password in passwords.items() if password}
-    for line in acl_lines(namespace or "sessions", password_hashes=hashes, cluster=cluster, read_only_keys=not redis_6):
+    for line in acl_lines(
+        namespace or "sessions", password_hashes=hashes, cluster=cluster, read_only_keys=not redis_6, replicas=replicas
+    ):
         show.put(line)
     for name, password in passwords.items():
         if not password:

@@ -131,6 +131,7 @@ class ResumeResult(Generic[V]):
         saved: whether Redis now holds `session_id` because of this turn.
         session_changed: a resume came back with another ID: context may be lost.
         reason: why it was not a plain resume or fresh start, or why nothing was saved; None if there is nothing to say.
+        replicated: whether as many replicas have it as the settings ask for; None if they ask for none, or it wasn't saved.
     """
 
     value: V
@@ -140,6 +141,7 @@ class ResumeResult(Generic[V]):
     saved: bool
     session_changed: bool
     reason: str | None
+    replicated: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
