@@ -125,6 +125,18 @@ class SessionElsewhere(SessionStoreError):
         )
 
 
+class NotReplicated(SessionStoreError):
+    """A session ID was saved, but too few replicas confirmed in time that they have it: a failover may lose it.
+
+    Attributes:
+        replicas: how many had it; None if the server did not say.
+    """
+
+    def __init__(self, message: str, *, key: str, replicas: int | None, remedy: str | None) -> None:
+        self.replicas = replicas
+        super().__init__(message, key=key, remedy=remedy)
+
+
 class InexactScan(SessionStoreError):
     """A scan that has to be exact may have missed keys: slots moved, or the server changed during the scan."""
 

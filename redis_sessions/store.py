@@ -58,12 +58,12 @@ class BaseStore(Generic[C]):
                 that is safe.
             settings: how the store behaves; default: StoreSettings().
 
-        Raises TypeError for anything else.
+        Raises TypeError for anything else, and InvalidSettings for `replicas` where there can be none: on fakeredis.
         """
         self._shared = client
         self._client_of: Callable[[], C] = client.get if isinstance(client, PerProcess) else lambda: client
         self.settings = _checked(settings)
-        self._link = _link or callers_link(client, awaits=self._awaits)
+        self._link = _link or callers_link(client, self.settings, awaits=self._awaits)
         self._ops = Operations(self.settings, counts_in_scripts=not self._link.cluster)
         # Where it was closed: an async store is closed in each event loop by itself.
         self._closed = WeakSet() if _closed is None else _closed
@@ -158,8 +158,11 @@ class SessionStore(BaseStore[SyncClient]):
         return self._run(self._ops.peek(key))
 
     def set(self, key: str, session_id: str) -> None:
-        """Save a session ID with a new TTL, even if it is the same ID. Ignores leases. Raises InvalidSessionID."""
-        self._run(self._ops.set(key, session_id))
+        """Save a session ID with a new TTL, even if it is the same ID. Ignores leases.
+
+        Raises InvalidSessionID, and NotReplicated if fewer replicas have it than the settings ask for.
+        """
+        self._run(self._ops.acknowledged(self._ops.set(key, session_id)))
 
     def delete(self, key: str, session_id: str | None = None) -> bool:
         """Delete a conversation's session ID, or only that one; whether this call did (a lost reply may make it False).
@@ -180,8 +183,12 @@ class SessionStore(BaseStore[SyncClient]):
         return self._run(self._ops.renew(lease))
 
     def save(self, lease: Lease, session_id: str) -> bool:
-        """Save a session ID and release the lease; False if it was released or taken over. Raises InvalidSessionID."""
-        return self._run(self._ops.save(lease, session_id)).mine
+        """Save a session ID and release the lease; False if it was released or taken over.
+
+        Raises InvalidSessionID, and NotReplicated if fewer replicas have it than the settings ask for; the lease is released
+        then, too.
+        """
+        return self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
 
     def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there; False if the lease was taken over."""
@@ -422,7 +429,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def set(self, key: str, session_id: str) -> None:
         """Save a session ID. Same as SessionStore.set."""
-        await self._run(self._ops.set(key, session_id))
+        await self._run(self._ops.acknowledged(self._ops.set(key, session_id)))
 
     async def delete(self, key: str, session_id: str | None = None) -> bool:
         """Delete a conversation's session ID, or only that one. Same as SessionStore.delete."""
@@ -438,7 +445,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def save(self, lease: Lease, session_id: str) -> bool:
         """Save a session ID and release the lease. Same as SessionStore.save."""
-        return (await self._run(self._ops.save(lease, session_id))).mine
+        return await self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
 
     async def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there. Same as SessionStore.reject."""

@@ -272,6 +272,27 @@ def test_serve_on_a_socket_in_the_default_directory(tmp_path: Path) -> None:
         assert (tmp_path / ".local/share/redis-sessions").is_dir()
 
 
+def test_serve_with_users_leaves_the_doctor_nothing_to_say(tmp_path: Path) -> None:
+    password = "s3cret-random-enough"
+    code, lines, _ = finish(spawn("acl", env={"REDIS_SESSIONS_ADMIN_PASSWORD": password}))
+    assert code == exits.DONE
+    (tmp_path / "users.acl").write_text(
+        re.sub("^(user admin .*)", r"\1 +config|get +acl|getuser", lines, flags=re.MULTILINE)
+    )
+    words = ("--dir", tmp_path / "data", "--port", "0", "--acl", tmp_path / "users.acl", "--appendfsync", "everysec")
+    with serving(*words) as (_, client):
+        with pytest.raises(redis.AuthenticationError):
+            client.ping()
+        port = client.connection_pool.connection_kwargs["port"]
+        code, out, _ = finish(spawn("doctor", "--url", f"redis://admin:{password}@127.0.0.1:{port}/0"))
+        assert (code, out.splitlines()[-1]) == (exits.DONE, "0 broken, 0 warnings, 0 unknown, 22 ok")
+        assert re.search("ok +appendfsync +everysec", out)
+    (tmp_path / "users.acl").write_text("user x nonsense\n")
+    code, _, err = finish(spawn("serve", *words))
+    assert code == exits.USAGE
+    assert "ACL errors" in err
+
+
 def test_serve_on_a_port_in_use(tmp_path: Path, url: str) -> None:
     port = url.split(":")[2].partition("/")[0]
     code, out, err = finish(spawn("serve", "--dir", tmp_path / "data", "--port", port))

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from redis import exceptions as redis_errors
 from redis.client import NEVER_DECODE
 
+from redis_sessions.client.follow import afollow, follow
 from redis_sessions.client.pool import sent_once
 from redis_sessions.client.translate import translate
 from redis_sessions.errors import SessionStoreError, is_away
@@ -241,6 +242,8 @@ def _carry_out(client: Any, plan: Plan[T]) -> T:
 def _outcome(client: Any, step: Step) -> Any:
     try:
         match step:
+            case Send(command) if command.followed_by:
+                return follow(client, step)
             case Send():
                 return client.execute_command(*step.arguments(), **step.options())
             case Pipeline(sends):
@@ -317,6 +320,8 @@ async def _aoutcome(client: Any, step: Step) -> Any:
 
 async def _ado(client: Any, step: Step) -> Any:
     match step:
+        case Send(command) if command.followed_by:
+            return await afollow(client, step)
         case Send():
             return await client.execute_command(*step.arguments(), **step.options())
         case Pipeline(sends):

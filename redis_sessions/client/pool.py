@@ -37,8 +37,8 @@ BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 PING_AFTER_S: Final = 15.0
 # After this much idle time the event loop gets a chance to read that the server has hung up.
 FRESH_S: Final = 0.1
-# Whether what is sent now can't be sent again: then a connection that was idle for longer than that gets the PING, too, since
-# a middlebox may reset it by the next packet.
+# Whether what is sent now can't be sent again: then a connection that was idle for longer than that gets the PING, too,
+# since a middlebox may reset it by the next packet.
 sent_once: Final[ContextVar[bool]] = ContextVar("sent_once", default=False)
 
 

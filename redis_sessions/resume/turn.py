@@ -135,6 +135,7 @@ class ResumeResult(Generic[V]):
         session_changed: a resume came back with another ID: context may be lost.
         reason: why it was not a plain resume or fresh start, or why nothing was saved; None if there is nothing to say.
         moved: the session was refused as gone, and had been made elsewhere: it may still live there.
+        replicated: whether as many replicas have it as the settings ask for; None if they ask for none, or it wasn't saved.
     """
 
     value: V
@@ -145,6 +146,7 @@ class ResumeResult(Generic[V]):
     session_changed: bool
     reason: str | None
     moved: bool = False
+    replicated: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
