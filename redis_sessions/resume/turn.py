@@ -159,13 +159,16 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.on_outage not in ("run", "raise"):
-            raise InvalidSettings("on_outage is neither 'run' nor 'raise'", remedy="pass one of them")
+            raise InvalidSettings("is neither 'run' nor 'raise'", setting="on_outage", remedy="pass one of them")
         if not isinstance(self.wait_ms, int) or isinstance(self.wait_ms, bool) or self.wait_ms < 0:
-            raise InvalidSettings("wait_ms must be a number of milliseconds", remedy="pass an int, 0 or more")
+            raise InvalidSettings("must be a number of milliseconds", setting="wait_ms", remedy="pass an int, 0 or more")
         if not callable(self.judge):
-            raise InvalidSettings("judge can't be called", remedy="pass a function that takes an exception")
+            # A runtime or its name, which is what `agent` takes.
+            runtime = isinstance(self.judge, str) or hasattr(self.judge, "judge")
+            remedy = "pass agent= instead" if runtime else "pass a function that takes an exception"
+            raise InvalidSettings("can't be called", setting="judge", remedy=remedy)
         if self.accepts is not None and not callable(self.accepts):
-            raise InvalidSettings("accepts can't be called", remedy="pass a function that takes a session ID")
+            raise InvalidSettings("can't be called", setting="accepts", remedy="pass a function that takes a session ID")
 
     def objection(self, session_id: str) -> str | None:
         """Why this can't be the ID of a session to resume here; None if it can."""
