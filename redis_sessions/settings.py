@@ -136,8 +136,7 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
                 try:
                     cls(**{setting: value})
                 except InvalidSettings as error:
-                    what = error.message.removeprefix(setting)
-                    raise InvalidSettings(f"{path}: {name}{what}", remedy=error.remedy) from None
+                    raise InvalidSettings(f"{path}: {name} {error.problem}", remedy=error.remedy) from None
                 overrides.setdefault(setting, value)
         return cls(**overrides)
 
@@ -177,9 +176,8 @@ def _explain(error: ValidationError, settings: type[StoreSettings]) -> InvalidSe
     field = fields[name]
     if field.description is None:  # one that a subclass adds
         return InvalidSettings(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-    return InvalidSettings(
-        f"{name} {_describe(first['input'])}", remedy=f"give {field.description}, default: {field.default}"
-    )
+    remedy = f"give {field.description}, default: {field.default}"
+    return InvalidSettings(_describe(first["input"]), setting=name, remedy=remedy)
 
 
 def _describe(given: Any) -> str:

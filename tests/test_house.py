@@ -34,6 +34,7 @@ ARROWS = {
     "testing": _STORE,
     "server": {"errors"},
     "__init__": _STORE,
+    "__main__": {"cli"},
     "demo": {*_STORE, "__init__", "metrics", "testing", "server", "text"},
     "cli": {*_STORE, "__init__", "metrics", "testing", "server", "demo", "text"},
 }

@@ -13,7 +13,7 @@ import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
-from redis_sessions.cli.options import value
+from redis_sessions.cli.options import NAMESPACE_VARIABLE, value
 from redis_sessions.errors import FileNotWritten
 
 # An environment variable, not an option: other users can read a command line.
@@ -35,6 +35,7 @@ def acl(
             "NAME",
             "First part of every key; the users can't read others. Repeat it to grant each user several namespaces, as an "
             "exporter of several needs. Default: sessions.",
+            envvar=NAMESPACE_VARIABLE,
         ),
     ] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="For the nodes of a cluster.")] = False,

@@ -169,6 +169,6 @@ def _tls_files(target: Target) -> dict[str, str]:
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "not a path"
             raise InvalidSettings(
-                f"the file that {option} names in the store's URL can't be read ({why})", remedy="name a readable PEM file"
+                f"names a file in {option} that can't be read ({why})", setting="url", remedy="name a readable PEM file"
             ) from None
     return dict(target.tls_files)
