@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from redis_sessions.keys import RECORD_FIELDS
 from redis_sessions.operations.command import Script
 
 # Same as redis.pcall, for commands that read, but only WRONGTYPE is returned as an error: to a user without the permission
@@ -59,12 +60,12 @@ local function now()
 end
 """
 
-# Appends the values of the record's fields, which are ARGV[first] and those that follow. The first field is the session ID:
-# a record of another session than `id`, or a key of another type, has no values.
+# Appends the values of the record's fields. The first is the session ID: a record of another session than `id`, or a key of
+# another type, has no values.
 _VALUES: Final = """
-local function add_values(found, id, key, first)
-  if id and #ARGV >= first then
-    local values = peek('HMGET', key, unpack(ARGV, first))
+local function add_values(found, id, key)
+  if id then
+    local values = peek('HMGET', key, FIELDS)
     if not values.err and values[1] == id then
       local count = #found
       for i, value in ipairs(values) do
@@ -74,9 +75,9 @@ local function add_values(found, id, key, first)
   end
   return found
 end
-"""
+""".replace("FIELDS", ", ".join(f"'{name}'" for name in RECORD_FIELDS))
 
-# KEYS id, record; ARGV fields of the record, ... -> {id or nil, PTTL, value of each field or nil}
+# KEYS id, record; ARGV 1 if the record is wanted -> {id or nil, PTTL, value of each field or nil}
 # A value too long to be an ID is cut one byte past the longest, also in ACQUIRE.
 PEEK: Final = Script(
     _PEEK
@@ -84,11 +85,11 @@ PEEK: Final = Script(
     + """
 local id = redis.call('GET', KEYS[1])
 id = id and string.sub(id, 1, 257)
-return add_values({id, redis.call('PTTL', KEYS[1])}, id, KEYS[2], 1)
+return add_values({id, redis.call('PTTL', KEYS[1])}, ARGV[1] == '1' and id, KEYS[2])
 """
 )
 
-# KEYS lease, id, record; ARGV token, lease TTL, grace, 1 if the time is wanted, fields of the record, ...
+# KEYS lease, id, record; ARGV token, lease TTL, grace, 1 if the time is wanted, 1 if the record is wanted
 # -> {1, id or nil, now ms or nil, value of each field or nil} or {0, holder, remaining ms}
 # A lease without a TTL (after PERSIST by hand) gets one, so that it can't block a conversation forever.
 # A value of the wrong type becomes empty, which is not valid. A holder is cut, since it may be any value.
@@ -116,7 +117,7 @@ if type(id) == 'table' then
 elseif id then
   id = string.sub(id, 1, 257)
 end
-return add_values({1, id, ARGV[4] == '1' and string.format('%.0f', now())}, id, KEYS[3], 5)
+return add_values({1, id, ARGV[4] == '1' and string.format('%.0f', now())}, ARGV[5] == '1' and id, KEYS[3])
 """
 )
 
