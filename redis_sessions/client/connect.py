@@ -76,7 +76,7 @@ def link(target: Target, settings: StoreSettings) -> Link:
 def callers_link(client: Any, *, awaits: bool) -> Link:
     """How to use a client that the caller built: its own retries apply. What is risky in it is logged once.
 
-    Raises TypeError for a client of the other flavor, and for anything else.
+    Raises TypeError for a client of the other flavor, for one that caches replies, and for anything else.
     """
     store, other = ("AsyncSessionStore", "SessionStore") if awaits else ("SessionStore", "AsyncSessionStore")
     if isinstance(client, SyncClient if awaits else AsyncClient):
@@ -84,6 +84,7 @@ def callers_link(client: Any, *, awaits: bool) -> Link:
     if not callable(getattr(client, "execute_command", None)):
         # It may be a URL with a password, so only its type is shown.
         raise TypeError(f"{store} takes a redis-py client, not a {type(client).__name__}: {store}.from_url(url) makes one")
+    callers.check(client)
     callers.warn(client)
     return Link(
         cluster=hasattr(client, "get_primaries"),

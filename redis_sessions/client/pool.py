@@ -37,8 +37,8 @@ BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 PING_AFTER_S: Final = 15.0
 # After this much idle time the event loop gets a chance to read that the server has hung up.
 FRESH_S: Final = 0.1
-# Whether what is sent now can't be sent again: then a connection that was idle for longer than that gets the PING, too, since
-# a middlebox may reset it by the next packet.
+# Whether what is sent now can't be sent again: then a connection that was idle for longer than that gets the PING, too,
+# since a middlebox may reset it by the next packet.
 sent_once: Final[ContextVar[bool]] = ContextVar("sent_once", default=False)
 
 
@@ -85,6 +85,12 @@ class PerProcess(Generic[C]):
         """Let go of the clients without closing them: in a forked child they are the parent's."""
         self._inherited.append(self._clients)
         self._clients, self._lock = {}, threading.RLock()
+
+
+def add_endpoint(error: BaseException, connection: Any) -> None:
+    """Note on an error which address could not be reached: a cluster announces others than those of the URL."""
+    if isinstance(error, BROKEN) and hasattr(connection, "host"):
+        error.endpoint = f"{connection.host}:{connection.port}"  # type: ignore[union-attr] # read by `translate`
 
 
 def _needs_ping(idle_s: float) -> bool:
@@ -188,8 +194,9 @@ class SafePool:
                 self.disconnect_free_connections()
                 connection.disconnect()
                 connection.connect()
-        except BaseException:
+        except BaseException as error:
             self._drop(connection)
+            add_endpoint(error, connection)
             raise
         return connection
 

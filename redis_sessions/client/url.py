@@ -81,7 +81,7 @@ def read_password(file: Path | None) -> str | None:
         return None
     remedy = f"name a file with the password in its only line, in {PASSWORD_FILE_VARIABLE} or --password-file"
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8-sig").splitlines()  # editors on Windows write a mark before the first character
     except OSError as error:
         raise InvalidSettings(f"{file} can't be read ({error.strerror})", remedy=remedy) from None
     except UnicodeDecodeError:
@@ -132,7 +132,7 @@ def _parse(url: str) -> Target:
         raise _refused("has more path than a database number")
     database = _database(segments[0] if segments else "")
     if kind == "cluster" and database:
-        raise _refused("names a database, and a cluster has only 0")
+        raise _refused("names a database, and redis-py's cluster client has only 0: use a namespace instead")
     return Target(
         kind,
         hosts=hosts,

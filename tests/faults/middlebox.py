@@ -1,7 +1,8 @@
-"""A middlebox before a server: it passes connections on, and forgets them when told, as NAT and load balancers do. No tests."""
+"""A middlebox before a server: it passes connections on, and forgets them when told, as NAT does. No tests."""
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import struct
@@ -108,10 +109,8 @@ def _read(one: socket.socket) -> bytes:
 
 
 def _write(one: socket.socket, data: bytes) -> None:
-    try:
+    with contextlib.suppress(OSError):  # it has gone, which its own end says
         one.sendall(data)
-    except OSError:
-        pass  # it has gone, which its own end says
 
 
 def _reset(one: socket.socket) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-import ssl
 import subprocess
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +12,7 @@ import redis
 
 from redis_sessions import AsyncSessionStore, SessionStore, Turn
 from redis_sessions.client import pool as pools
-from redis_sessions.server import FREE_PORTS, EmbeddedServer
+from redis_sessions.server import EmbeddedServer
 from tests.faults.middlebox import Forget, Middlebox
 from tests.sentinels import SERVICE, Watcher, _valkey_binary
 from tests.servers import Cluster, wait_until
@@ -169,7 +166,9 @@ def test_behind_a_real_one(proxy, tmp_path, loop, namespace, ledger):
         behind = redis.Redis(port=port, ssl=proxy is stunnel, ssl_cert_reqs="none", ssl_check_hostname=False)
         wait_until(behind.ping, f"{program} passes on")
         behind.close()
-        stores = [stack.enter_context(opened(kind, url, loop, namespace=namespace)) for kind in (SessionStore, AsyncSessionStore)]
+        stores = [
+            stack.enter_context(opened(kind, url, loop, namespace=namespace)) for kind in (SessionStore, AsyncSessionStore)
+        ]
         for store in stores:
             store.set("k", "LIVE")
             fill(store, loop)
