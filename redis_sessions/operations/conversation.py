@@ -15,7 +15,7 @@ from posixpath import commonprefix
 from typing import Any, Final, NamedTuple, Self
 
 from redis_sessions.errors import CorruptValue, InvalidSessionID, InvalidSettings, SessionStoreError, is_away
-from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, Keys, check_session_id, is_session_id
+from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, RECORD_FIELDS, Keys, check_session_id, is_session_id
 from redis_sessions.operations import scripts
 from redis_sessions.operations.command import Command, Op, Script
 from redis_sessions.settings import StoreSettings
@@ -239,12 +239,22 @@ class Operations:
         return _found(key, raw)
 
     def peek(self, key: str) -> Op[Peek | None]:
-        redis_keys = (self.keys.session_id(key), self.keys.record(key))
-        [(raw, pttl_ms, *values)] = yield [Command((int(self.settings.records),), key, scripts.PEEK, redis_keys)]
+        redis_key = self.keys.session_id(key)
+        asked: list[tuple[bytes | str, ...]] = [("GET", redis_key), ("PTTL", redis_key)]
+        if self.settings.records:
+            asked.append(("HMGET", self.keys.record(key), *RECORD_FIELDS))
+        # Not a script: a user that may only read could not run it. Optional, as a record of another type is none.
+        raw, pttl_ms, *records = yield [Command(command, key, optional=True) for command in asked]
+        for reply in (raw, pttl_ms, *records):
+            if isinstance(reply, SessionStoreError) and not (reply in records and isinstance(reply, CorruptValue)):
+                raise reply
         session_id = _found(key, raw)
-        if session_id is None:
+        # Below -1, it expired between the two.
+        if session_id is None or pttl_ms < -1:
             return None
-        return Peek(session_id, pttl_ms if pttl_ms >= 0 else None, Record.read(values) if values else None)
+        read = (Record.read(values) for values in records if isinstance(values, list))
+        record = next((record for record in read if record.session_id == session_id), None)
+        return Peek(session_id, pttl_ms if pttl_ms >= 0 else None, record)
 
     def set(self, key: str, session_id: str) -> Op[None]:
         value = check_session_id(key, session_id)

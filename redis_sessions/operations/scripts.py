@@ -60,43 +60,15 @@ local function now()
 end
 """
 
-# Appends the values of the record's fields. The first is the session ID: a record of another session than `id`, or a key of
-# another type, has no values.
-_VALUES: Final = """
-local function add_values(found, id, key)
-  if id then
-    local values = peek('HMGET', key, FIELDS)
-    if not values.err and values[1] == id then
-      local count = #found
-      for i, value in ipairs(values) do
-        found[count + i] = value and string.sub(value, 1, 40000)
-      end
-    end
-  end
-  return found
-end
-""".replace("FIELDS", ", ".join(f"'{name}'" for name in RECORD_FIELDS))
-
-# KEYS id, record; ARGV 1 if the record is wanted -> {id or nil, PTTL, value of each field or nil}
-# A value too long to be an ID is cut one byte past the longest, also in ACQUIRE.
-PEEK: Final = Script(
-    _PEEK
-    + _VALUES
-    + """
-local id = redis.call('GET', KEYS[1])
-id = id and string.sub(id, 1, 257)
-return add_values({id, redis.call('PTTL', KEYS[1])}, ARGV[1] == '1' and id, KEYS[2])
-"""
-)
-
 # KEYS lease, id, record; ARGV token, lease TTL, grace, 1 if the time is wanted, 1 if the record is wanted
 # -> {1, id or nil, now ms or nil, value of each field or nil} or {0, holder, remaining ms}
 # A lease without a TTL (after PERSIST by hand) gets one, so that it can't block a conversation forever.
-# A value of the wrong type becomes empty, which is not valid. A holder is cut, since it may be any value.
+# The first field is the session ID: a record of another session, or a key of another type, has no fields.
+# A value too long to be an ID is cut one byte past the longest, one of the wrong type becomes empty: neither is valid.
+# A holder is cut too, since it may be any value.
 ACQUIRE: Final = Script(
     _PEEK
     + _NOW
-    + _VALUES
     + """
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
@@ -117,8 +89,17 @@ if type(id) == 'table' then
 elseif id then
   id = string.sub(id, 1, 257)
 end
-return add_values({1, id, ARGV[4] == '1' and string.format('%.0f', now())}, ARGV[5] == '1' and id, KEYS[3])
-"""
+local found = {1, id, ARGV[4] == '1' and string.format('%.0f', now())}
+if id and ARGV[5] == '1' then
+  local values = peek('HMGET', KEYS[3], FIELDS)
+  if not values.err and values[1] == id then
+    for i, value in ipairs(values) do
+      found[i + 3] = value and #value > 40000 and string.sub(value, 1, 40000) or value
+    end
+  end
+end
+return found
+""".replace("FIELDS", ", ".join(f"'{name}'" for name in RECORD_FIELDS))
 )
 
 # KEYS lease; ARGV token, lease TTL. -> 1 if it is ours, even if it has lapsed, as long as nobody else has taken it
