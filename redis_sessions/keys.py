@@ -84,6 +84,7 @@ class Keys:
         self._id_prefix = f"{namespace}:id:{{"
         self._record_prefix = f"{namespace}:record:{{"
         self._lease_prefix = f"{namespace}:lease:{{"
+        self._leased_prefixes = (self._lease_prefix, self._id_prefix, self._record_prefix)
         self._counter_prefix = f"{namespace}:counter:"
         self._settings = f"{namespace}:settings".encode()
         self.prefix: Final = self._id_prefix.encode()
@@ -101,6 +102,11 @@ class Keys:
     def lease(self, key: str) -> bytes:
         """The Redis key of the lease of conversation `key`. Raises InvalidKey, TypeError."""
         return f"{self._lease_prefix}{escape(key)}}}".encode()
+
+    def leased(self, key: str) -> tuple[bytes, ...]:
+        """Lease, session ID and record of conversation `key`. Raises InvalidKey, TypeError."""
+        end = f"{escape(key)}}}"
+        return tuple([f"{prefix}{end}".encode() for prefix in self._leased_prefixes])
 
     def counter(self, name: str) -> bytes:
         """The Redis key of counter `name`, one of COUNTERS."""

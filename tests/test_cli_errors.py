@@ -17,6 +17,7 @@ from tests import test_cli_support
 from tests.test_cli_support import Cli, run
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
+hasty = test_cli_support.hasty
 
 PASSWORD = "s3cret/x"
 MALFORMED = [
@@ -149,6 +150,7 @@ def assert_no_password(result: Any) -> None:
     assert "s3cret" not in result.output
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize(
     "args",
     [
