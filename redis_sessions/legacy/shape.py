@@ -43,7 +43,7 @@ _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,9})?")
 # Text of the form of a session ID that is none: an empty value, a version, a date or a file's name.
 NO_ID: Final = (
     r"(?i:undefined|null|none|nan|true|false|unknown|v?[0-9]{1,5}(?:\.[0-9]{1,5}){1,3}|"
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9:.]+Z?)?|[a-z0-9._:-]{1,200}\.(?:jsonl?|db|sqlite3?|log|txt|toml|ya?ml|md))"
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9:.]{1,15}Z?)?|[a-z0-9._:-]{1,200}\.(?:jsonl?|db|sqlite3?|log|txt|toml|ya?ml|md))"
 )
 _NO_ID = re.compile(NO_ID)
 _AN_ID = re.compile(rf"(?!{NO_ID}\Z){SESSION_ID}")
