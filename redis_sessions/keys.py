@@ -68,6 +68,8 @@ SESSION_ID: Final = "[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
 _SESSION_ID = re.compile(SESSION_ID.encode())
 # Many at once, one a line: a tenth of the time of a match for each.
 _SESSION_IDS = re.compile(rb"(?:%b\n)*" % _SESSION_ID.pattern)
+# Many conversation keys at once, one a line, in which nothing has to be escaped.
+_UNESCAPED = re.compile(r"(?:[^%{}\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}\n)*")
 # A key of printable ASCII with nothing escaped, which belongs to the scheme without a closer look.
 _PLAIN = rb"[^%{}\x00-\x1f\x7f-\xff]{1,512}"
 
@@ -94,6 +96,17 @@ class Keys:
     def session_id(self, key: str) -> bytes:
         """The Redis key that holds the session ID of conversation `key`. Raises InvalidKey, TypeError."""
         return f"{self._id_prefix}{escape(key)}}}".encode()
+
+    def session_ids(self, keys: Sequence[str]) -> list[bytes]:
+        """Same as `session_id` of each, faster where all are short and nothing in them has to be escaped.
+
+        Raises InvalidKey, TypeError.
+        """
+        lines = "\n".join(keys) + "\n"
+        if lines.count("\n") == len(keys) and _UNESCAPED.fullmatch(lines):
+            prefix = self._id_prefix
+            return [f"{prefix}{key}}}".encode() for key in keys]
+        return [self.session_id(key) for key in keys]
 
     def record(self, key: str) -> bytes:
         """The Redis key of the record of conversation `key`'s session. Raises InvalidKey, TypeError."""

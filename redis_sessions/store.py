@@ -16,6 +16,7 @@ from redis_sessions.doctor.findings import ClientFacts, Diagnosis
 from redis_sessions.errors import SessionStoreError
 from redis_sessions.keys import RESUME_FAILURES, check_session_id
 from redis_sessions.legacy.file import Writer, read
+from redis_sessions.legacy.shape import Shape, as_shape
 from redis_sessions.legacy.transfer import ExportResult, ImportResult, export_entries, import_entries
 from redis_sessions.operations.command import Op
 from redis_sessions.operations.conversation import Held, Lease, Operations, Peek, Place
@@ -34,6 +35,17 @@ T = TypeVar("T")
 V = TypeVar("V")
 C = TypeVar("C")
 K = TypeVar("K")
+
+
+def _runtime(agent: str | Agent) -> Agent:
+    from redis_sessions.agents import get_agent  # noqa: PLC0415 - a runtime is read when it is asked for
+
+    return get_agent(agent) if isinstance(agent, str) else agent
+
+
+def _form_of(agent: str | Agent | None) -> Callable[[str], bool] | None:
+    """Whether a text can be a session ID of this runtime."""
+    return None if agent is None else _runtime(agent).can_be
 
 
 class BaseStore(Generic[C]):
@@ -95,9 +107,7 @@ class BaseStore(Generic[C]):
         **options: Any,
     ) -> Request:
         if agent is not None:
-            from redis_sessions.agents import get_agent  # noqa: PLC0415 - a runtime is read when it is asked for
-
-            runtime = get_agent(agent) if isinstance(agent, str) else agent
+            runtime = _runtime(agent)
             judge, accepts = judge or runtime.judge, accepts or runtime.can_be
             options |= {"agent": runtime.sessions_of or runtime.name, "keeps_id": runtime.keeps_id}
             options |= {"bound_to": runtime.bound_to, "once_bound_to": runtime.once_bound_to}
@@ -246,6 +256,8 @@ class SessionStore(BaseStore[SyncClient]):
         self,
         path: str | Path,
         *,
+        shape: Shape | str | None = None,
+        agent: str | Agent | None = None,
         assume_used_at: Literal["mtime"] | int | None = None,
         dry_run: bool = False,
         progress: Progress | None = None,
@@ -256,16 +268,19 @@ class SessionStore(BaseStore[SyncClient]):
 
         Args:
             path: the file.
+            shape: of another tool's file, or the name of a known one, such as "openclaw"; default: that of a sessions.json.
+            agent: the runtime, or its name, whose IDs these are; others are rejected.
             assume_used_at: time of last use of entries that have none: "mtime" for the file's, or milliseconds since 1970;
-                with None they count as expired.
+                with None, bare IDs and records of a sessions.json count as expired, and others are rejected.
             dry_run: write nothing.
             progress: called with the number of entries done and the total.
 
         Raises:
-            LegacyFileError: the file can't be read as a sessions.json; nothing was written.
-            InvalidSettings: `assume_used_at` is not such a time.
+            LegacyFileError: the file can't be read, or has another shape; nothing was written.
+            InvalidSettings: `assume_used_at` is not such a time, or no shape or runtime has that name.
         """
-        return self._run(import_entries(self.settings, read(path), assume_used_at, progress, dry_run=dry_run))
+        legacy, accepts = read(path, as_shape(shape)), _form_of(agent)
+        return self._run(import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
 
     def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json: whole or not at all, mode 0600. `progress` is as for `report`.
@@ -495,6 +510,8 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         self,
         path: str | Path,
         *,
+        shape: Shape | str | None = None,
+        agent: str | Agent | None = None,
         assume_used_at: Literal["mtime"] | int | None = None,
         dry_run: bool = False,
         progress: Progress | None = None,
@@ -503,8 +520,10 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
         The file is read in a thread.
         """
-        entries = await asyncio.to_thread(read, path)
-        return await self._run(import_entries(self.settings, entries, assume_used_at, progress, dry_run=dry_run))
+        legacy, accepts = await asyncio.to_thread(read, path, as_shape(shape)), _form_of(agent)
+        return await self._run(
+            import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run)
+        )
 
     async def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json. Same as SessionStore.export."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -93,10 +92,9 @@ def test_a_broken_legacy_file(cli: Cli, tmp_path: Path, content: str) -> None:
 
 
 def test_rejects_that_cannot_be_written(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "in.json").write_text('{"k": "-"}')
+    (tmp_path / "in.json").write_text('{"k": "ID-1"}')
     result = cli.runner("import", "--json", "--rejects", tmp_path / "nowhere/x", tmp_path / "in.json")
-    assert result.exit_code == exits.USAGE
-    assert json.loads(result.stdout)["rejected"] == 1
+    assert (result.exit_code, result.stdout) == (exits.USAGE, "")
     assert "can't be written" in result.stderr
 
 
