@@ -104,7 +104,7 @@ class LeaseHeld(SessionStoreError):
             if holder is None
             else f"is leased by {holder} for {-(-(remaining_ms or 0) // 1000)} s more"
         )
-        super().__init__(f"conversation {key!r} {what}", key=key, remedy="try later, or wait for it with wait_ms")
+        super().__init__(f"conversation {key!r} {what}", key=key, remedy="try later, or let resume wait for it (wait_ms)")
 
 
 class SessionBusy(SessionStoreError):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from redis_sessions.client.connect import AsyncClient, SyncClient, aconnect, callers_link, connect, link, sentinels
 from redis_sessions.client.execute import Link, arun, run
@@ -24,7 +25,7 @@ from redis_sessions.operations.report import Report, live_session_ids, report
 from redis_sessions.operations.retime import RetimeResult, retime
 from redis_sessions.operations.scan import Progress, Scan, SessionRow, session_rows
 from redis_sessions.resume.flow import resume
-from redis_sessions.resume.runner import LeaseRenewer, adrive, drive
+from redis_sessions.resume.runner import LeaseRenewer, adrive, aleased, drive, leased
 from redis_sessions.resume.turn import Judge, Request, ResumeResult, Turn, judge_by_phrase
 from redis_sessions.settings import StoreSettings
 
@@ -82,6 +83,7 @@ class BaseStore(Generic[C]):
         # Starts no thread before a sync turn runs.
         self._renewer: LeaseRenewer = _renewer or LeaseRenewer(self._run, self.settings.lease_ms)
         self._running: dict[str, Any] = {}
+        self._renewals: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
@@ -92,6 +94,22 @@ class BaseStore(Generic[C]):
     def client(self) -> C:
         """The redis-py client underneath; of a store from a URL, that of this process and event loop."""
         return self._client_of()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._link.address!r}, namespace={self.settings.namespace!r})"
+
+    @contextmanager
+    def _ending(self, lease: Lease) -> Iterator[None]:
+        """Let a step of the block that holds this lease end it: from then on it isn't renewed, unless the step fails."""
+        renewal = self._renewals.get(getattr(lease, "token", ""))
+        if renewal:
+            renewal.end()
+        try:
+            yield
+        except BaseException:
+            if renewal:
+                renewal.over = False
+            raise
 
     def _save_early(self, key: str, session_id: str) -> Op[bool]:
         check_session_id(key, session_id)
@@ -188,6 +206,14 @@ class SessionStore(BaseStore[SyncClient]):
         """
         return self._run(self._ops.acquire(key, token))
 
+    def lease(self, key: str) -> AbstractContextManager[Lease]:
+        """Hold a conversation's lease for a block: `with store.lease(key) as lease: …`, for turns that `resume` doesn't fit.
+
+        The Lease has the live session ID. It is renewed meanwhile, and released at the end unless the block has ended it by
+        `save`, `fail` or `release`. Raises LeaseHeld if another worker has the conversation.
+        """
+        return leased(self._renewer, self._ops, self._renewals, key)
+
     def renew(self, lease: Lease) -> bool:
         """Renew a lease for another `lease_ms`; False if another worker has taken the conversation over."""
         return self._run(self._ops.renew(lease))
@@ -198,7 +224,8 @@ class SessionStore(BaseStore[SyncClient]):
         Raises InvalidSessionID, and NotReplicated if fewer replicas have it than the settings ask for; the lease is released
         then, too.
         """
-        return self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
+        with self._ending(lease):
+            return self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
 
     def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there; False if the lease was taken over."""
@@ -206,11 +233,13 @@ class SessionStore(BaseStore[SyncClient]):
 
     def fail(self, lease: Lease) -> bool:
         """Count an undecided failure of the session that this lease found, and release the lease; False if it was lost."""
-        return self._run(self._ops.fail(lease))
+        with self._ending(lease):
+            return self._run(self._ops.fail(lease))
 
     def release(self, lease: Lease) -> bool:
         """Release a lease without saving; False if it was not held any more."""
-        return self._run(self._ops.release(lease)).mine
+        with self._ending(lease):
+            return self._run(self._ops.release(lease)).mine
 
     def break_lease(self, key: str) -> Held | None:
         """Take the lease away from whoever has the conversation, so that it is free: what was held, None if nothing was.
@@ -454,13 +483,21 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         """Claim a conversation for `lease_ms`. Same as SessionStore.acquire."""
         return await self._run(self._ops.acquire(key, token))
 
+    def lease(self, key: str) -> AbstractAsyncContextManager[Lease]:
+        """Hold a conversation's lease for a block. Same as SessionStore.lease.
+
+        It is an `async with`.
+        """
+        return aleased(self._run, self._ops, self._renewals, key)
+
     async def renew(self, lease: Lease) -> bool:
         """Renew a lease for another `lease_ms`. Same as SessionStore.renew."""
         return await self._run(self._ops.renew(lease))
 
     async def save(self, lease: Lease, session_id: str) -> bool:
         """Save a session ID and release the lease. Same as SessionStore.save."""
-        return await self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
+        with self._ending(lease):
+            return await self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
 
     async def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there. Same as SessionStore.reject."""
@@ -468,11 +505,13 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def fail(self, lease: Lease) -> bool:
         """Count an undecided failure of the session that this lease found. Same as SessionStore.fail."""
-        return await self._run(self._ops.fail(lease))
+        with self._ending(lease):
+            return await self._run(self._ops.fail(lease))
 
     async def release(self, lease: Lease) -> bool:
         """Release a lease without saving. Same as SessionStore.release."""
-        return (await self._run(self._ops.release(lease))).mine
+        with self._ending(lease):
+            return (await self._run(self._ops.release(lease))).mine
 
     async def break_lease(self, key: str) -> Held | None:
         """Take the lease away from whoever has the conversation. Same as SessionStore.break_lease."""
