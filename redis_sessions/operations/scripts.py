@@ -119,8 +119,9 @@ return 0
 # whether it is sent again. -> {1 saved or 0 lost, number of counters that were not incremented}
 # Sent again, it also looks at the ID: the first sending may have released the lease already, and has counted then. Sent once
 # it must not, or a worker that comes late with the same ID that its successor resumed or saved would never learn that it was
-# taken over. `t` counts the saves that end a turn. What this turn did not report is not kept from the one before, but agent
-# and place are.
+# taken over. It writes then, too: WAIT is about the last write of its connection, and says nothing of replicas if there was
+# none. `t` counts the saves that end a turn. What this turn did not report is not kept from the one before, but agent and
+# place are.
 SAVE: Final = Script(
     _PEEK
     + _NOW
@@ -129,6 +130,8 @@ SAVE: Final = Script(
 local id, again = ARGV[2], ARGV[#ARGV]
 if peek('GET', KEYS[1]) ~= ARGV[1] then
   if again == '1' and peek('GET', KEYS[2]) == id then
+    redis.call('PEXPIRE', KEYS[2], ARGV[3])
+    redis.call('PEXPIRE', KEYS[3], ARGV[3])
     return {1, 0}
   end
   return {0, #KEYS - 3}
