@@ -47,7 +47,6 @@ def trips(client, namespace, valkey):
     store.reject(warm)
     store.save(warm, "ID-1")
     store.fail(store.acquire("warm"))
-    store.peek("warm")
     store.release(store.acquire("warm"))
     store.delete("warm", "ID-1")
     list(store.sessions())

@@ -152,7 +152,7 @@ class TestFromJsonFile:
         path = file({"maxTurns": 40, "max_lifetime_ms": 5, "maxContextTokens": 150_000})
         settings = StoreSettings.from_json_file(path, max_turns=None)
         assert (settings.max_turns, settings.max_lifetime_ms, settings.max_context_tokens) == (None, 5, 150_000)
-        with pytest.raises(InvalidSettings, match="agents.json: maxTurns is 0: give a whole number"):
+        with pytest.raises(InvalidSettings, match=r"agents\.json: maxTurns is 0: give a whole number"):
             StoreSettings.from_json_file(file({"maxTurns": 0}))
 
     def test_an_override_takes_precedence(self, file):

@@ -69,7 +69,7 @@ class Send(NamedTuple):
         to_node = {} if command.node is None else {"target_nodes": command.node}
         # Only where a reply holds what others may have written: elsewhere redis-py's cluster client (8.1) can't handle the
         # option. No upstream issue found.
-        undecoded = command.script is not None or command.args[0] == "GET"
+        undecoded = command.script is not None or command.args[0] in ("GET", "HMGET")
         return {NEVER_DECODE: True, **to_node} if undecoded else to_node
 
 

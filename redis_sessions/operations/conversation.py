@@ -229,7 +229,6 @@ class Operations:
         self.counts_in_scripts = counts_in_scripts
         self.keys = Keys(settings.namespace)
         self._lease_ttl_ms = settings.lease_ms + LEASE_GRACE_MS
-        self._fields = RECORD_FIELDS if settings.records else ()
         # When a save is to compare the max age with that of the namespace: from the first on, until that was done.
         self._compare_at_s = 0.0
 
@@ -238,12 +237,22 @@ class Operations:
         return _found(key, raw)
 
     def peek(self, key: str) -> Op[Peek | None]:
-        redis_keys = (self.keys.session_id(key), self.keys.record(key))
-        [(raw, pttl_ms, *values)] = yield [Command(self._fields, key, scripts.PEEK, redis_keys)]
+        redis_key = self.keys.session_id(key)
+        asked: list[tuple[bytes | str, ...]] = [("GET", redis_key), ("PTTL", redis_key)]
+        if self.settings.records:
+            asked.append(("HMGET", self.keys.record(key), *RECORD_FIELDS))
+        # Not a script: a user that may only read could not run it. Optional, as a record of another type is none.
+        raw, pttl_ms, *records = yield [Command(command, key, optional=True) for command in asked]
+        for reply in (raw, pttl_ms, *records):
+            if isinstance(reply, SessionStoreError) and not (reply in records and isinstance(reply, CorruptValue)):
+                raise reply
         session_id = _found(key, raw)
-        if session_id is None:
+        # Below -1, it expired between the two.
+        if session_id is None or pttl_ms < -1:
             return None
-        return Peek(session_id, pttl_ms if pttl_ms >= 0 else None, Record.read(values) if values else None)
+        read = (Record.read(values) for values in records if isinstance(values, list))
+        record = next((record for record in read if record.session_id == session_id), None)
+        return Peek(session_id, pttl_ms if pttl_ms >= 0 else None, record)
 
     def set(self, key: str, session_id: str) -> Op[None]:
         value = check_session_id(key, session_id)
@@ -258,9 +267,8 @@ class Operations:
     def acquire(self, key: str, token: str | None = None) -> Op[Lease | Held]:
         token = token or new_token()
         wants_now = int(self.settings.max_lifetime_ms is not None)
-        [reply] = yield [
-            self._leased(scripts.ACQUIRE, key, token, self._lease_ttl_ms, LEASE_GRACE_MS, wants_now, *self._fields)
-        ]
+        fields = RECORD_FIELDS if self.settings.records else ()
+        [reply] = yield [self._leased(scripts.ACQUIRE, key, token, self._lease_ttl_ms, LEASE_GRACE_MS, wants_now, *fields)]
         if reply[0] == 0:
             return _held(key, reply[1], int(reply[2]))
         _, raw, now_ms, *values = reply

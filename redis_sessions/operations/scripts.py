@@ -59,43 +59,15 @@ local function now()
 end
 """
 
-# Appends the values of the record's fields, which are ARGV[first] and those that follow. The first field is the session ID:
-# a record of another session than `id`, or a key of another type, has no values.
-_VALUES: Final = """
-local function add_values(found, id, key, first)
-  if id and #ARGV >= first then
-    local values = peek('HMGET', key, unpack(ARGV, first))
-    if not values.err and values[1] == id then
-      local count = #found
-      for i, value in ipairs(values) do
-        found[count + i] = value and string.sub(value, 1, 40000)
-      end
-    end
-  end
-  return found
-end
-"""
-
-# KEYS id, record; ARGV fields of the record, ... -> {id or nil, PTTL, value of each field or nil}
-# A value too long to be an ID is cut one byte past the longest, also in ACQUIRE.
-PEEK: Final = Script(
-    _PEEK
-    + _VALUES
-    + """
-local id = redis.call('GET', KEYS[1])
-id = id and string.sub(id, 1, 257)
-return add_values({id, redis.call('PTTL', KEYS[1])}, id, KEYS[2], 1)
-"""
-)
-
 # KEYS lease, id, record; ARGV token, lease TTL, grace, 1 if the time is wanted, fields of the record, ...
 # -> {1, id or nil, now ms or nil, value of each field or nil} or {0, holder, remaining ms}
 # A lease without a TTL (after PERSIST by hand) gets one, so that it can't block a conversation forever.
-# A value of the wrong type becomes empty, which is not valid. A holder is cut, since it may be any value.
+# The first field is the session ID: a record of another session, or a key of another type, has no fields.
+# A value too long to be an ID is cut one byte past the longest, one of the wrong type becomes empty: neither is valid.
+# A holder is cut too, since it may be any value.
 ACQUIRE: Final = Script(
     _PEEK
     + _NOW
-    + _VALUES
     + """
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
@@ -116,7 +88,16 @@ if type(id) == 'table' then
 elseif id then
   id = string.sub(id, 1, 257)
 end
-return add_values({1, id, ARGV[4] == '1' and string.format('%.0f', now())}, id, KEYS[3], 5)
+local found = {1, id, ARGV[4] == '1' and string.format('%.0f', now())}
+if id and #ARGV > 4 then
+  local values = peek('HMGET', KEYS[3], unpack(ARGV, 5))
+  if not values.err and values[1] == id then
+    for i, value in ipairs(values) do
+      found[i + 3] = value and string.sub(value, 1, 40000)
+    end
+  end
+end
+return found
 """
 )
 
