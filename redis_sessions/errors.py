@@ -34,7 +34,18 @@ class InvalidSessionID(SessionStoreError, ValueError):
 
 
 class InvalidSettings(SessionStoreError):
-    """An invalid setting, settings file or URL. The message names the setting, and the file if there is one."""
+    """An invalid setting, settings file or URL. The message names the setting, and the file if there is one.
+
+    Attributes:
+        setting: name of the setting or argument that the message begins with, such as `url`; None if it is about no single
+            one.
+        problem: the message without that name.
+    """
+
+    def __init__(self, problem: str, *, setting: str | None = None, remedy: str | None = None) -> None:
+        self.setting = setting
+        self.problem = problem
+        super().__init__(problem if setting is None else f"{setting} {problem}", remedy=remedy)
 
 
 class LegacyFileError(SessionStoreError):
@@ -84,7 +95,11 @@ class LeaseHeld(SessionStoreError):
     def __init__(self, key: str, *, holder: str | None = None, remaining_ms: int | None = None) -> None:
         self.holder = holder
         self.remaining_ms = remaining_ms
-        what = "was taken over by another worker" if holder is None else f"is leased by {holder} for {remaining_ms} ms more"
+        what = (
+            "was taken over by another worker"
+            if holder is None
+            else f"is leased by {holder} for {-(-(remaining_ms or 0) // 1000)} s more"
+        )
         super().__init__(f"conversation {key!r} {what}", key=key, remedy="try later, or wait for it with wait_ms")
 
 
@@ -123,6 +138,18 @@ class SessionElsewhere(SessionStoreError):
             key=key,
             remedy='run the turn there, or pass on_elsewhere="try"',
         )
+
+
+class NotReplicated(SessionStoreError):
+    """A session ID was saved, but too few replicas confirmed in time that they have it: a failover may lose it.
+
+    Attributes:
+        replicas: how many had it; None if the server did not say.
+    """
+
+    def __init__(self, message: str, *, key: str, replicas: int | None, remedy: str | None) -> None:
+        self.replicas = replicas
+        super().__init__(message, key=key, remedy=remedy)
 
 
 class InexactScan(SessionStoreError):

@@ -62,6 +62,9 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
             given up or rotated.
         scan_count: keys that the server looks at for one page of a scan; default: 1000, which take it about 3 ms.
         batch_size: legacy records written in one round trip; default: 500.
+        replicas: replicas that must have a save before it counts as acknowledged; default: 0, which doesn't wait for any.
+            They are waited for half of `socket_timeout_ms`, in the same round trip. Too few by then: `set` and `save` raise
+            NotReplicated, and the result of `resume` says `replicated=False`; the ID is saved all the same.
         connect_timeout_ms: milliseconds that one connect may take; default: 1000 (1 s).
         socket_timeout_ms: milliseconds that one reply may take; default: 1000 (1 s).
         deadline_ms: milliseconds that one round trip may take, including retries and waiting for a connection;
@@ -85,6 +88,7 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
     records: Annotated[bool, Field(strict=True, description="True or False")] = True
     scan_count: Count = 1_000
     batch_size: Count = 500
+    replicas: Number = 0
     connect_timeout_ms: Milliseconds = 1_000
     socket_timeout_ms: Milliseconds = 1_000
     deadline_ms: Milliseconds = 6_000
@@ -132,8 +136,7 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
                 try:
                     cls(**{setting: value})
                 except InvalidSettings as error:
-                    what = error.message.removeprefix(setting)
-                    raise InvalidSettings(f"{path}: {name}{what}", remedy=error.remedy) from None
+                    raise InvalidSettings(f"{path}: {name} {error.problem}", remedy=error.remedy) from None
                 overrides.setdefault(setting, value)
         return cls(**overrides)
 
@@ -173,9 +176,8 @@ def _explain(error: ValidationError, settings: type[StoreSettings]) -> InvalidSe
     field = fields[name]
     if field.description is None:  # one that a subclass adds
         return InvalidSettings(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-    return InvalidSettings(
-        f"{name} {_describe(first['input'])}", remedy=f"give {field.description}, default: {field.default}"
-    )
+    remedy = f"give {field.description}, default: {field.default}"
+    return InvalidSettings(_describe(first["input"]), setting=name, remedy=remedy)
 
 
 def _describe(given: Any) -> str:

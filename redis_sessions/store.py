@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 from weakref import WeakSet
@@ -41,6 +40,7 @@ class BaseStore(Generic[C]):
     """What both flavors of the store share."""
 
     _awaits: bool
+    _run: Callable[[Op[Any]], Any]
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class BaseStore(Generic[C]):
         *,
         _link: Link | None = None,
         _closed: WeakSet[Any] | None = None,
+        _renewer: LeaseRenewer | None = None,
     ) -> None:
         """A store over your own redis-py client: its own retries apply, to counters too, and what is risky in it is logged.
 
@@ -57,21 +58,23 @@ class BaseStore(Generic[C]):
                 that is safe.
             settings: how the store behaves; default: StoreSettings().
 
-        Raises TypeError for anything else.
+        Raises TypeError for anything else, and InvalidSettings for `replicas` where there can be none: on fakeredis.
         """
         self._shared = client
         self._client_of: Callable[[], C] = client.get if isinstance(client, PerProcess) else lambda: client
         self.settings = _checked(settings)
-        self._link = _link or callers_link(client, awaits=self._awaits)
+        self._link = _link or callers_link(client, self.settings, awaits=self._awaits)
         self._ops = Operations(self.settings, counts_in_scripts=not self._link.cluster)
         # Where it was closed: an async store is closed in each event loop by itself.
         self._closed = WeakSet() if _closed is None else _closed
+        # Starts no thread before a sync turn runs.
+        self._renewer: LeaseRenewer = _renewer or LeaseRenewer(self._run, self.settings.lease_ms)
         self._running: dict[str, Any] = {}
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
         settings = self.settings.model_copy(update={"namespace": namespace})
-        return type(self)(self._shared, settings, _link=self._link, _closed=self._closed)
+        return type(self)(self._shared, settings, _link=self._link, _closed=self._closed, _renewer=self._renewer)
 
     @property
     def client(self) -> C:
@@ -155,8 +158,11 @@ class SessionStore(BaseStore[SyncClient]):
         return self._run(self._ops.peek(key))
 
     def set(self, key: str, session_id: str) -> None:
-        """Save a session ID with a new TTL, even if it is the same ID. Ignores leases. Raises InvalidSessionID."""
-        self._run(self._ops.set(key, session_id))
+        """Save a session ID with a new TTL, even if it is the same ID. Ignores leases.
+
+        Raises InvalidSessionID, and NotReplicated if fewer replicas have it than the settings ask for.
+        """
+        self._run(self._ops.acknowledged(self._ops.set(key, session_id)))
 
     def delete(self, key: str, session_id: str | None = None) -> bool:
         """Delete a conversation's session ID, or only that one; whether this call did (a lost reply may make it False).
@@ -177,8 +183,12 @@ class SessionStore(BaseStore[SyncClient]):
         return self._run(self._ops.renew(lease))
 
     def save(self, lease: Lease, session_id: str) -> bool:
-        """Save a session ID and release the lease; False if it was released or taken over. Raises InvalidSessionID."""
-        return self._run(self._ops.save(lease, session_id)).mine
+        """Save a session ID and release the lease; False if it was released or taken over.
+
+        Raises InvalidSessionID, and NotReplicated if fewer replicas have it than the settings ask for; the lease is released
+        then, too.
+        """
+        return self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
 
     def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there; False if the lease was taken over."""
@@ -352,7 +362,7 @@ class SessionStore(BaseStore[SyncClient]):
         """
         options = {"wait_ms": wait_ms, "lease": lease, "on_outage": on_outage, "place": place, "on_elsewhere": on_elsewhere}
         request = self._request(key, judge, agent, accepts, **options)
-        return drive(self._renewer, resume(self._ops, request), run)
+        return drive(self._ops, self._renewer, resume(self._ops, request), run)
 
     def save_early(self, key: str, session_id: str) -> bool:
         """Save the session ID of a turn that is still running in `resume` on this store: call it from `run`, in any thread.
@@ -365,6 +375,7 @@ class SessionStore(BaseStore[SyncClient]):
     def close(self) -> None:
         """Close the client and its connections. Every later call raises SessionStoreError."""
         self._closed.add(SessionStore)
+        self._renewer.close()
         self.client.close()
 
     def __enter__(self) -> Self:
@@ -372,10 +383,6 @@ class SessionStore(BaseStore[SyncClient]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @cached_property
-    def _renewer(self) -> LeaseRenewer:
-        return LeaseRenewer(self._ops, self._run)
 
     def _run(self, op: Op[T]) -> T:
         self._check_open(SessionStore)
@@ -423,7 +430,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def set(self, key: str, session_id: str) -> None:
         """Save a session ID. Same as SessionStore.set."""
-        await self._run(self._ops.set(key, session_id))
+        await self._run(self._ops.acknowledged(self._ops.set(key, session_id)))
 
     async def delete(self, key: str, session_id: str | None = None) -> bool:
         """Delete a conversation's session ID, or only that one. Same as SessionStore.delete."""
@@ -439,7 +446,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def save(self, lease: Lease, session_id: str) -> bool:
         """Save a session ID and release the lease. Same as SessionStore.save."""
-        return (await self._run(self._ops.save(lease, session_id))).mine
+        return await self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
 
     async def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there. Same as SessionStore.reject."""

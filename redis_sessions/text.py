@@ -7,8 +7,10 @@ from typing import Final
 
 from redis_sessions.errors import InvalidSettings
 
-_UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
+# What the CLI's help and errors show as durations.
+DURATIONS: Final = "500ms, 30s, 90m, 1.5h, 1h30m, 7d or 2w"
+_UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_PART = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,9}))?(ms|s|m|h|d|w)")
 # From how many milliseconds on, which two units are used: 24 h are still hours, as in the settings.
 _SCALE: Final = (
     (2 * 86_400_000, "d", 86_400_000, "h", 3_600_000),
@@ -18,7 +20,7 @@ _SCALE: Final = (
 
 
 def parse_duration_ms(text: str, name: str) -> int:
-    """Milliseconds of a whole number with its unit: `500ms`, `30s`, `90m`, `24h`, `7d`.
+    """Milliseconds of numbers with units, the largest unit first: `500ms`, `30s`, `1.5h`, `1h30m`, `3d 4h`, `2w`.
 
     Args:
         text: the duration.
@@ -26,15 +28,22 @@ def parse_duration_ms(text: str, name: str) -> int:
 
     Raises InvalidSettings, also for a bare number, which could be in any unit.
     """
-    if match := _DURATION.fullmatch(text):
-        return int(match[1]) * _UNITS_MS[match[2]]
-    problem = "has no unit" if text.isascii() and text.isdigit() else "is not a number with a unit"
-    raise InvalidSettings(f"{name} {problem}", remedy="write 500ms, 30s, 90m, 24h or 7d")
+    parts = _PART.findall(text)
+    units_ms = [_UNITS_MS[unit] for *_, unit in parts]
+    if re.fullmatch(rf"{_PART.pattern}( ?{_PART.pattern})*", text) and units_ms == sorted(set(units_ms), reverse=True):
+        # In integers: a float has no exact 0.1.
+        values = [(int(whole + part) * _UNITS_MS[unit], 10 ** len(part)) for whole, part, unit in parts]
+        if all(value % scale == 0 for value, scale in values):
+            return sum(value // scale for value, scale in values)
+        problem = "is not a whole number of milliseconds"
+    else:
+        problem = "has no unit" if text.isascii() and text.isdigit() else "is not a number with a unit"
+    raise InvalidSettings(problem, setting=name, remedy=f"write {DURATIONS}")
 
 
 def exact_duration(milliseconds: int) -> str:
-    """A duration as `parse_duration_ms` reads it, exact, in the largest unit that allows it; a day is `24h`."""
-    fitting = [unit for unit in _UNITS_MS if milliseconds % _UNITS_MS[unit] == 0]
+    """A duration as `parse_duration_ms` reads it, exact, in the largest unit that allows it, up to days; a day is `24h`."""
+    fitting = [unit for unit in _UNITS_MS if unit != "w" and milliseconds % _UNITS_MS[unit] == 0]
     unit = "h" if milliseconds == _UNITS_MS["d"] else fitting[-1]
     return f"{milliseconds // _UNITS_MS[unit]}{unit}"
 

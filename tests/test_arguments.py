@@ -63,7 +63,7 @@ class TestMakingAStore:
 
     def test_from_something_else_than_a_url(self, kind):
         assert refused(lambda: kind.from_url(None), InvalidSettings) == (
-            "the store's URL is None: check that the variable it comes from is set"
+            "url is None: check that the variable it comes from is set"
         )
         says = refused(lambda: kind.from_url(b"redis://:s3cret@h"), InvalidSettings)
         assert "must be a str, not bytes: write redis://" in says

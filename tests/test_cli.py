@@ -11,6 +11,8 @@ from unittest.mock import Mock, call
 
 import pytest
 import typer
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from redis_sessions import text
@@ -86,7 +88,7 @@ def test_list(cli: Cli) -> None:
     cli.plant("k", "id-1", px=DAY_MS // 2)
     cli.plant("forever", "id-2", px=None)
     cli.plant("bad", "--resume me")
-    rows = {row["key"]: row for row in map(json.loads, cli("list", "--json").stdout.splitlines())}
+    rows = {row["key"]: row for row in map(cli.result, cli("list", "--json").stdout.splitlines())}
     assert rows.keys() == {"k", "forever"}
     assert list(rows["k"]) == ["key", "session_id", "idle_ms", "expires_in_ms"]
     assert rows["forever"] == {"key": "forever", "session_id": "id-2", "idle_ms": None, "expires_in_ms": None}
@@ -224,10 +226,58 @@ def test_the_url_variables(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "ms"), [("1ms", 1), ("30s", 30_000), ("90m", 5_400_000), ("24h", DAY_MS), ("7d", 7 * DAY_MS)]
+    ("text", "ms"),
+    [
+        *(("1ms", 1), ("30s", 30_000), ("90m", 5_400_000), ("24h", DAY_MS), ("7d", 7 * DAY_MS), ("2w", 14 * DAY_MS)),
+        *(
+            ("1.5h", 5_400_000),
+            ("0.1s", 100),
+            ("1h30m", 5_400_000),
+            ("3d 4h", 76 * 3_600_000),
+            ("1w1d1h1m1s1ms", 694_861_001),
+        ),
+    ],
 )
 def test_max_ages(cli: Cli, text: str, ms: int) -> None:
     assert cli.json("set", "--max-age", text, "k", "id-1")["expires_in_ms"] == ms
+
+
+@given(st.integers(0, 10**11))
+def test_a_duration_for_people_can_be_given_again(ms: int) -> None:
+    shown_ms = text.parse_duration_ms(text.duration(ms), "it")
+    assert 0 <= ms - shown_ms < max(1_000, ms // 24)
+    assert text.parse_duration_ms(text.exact_duration(ms), "it") == ms
+
+
+def test_common_options_stand_before_the_command_or_after_it(cli: Cli) -> None:
+    cli.plant("k", "id-1")
+    before = run(*cli.options, "get", "k")
+    assert before.stdout == "id-1\n"
+    # The last counts, wherever it stands.
+    assert run("--url", "redis://nowhere:1", "--namespace", "other", "get", *cli.options, "k").stdout == "id-1\n"
+    assert cli.result(run("--json", *cli.options, "get", "k").stdout)["session_id"] == "id-1"
+    assert cli.result(
+        run("--max-age=90m", "--url", cli.url, "set", f"--namespace={cli.namespace}", "--json", "k", "x").stdout
+    )
+    assert 0 <= 90 * 60_000 - cli.pttl_ms("k") < 5_000
+    lines = run(*cli.options, "--namespace", "other", "metrics", "--namespace", "third").stdout
+    assert 'claude_session_resume_failures_total{namespace="other"}' in lines
+    assert 'claude_session_resume_failures_total{namespace="third"}' in lines
+
+
+def test_json_keeps_unicode_and_escapes_what_is_not_printable(cli: Cli) -> None:
+    cli.plant("日本😀\x9b\u202e\udcff".encode("utf-8", "replace").decode(), "id-1")
+    for shown in (cli("list", "--json").stdout, cli("report", "--json", "--namespace", cli.namespace).stdout):
+        assert shown.rstrip("\n").isprintable()
+    [line] = cli("list", "--json").stdout.splitlines()
+    assert '"key": "日本😀\\u009b\\u202e?"' in line
+
+
+def test_the_namespace_of_the_environment_is_that_of_every_command(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_SESSIONS_NAMESPACE", "one two")
+    assert "~one:* ~two:* " in run("acl").stdout
+    shown = run("metrics", "--url", cli.url).stdout
+    assert all(f'redis_sessions_up{{namespace="{name}"}} 1.0' in shown for name in ("one", "two"))
 
 
 def test_demo_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,15 @@ MALFORMED = [
 ARGUMENTS: list[list[str]] = [
     *(["get"], ["get", ""], ["get", "k" * 513], ["get", "k", "more"], ["get", "\udcff"], ["get", "--frob", "k"]),
     *(["set", "k"], ["set", "k", ""], ["set", "k", "two words"], ["set", "k", "x" * 257], ["delete", "k", "two words"]),
-    *(["get", "--max-age", age, "k"] for age in ("90", "", "h", "1.5h", "-1h", "0s", "1w", "٣h", "9999999d", "1 h")),
+    *(
+        ["list", "--max-age", age]
+        for age in ("90", "", "h", "1.5ms", "-1h", "0s", "1y", "٣h", "9999999d", "1 h", "1.h", ".5h")
+    ),
+    *(["list", "--max-age", age] for age in ("30m1h", "1h1h", "1h  30m", "1h,30m", "1h30")),
+    *([command, "--max-age", "1h", "k"] for command in ("get", "delete", "failures")),
+    *(["--max-age", "1h", "get", "k"], ["--json", "docs"], ["--url", "redis://h", "agents"]),
     *(["get", "--namespace", namespace, "k"] for namespace in ("", "a b", "a*", "x" * 129)),
-    *(["get", "--config", "/nowhere/agents.json", "k"], ["import"], ["import", "/nowhere.json"], ["export", "/nowhere/x"]),
+    *(["list", "--config", "/nowhere/agents.json"], ["import"], ["import", "/nowhere.json"], ["export", "/nowhere/x"]),
     *(
         ["import", "--assume-used-at", when, "/dev/null"]
         for when in ("1732250000", "-5", "0", "yesterday", "1900-01-01", "")
@@ -73,7 +79,9 @@ def test_bad_input(args: list[str]) -> None:
 def test_a_broken_config_file(tmp_path: Path, content: str) -> None:
     config = tmp_path / "agents.json"
     config.write_bytes(os.fsencode(content))
-    assert str(config) in run("get", "--config", config, "k", code=exits.USAGE).stderr
+    assert f"--config: {config}" in run("list", "--config", config, code=exits.USAGE).stderr
+    named = run("list", env={"REDIS_SESSIONS_CONFIG": str(config)}, code=exits.USAGE).stderr
+    assert named.startswith(f"redis-sessions: REDIS_SESSIONS_CONFIG: {config}")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": "b",}', '"x"', "\udcff"])
@@ -104,12 +112,37 @@ def test_no_password_of_a_url_in_a_wrong_place_is_shown(template: str) -> None:
     for args in (
         ["get", "k", malformed],
         ["get", f"--urll={malformed}", "k"],
-        ["get", "--max-age", malformed, "k"],
+        ["list", "--max-age", malformed],
         ["get", "--namespace", malformed, "k"],
         ["import", "--assume-used-at", malformed, "/dev/null"],
         ["--url", malformed, "get", "k"],
     ):
         assert_no_password(run(*args, code=exits.USAGE))
+
+
+@pytest.mark.parametrize(
+    ("variable", "given", "command", "option"),
+    [
+        ("REDIS_SESSIONS_URL", "rdis://h", ["get", "k"], "--url"),
+        ("REDIS_URL", "http://h", ["get", "k"], "--url"),
+        ("REDIS_SESSIONS_NAMESPACE", "a*", ["get", "k"], "--namespace"),
+        ("REDIS_SESSIONS_NAMESPACE", "a*", ["metrics"], "--namespace"),
+        ("REDIS_SESSIONS_NAMESPACE", "a*", ["acl"], "--namespace"),
+        ("REDIS_SESSIONS_MAX_AGE", "90", ["list"], "--max-age"),
+        ("REDIS_SESSIONS_MAX_AGE", "0s", ["list"], "--max-age"),
+    ],
+)
+def test_an_error_names_the_option_or_the_variable(variable: str, given: str, command: list[str], option: str) -> None:
+    text = run(*command, option, given, env={variable: "unused"}, code=exits.USAGE).stderr
+    assert text.startswith(f"redis-sessions: {option} ")
+    assert run(*command, env={variable: given}, code=exits.USAGE).stderr == text.replace(option, variable, 1)
+    assert run(option, given, *command, code=exits.USAGE).stderr == text
+
+
+def test_the_variable_that_names_a_server_that_is_away() -> None:
+    unused = {"REDIS_SESSIONS_URL": "", "REDIS_URL": "unix:///nowhere/sock"}
+    assert run("get", "k", env=unused, code=exits.UNREACHABLE).stderr.endswith("; REDIS_URL names this server\n")
+    assert "names this" not in run("get", "k", "--url", "unix:///nowhere/sock", env=unused, code=exits.UNREACHABLE).stderr
 
 
 def assert_no_password(result: Any) -> None:
@@ -198,9 +231,13 @@ def test_a_file_without_a_password_is_refused(tmp_path: Path, content: bytes | N
     file = tmp_path / "password"
     if content is not None:
         file.write_bytes(content)
-    result = run("get", "k", "--url", "redis://user@127.0.0.1:1/0", "--password-file", file, code=exits.USAGE)
-    assert "REDIS_SESSIONS_PASSWORD_FILE" in result.stderr
-    assert_no_password(result)
+    for options, variables, named in (
+        (["--password-file", file], {}, "--password-file"),
+        ([], {"REDIS_SESSIONS_PASSWORD_FILE": str(file)}, "REDIS_SESSIONS_PASSWORD_FILE"),
+    ):
+        result = run("get", "k", "--url", "redis://user@127.0.0.1:1/0", *options, env=variables, code=exits.USAGE)
+        assert result.stderr.startswith(f"redis-sessions: {named}: {file} ")
+        assert_no_password(result)
 
 
 def test_a_second_password_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -91,6 +92,7 @@ def test_printed_once(cli: Cli) -> None:
     assert f'claude_session_resume_failures_total{{namespace="{cli.namespace}"}} 1.0\n' in shown
     assert f'redis_sessions_live_sessions{{namespace="{cli.namespace}"}} 1.0\n' in shown
     samples = [json.loads(line) for line in cli("metrics", "--json").stdout.splitlines()]
+    assert all(abs(sample.pop("at_ms") - time.time() * 1000) < 60_000 for sample in samples)
     assert {"name": "redis_sessions_up", "labels": {"namespace": cli.namespace}, "value": 1} in samples
 
 

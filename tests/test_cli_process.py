@@ -20,8 +20,11 @@ from typing import Any
 
 import pytest
 import redis
+from rich.cells import cell_len
 
 from redis_sessions.cli import exit_codes as exits
+from redis_sessions.cli import tables
+from redis_sessions.operations.scan import SessionRow
 from tests import test_cli_support
 from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, spawn
 
@@ -77,23 +80,27 @@ def test_a_reader_that_stops_early(cli: Cli) -> None:
     for number in range(2_000):
         pipe.set(cli.keys.session_id(f"{number}/{'x' * 400}"), "id-1", px=DAY_MS)
     pipe.execute()
-    for options in ([], ["--json"]):
-        process = spawn("list", *cli.options, *options)
+    for command in (["list"], ["list", "--json"], ["export", "-"]):
+        process = spawn(*command, *cli.options)
         assert process.stdout is not None
         assert process.stdout.readline()
         process.stdout.close()
         process.stdout = None
-        assert finish(process) == (exits.PARTLY, "", "")
+        assert finish(process) == (exits.DONE, "", "")
 
 
-@pytest.mark.parametrize("args", [["get", "k"], ["list"], ["report"], ["failures"], ["--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "args",
+    [["get", "k"], ["list"], ["report"], ["report", "--json"], ["export", "-"], ["failures"], ["--help"], ["--version"]],
+)
 def test_a_closed_pipe(cli: Cli, args: list[str]) -> None:
     cli.plant("k")
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as broken:
         process = spawn(*args, *([] if args[0].startswith("-") else cli.options), stdout=broken)
-        assert finish(process) == (exits.PARTLY, "", "")
+        code, _, err = finish(process)
+        assert (code, err.replace("redis-sessions: exported 1 session\n", "")) == (exits.DONE, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
@@ -164,6 +171,50 @@ def test_a_table_at_a_terminal(cli: Cli) -> None:
     assert "\x07" not in shown
     assert all(len(line) <= COLUMNS for line in lines)
     assert "".join(lines).count("x") > 120
+
+
+def test_a_long_key_does_not_widen_what_follows_the_table(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [SessionRow(f"k{number}", "id-1", 1_000, 2_000, 0) for number in range(tables.ROWS_IN_TABLE)]
+    printed: list[str] = []
+    monkeypatch.setattr(tables, "is_terminal", lambda _: True)
+    monkeypatch.setattr(tables, "put", printed.append)
+    monkeypatch.setenv("COLUMNS", str(COLUMNS))
+    tables.show_sessions([*rows, SessionRow("日本" * 40, "x" * 256, 1_000, 2_000, 0), rows[0]])
+    width = max(map(cell_len, printed))
+    assert width == cell_len(printed[-1]) <= COLUMNS
+    assert sum(line.count("日本") for line in printed) == 40
+    assert sum(line.count("x") for line in printed) == 256
+    assert [line.split()[-2:] for line in printed if line.endswith("2s")] == [["1s", "2s"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["agents", "cla"], {"claude", "claude-agent-sdk"}),
+        (["doctor", "--agent", "cod"], {"codex"}),
+        (["--url", "redis://h", "docs", "spe"], {"speed"}),
+        (["run", "k", "--agent", "gem"], {"gemini"}),
+        (["get", "--name"], {"--namespace"}),
+        (["re"], {"report", "retime"}),
+    ],
+)
+def test_completion_in_bash(tmp_path: Path, words: list[str], expected: set[str]) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "redis-sessions").write_text(f'#!/bin/sh\nexec {sys.executable} -m redis_sessions "$@"\n')
+    (programs / "redis-sessions").chmod(0o755)
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    typed = " ".join(f"'{word}'" for word in ["redis-sessions", *words])
+    script = f"""
+eval "$(redis-sessions --show-completion bash)"
+COMP_WORDS=({typed}); COMP_CWORD={len(words)}
+_redis_sessions_completion redis-sessions
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert (set(done.stdout.split()), done.stderr) == (expected, "")
 
 
 def test_a_list_longer_than_a_table_keeps_its_columns(cli: Cli) -> None:
@@ -270,6 +321,27 @@ def test_serve_on_a_socket_in_the_default_directory(tmp_path: Path) -> None:
     home = {"XDG_DATA_HOME": "relative", "HOME": str(tmp_path)}
     with serving("--socket", tmp_path / "s.sock", env=home) as (_, client):
         assert (tmp_path / ".local/share/redis-sessions").is_dir()
+
+
+def test_serve_with_users_leaves_the_doctor_nothing_to_say(tmp_path: Path) -> None:
+    password = "s3cret-random-enough"
+    code, lines, _ = finish(spawn("acl", env={"REDIS_SESSIONS_ADMIN_PASSWORD": password}))
+    assert code == exits.DONE
+    (tmp_path / "users.acl").write_text(
+        re.sub("^(user admin .*)", r"\1 +config|get +acl|getuser", lines, flags=re.MULTILINE)
+    )
+    words = ("--dir", tmp_path / "data", "--port", "0", "--acl", tmp_path / "users.acl", "--appendfsync", "everysec")
+    with serving(*words) as (_, client):
+        with pytest.raises(redis.AuthenticationError):
+            client.ping()
+        port = client.connection_pool.connection_kwargs["port"]
+        code, out, _ = finish(spawn("doctor", "--url", f"redis://admin:{password}@127.0.0.1:{port}/0"))
+        assert (code, out.splitlines()[-1]) == (exits.DONE, "0 broken, 0 warnings, 0 unknown, 22 ok")
+        assert re.search("ok +appendfsync +everysec", out)
+    (tmp_path / "users.acl").write_text("user x nonsense\n")
+    code, _, err = finish(spawn("serve", *words))
+    assert code == exits.USAGE
+    assert "ACL errors" in err
 
 
 def test_serve_on_a_port_in_use(tmp_path: Path, url: str) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ EVIL_KEYS = [
     "日本語/レビュー#7",
     "back\\slash",
 ]
-PROGRAM = [sys.executable, "-m", "redis_sessions.cli"]
+PROGRAM = [sys.executable, "-m", "redis_sessions"]
 
 
 class Cli:
@@ -62,7 +63,14 @@ class Cli:
         return CliRunner().invoke(app, [command, *self.options, *map(str, args)])
 
     def json(self, command: str, *args: str | Path, code: int = 0) -> Any:
-        return json.loads(self(command, "--json", *args, code=code).stdout)
+        return self.result(self(command, "--json", *args, code=code).stdout)
+
+    def result(self, line: str) -> Any:
+        """A line of JSON without the namespace and the time that each has."""
+        result = json.loads(line)
+        assert result.pop("namespace") == self.namespace
+        assert abs(result.pop("at_ms") - time.time() * 1000) < 60_000
+        return result
 
     def plant(self, key: str, value: str = "id-1", **options: Any) -> None:
         self.raw.set(self.keys.session_id(key), value, **{"px": DAY_MS} | options)

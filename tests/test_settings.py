@@ -25,7 +25,7 @@ def test_they_are_immutable_and_each_name_says_its_unit():
     assert settings == StoreSettings()
     assert all(
         name.endswith("_ms")
-        or name in {"namespace", "scan_count", "batch_size", "max_connections", "give_up_after", "records"}
+        or name in {"namespace", "scan_count", "batch_size", "max_connections", "give_up_after", "records", "replicas"}
         or name in {"max_turns", "max_context_tokens"}
         for name in StoreSettings.model_fields
     )

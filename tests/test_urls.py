@@ -52,7 +52,7 @@ BAD = [
 @pytest.mark.parametrize("url", BAD)
 def test_invalid_urls_are_refused(url):
     for kind in (SessionStore, AsyncSessionStore):
-        with pytest.raises(InvalidSettings, match="the store's URL"):
+        with pytest.raises(InvalidSettings, match=r"^url "):
             kind.from_url(url)
 
 

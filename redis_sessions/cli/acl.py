@@ -13,7 +13,7 @@ import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
-from redis_sessions.cli.options import value
+from redis_sessions.cli.options import NAMESPACE_VARIABLE, value
 from redis_sessions.errors import FileNotWritten
 
 # An environment variable, not an option: other users can read a command line.
@@ -35,9 +35,13 @@ def acl(
             "NAME",
             "First part of every key; the users can't read others. Repeat it to grant each user several namespaces, as an "
             "exporter of several needs. Default: sessions.",
+            envvar=NAMESPACE_VARIABLE,
         ),
     ] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="For the nodes of a cluster.")] = False,
+    replicas: Annotated[
+        bool, typer.Option("--replicas", help="Grant WAIT too, for stores whose saves wait for replicas.")
+    ] = False,
     redis_6: Annotated[bool, typer.Option("--redis-6", help="For Redis 6.2, which has no read-only key patterns.")] = False,
     generate: Annotated[
         Path | None,
@@ -65,7 +69,9 @@ def acl(
     from redis_sessions.operations.acl import USERS, acl_lines
 
     def lines(hashes: Mapping[str, str]) -> list[str]:
-        return acl_lines(namespace or "sessions", password_hashes=hashes, cluster=cluster, read_only_keys=not redis_6)
+        return acl_lines(
+            namespace or "sessions", password_hashes=hashes, cluster=cluster, read_only_keys=not redis_6, replicas=replicas
+        )
 
     if generate is not None:
         for file in _generate(generate, USERS, lines):

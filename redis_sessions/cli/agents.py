@@ -8,13 +8,13 @@ import typer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
-from redis_sessions.cli.options import Json, register_users_runtimes
+from redis_sessions.cli.options import Json, names_of_runtimes, register_users_runtimes
 from redis_sessions.errors import InvalidSettings
 
 if TYPE_CHECKING:
     from redis_sessions.agents import Agent
 
-Name = Annotated[str | None, typer.Argument(metavar="NAME", help="Show one in full.")]
+Name = Annotated[str | None, typer.Argument(metavar="NAME", help="Show one in full.", autocompletion=names_of_runtimes)]
 Toml = Annotated[bool, typer.Option("--toml", help="Print its TOML file, to start one of your own from.")]
 
 

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from redis_sessions.cli import acl, agents, conversations, docs, doctor, metrics, report, serve, transfer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
-from redis_sessions.cli.options import Json, value
+from redis_sessions.cli.options import CliCommand, Json, Options, given_words, value, with_common
 from redis_sessions.cli.run import command as run
 from redis_sessions.cli.signals import until_asked_to_stop
 
@@ -22,12 +22,20 @@ _SETTINGS: Final = {"help_option_names": ["-h", "--help"]}
 
 
 class Program(TyperGroup):
-    """The group of all commands. It ends in an exit code, and in a traceback only for a bug."""
+    """The group of all commands. It ends in an exit code, and in a traceback only for a bug.
+
+    Common options may stand before the command's name: they are passed on to it, before its own, so that the last one counts
+    and one that means nothing to it is refused.
+    """
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Parse, run and exit. A command returns its exit code, or None for DONE."""
         options |= {"prog_name": NAME, "standalone_mode": False}
         sys.exit(exits.guarded(lambda: super(Program, self).main(*args, **options)))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command, [*given_words(ctx), *rest]
 
 
 def _exit_codes(own: Mapping[int, str]) -> str:
@@ -41,7 +49,6 @@ def _exit_codes(own: Mapping[int, str]) -> str:
 
 app = typer.Typer(
     cls=Program,
-    add_completion=False,
     context_settings=_SETTINGS,
     epilog=_exit_codes({exits.PARTLY: "not found, or done in part"}),
     invoke_without_command=True,
@@ -51,15 +58,16 @@ app = typer.Typer(
 )
 
 
-@app.callback()
 def program(
     context: typer.Context,
     *,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    **_: Any,
 ) -> None:
     """Session IDs of agents' conversations, kept in Redis for many workers.
 
-    An ID that was not used for the max age (default: 24h) expires. Every command takes --help.
+    An ID that was not used for the max age (default: 24h) expires. Every command takes --help. The options that commands
+    share may stand before or after the command's name; if one is given twice, the last counts.
     """
     if version:
         show.put(f"{NAME} {_version()}")
@@ -67,6 +75,10 @@ def program(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(exits.USAGE)
+
+
+_own = [parameter for name, parameter in inspect.signature(program).parameters.items() if name != "_"]
+app.callback()(with_common(program, _own, Options.__dataclass_fields__))
 
 
 def _version() -> str:
@@ -108,7 +120,10 @@ def demo(
     if asked:
         show.complain("the demo was stopped; nothing of it is left")
         return 128 + asked[0]
-    show.put_result(figures._asdict(), lambda: view.show(figures), as_json=as_json)
+    if as_json:
+        show.put_json(figures._asdict())
+    else:
+        view.show(figures)
     return exits.DONE if figures.all_ran_once else exits.PARTLY
 
 
@@ -137,7 +152,7 @@ _COMMANDS: Final[tuple[tuple[str, Callable[..., int], Mapping[int, str]], ...]] 
 for _name, _command, _codes in _COMMANDS:
     app.command(
         _name,
-        cls=run.RunCommand if _command is run.run else None,
+        cls=run.RunCommand if _command is run.run else CliCommand,
         help=(inspect.getdoc(_command) or "").replace("\nExamples:\n", f"\n{_UNWRAPPED}Examples:\n"),
         epilog=_exit_codes(_codes),
         context_settings=_SETTINGS,

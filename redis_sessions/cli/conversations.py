@@ -1,5 +1,6 @@
 """The commands on single conversations and on all of them: get, set, delete, list and failures."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
-from redis_sessions.cli.options import Key, Options, on_a_store
+from redis_sessions.cli.options import MAX_AGE_OPTIONS, Key, Options, on_a_store
 from redis_sessions.errors import InvalidSessionID
 from redis_sessions.text import duration
 
@@ -16,7 +17,7 @@ SameID = Annotated[str | None, typer.Argument(metavar="ID", help="Delete only if
 Increment = Annotated[bool, typer.Option("--increment", help="Add one first, then print.")]
 
 
-@on_a_store
+@partial(on_a_store, but=MAX_AGE_OPTIONS)
 def get(at: Options, key: Key) -> int:
     """Print the live session ID of a conversation.
 
@@ -64,7 +65,7 @@ def set_(at: Options, key: Key, session_id: SessionID) -> int:
     return exits.DONE
 
 
-@on_a_store
+@partial(on_a_store, but=MAX_AGE_OPTIONS)
 def delete(at: Options, key: Key, session_id: SameID = None) -> int:
     """Delete the session ID of a conversation.
 
@@ -76,8 +77,7 @@ def delete(at: Options, key: Key, session_id: SameID = None) -> int:
     """
     with at.store() as store:
         deleted = store.delete(key, session_id)
-    if at.as_json:
-        show.put_json({"key": key, "deleted": deleted})
+    at.put_result({"key": key, "deleted": deleted}, lambda: None)
     if deleted:
         return exits.DONE
     why = "has no live session ID" if session_id is None else "has another session ID, or none"
@@ -90,9 +90,9 @@ def list_(at: Options) -> int:
     """List the live sessions.
 
     At a terminal, as a table. In a pipe or file, a line each of key, session ID, and milliseconds idle and until expiry,
-    separated by tabs, with "-" for unknown or never. With --json, an object each. What is not printable in a key is escaped,
-    and exact only in JSON. The order is arbitrary, and a session may come twice. Idle times depend on the max age: give the
-    one that the sessions were set with.
+    separated by tabs, with "-" for unknown or never. With --json, an object each, with the time at which that was so. What
+    is not printable in a key is escaped, and exact only in JSON. The order is arbitrary, and a session may come twice. Idle
+    times depend on the max age: give the one that the sessions were set with.
 
     Examples:
       redis-sessions list
@@ -101,13 +101,13 @@ def list_(at: Options) -> int:
     """
     with at.store() as store:
         if at.as_json:
-            show.put_sessions(store.sessions())
+            show.put_sessions(store.sessions(), store.settings.namespace)
         else:
             tables.show_sessions(store.sessions())
     return exits.DONE
 
 
-@on_a_store
+@partial(on_a_store, but=MAX_AGE_OPTIONS)
 def failures(at: Options, *, increment: Increment = False) -> int:
     """Print how many resumes the agents have refused.
 

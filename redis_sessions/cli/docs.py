@@ -15,7 +15,15 @@ INDEX: Final = "index"
 _SUFFIX: Final = ".md"
 _LINK = re.compile(r"\]\(([a-z]+)\.md\)")
 
-Page = Annotated[str | None, typer.Argument(metavar="PAGE", help="Name of a page. Default: list the pages.")]
+
+def pages(incomplete: str) -> list[str]:
+    """Names of pages that begin so, for shell completion."""
+    return [name for name in manual() if name.startswith(incomplete)]
+
+
+Page = Annotated[
+    str | None, typer.Argument(metavar="PAGE", help="Name of a page. Default: list the pages.", autocompletion=pages)
+]
 
 
 def docs(page: Page = None) -> int:
@@ -29,15 +37,15 @@ def docs(page: Page = None) -> int:
       redis-sessions docs agents
       redis-sessions docs troubleshooting | less
     """
-    pages = manual()
+    texts = manual()
     if page is None:
-        width = max(map(len, pages))
-        for name, content in pages.items():
+        width = max(map(len, texts))
+        for name, content in texts.items():
             show.put(f"{name:<{width}}  {content.splitlines()[0].removeprefix('# ')}")
         return exits.DONE
-    text = pages.get(page.removesuffix(_SUFFIX))
+    text = texts.get(page.removesuffix(_SUFFIX))
     if text is None:
-        raise InvalidSettings(f"the manual has no page {page[:40]!r}", remedy=f"name one of {', '.join(pages)}")
+        raise InvalidSettings(f"the manual has no page {page[:40]!r}", remedy=f"name one of {', '.join(texts)}")
     if show.is_terminal(sys.stdout):
         _display(text)
     else:

@@ -7,7 +7,7 @@ import typer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
-from redis_sessions.cli.options import Options, on_a_store, register_users_runtimes, value
+from redis_sessions.cli.options import Options, names_of_runtimes, on_a_store, register_users_runtimes, value
 from redis_sessions.text import count
 
 if TYPE_CHECKING:
@@ -17,7 +17,12 @@ _STYLES: Final = {"ok": "green", "unknown": "cyan", "warning": "yellow", "broken
 
 Agent = Annotated[
     str | None,
-    value("--agent", "NAME", "The agent whose sessions these are, to check the max age: claude, gemini, agentcore, …"),
+    value(
+        "--agent",
+        "NAME",
+        "The agent whose sessions these are, to check the max age: claude, gemini, agentcore, …",
+        autocompletion=names_of_runtimes,
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; show how many would change.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 unless every check is ok.")]

@@ -29,21 +29,26 @@ _URL = re.compile(r"://\S+")
 
 def guarded(program: Callable[[], int | None]) -> int:
     """Run a program and return its exit code; None is DONE, and an expected error is reported in one line on stderr."""
+    code = DONE
     try:
         try:
             code = program() or DONE
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
         except errors.SessionStoreError as error:
-            complain(str(error))
+            complain("; ".join((str(error), *getattr(error, "__notes__", ()))))
             code = code_of(error)
         except _BadUsage as error:
             complain(_usage_text(error))
             code = USAGE
+        except SystemExit as error:
+            if not isinstance(error.__context__, BrokenPipeError):
+                raise
+            raise error.__context__ from None  # typer's answer to it would be exit code 1
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        return _output_lost(error)
+        return _output_lost(error, code)
     return code
 
 
@@ -65,11 +70,12 @@ def _usage_text(error: Any) -> str:
     return f"{text} (see {path} --help)"
 
 
-def _output_lost(error: OSError) -> int:
+def _output_lost(error: OSError, code: int) -> int:
+    """The exit code if stdout can't be written: the program's own if its reader, such as `head`, has read enough."""
     # Otherwise the interpreter tries again when it exits, prints a traceback, and exits with 120.
     with contextlib.suppress(OSError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    # A reader such as `head` that has read enough is not a failure to report.
-    if error.errno != errno.EPIPE:
-        complain(f"the output can't be written ({error.strerror or type(error).__name__})")
+    if error.errno == errno.EPIPE:
+        return code
+    complain(f"the output can't be written ({error.strerror or type(error).__name__})")
     return PARTLY

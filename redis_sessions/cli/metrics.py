@@ -1,6 +1,7 @@
 """`metrics`: print what Prometheus scrapes, or serve it with a page for people; or print alert rules or a dashboard."""
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
-from redis_sessions.cli.options import Options, on_a_store, value
+from redis_sessions.cli.options import NAMESPACE_VARIABLE, Options, on_a_store, value
 from redis_sessions.cli.signals import until_asked_to_stop
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.text import parse_duration_ms
@@ -36,7 +37,12 @@ Listen = Annotated[
 ScanMaxAge = Annotated[str, value("--scan-max-age", "TIME", "With --listen: scan the keys again if the last scan is older.")]
 Namespaces = Annotated[
     list[str] | None,
-    value("--namespace", "NAME", "First part of every key; repeat it to export several. Default: sessions."),
+    value(
+        "--namespace",
+        "NAME",
+        "First part of every key; repeat it to export several. Default: sessions.",
+        envvar=NAMESPACE_VARIABLE,
+    ),
 ]
 ShowKeys = Annotated[
     bool, typer.Option("--show-keys", help="With --listen on loopback: show conversation keys on the page.")
@@ -103,9 +109,10 @@ def _print_once(at: Options, namespaces: list[str] | None) -> int:
     with _stores(at, namespaces) as stores:
         snapshot = Snapshot(*stores)
     if at.as_json:
+        at_ms = round(time.time() * 1000)
         for family in snapshot.collect():
             for name, labels, value, *_ in family.samples:
-                show.put_json({"name": name, "labels": labels, "value": value})
+                show.put_json({"at_ms": at_ms, "name": name, "labels": labels, "value": value})
     else:
         show.put(snapshot.text().rstrip("\n"))
     # The stores share a server, and so most often the problem.

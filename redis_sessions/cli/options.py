@@ -1,18 +1,21 @@
-"""The options that every command on a store has, defined once, and the store that they lead to."""
+"""The options that every command on a store has, defined once, the store that they lead to, and how errors name them."""
 
 import functools
 import inspect
 import os
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final
 
 import typer
+from typer.core import TyperCommand
 
 from redis_sessions.cli import output as show
 from redis_sessions.client.url import PASSWORD_FILE_VARIABLE, read_password
-from redis_sessions.text import parse_duration_ms
+from redis_sessions.errors import InvalidSettings, StoreUnavailable
+from redis_sessions.text import DURATIONS, parse_duration_ms
 
 if TYPE_CHECKING:
     from redis_sessions.settings import StoreSettings
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
 
 DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
 URL_VARIABLES: Final = ("REDIS_SESSIONS_URL", "REDIS_URL")
+NAMESPACE_VARIABLE: Final = "REDIS_SESSIONS_NAMESPACE"
 AGENTS_VARIABLE: Final = "REDIS_SESSIONS_AGENTS"
+# The common options that a command without a use for the max age leaves out.
+MAX_AGE_OPTIONS: Final = ("max_age", "config")
 
 
 def value(name: str, metavar: str, text: str, **more: Any) -> Any:
@@ -36,7 +42,7 @@ URL: Final = (
 )
 PASSWORD: Final = "File with the password of the URL's user, if the URL has none."  # noqa: S105 - a help text
 NAMESPACE: Final = "First part of every key. Workers that don't share host, home and agent use separate ones."
-MAX_AGE: Final = "How long an ID may stay unused: 500ms, 30s, 90m, 24h, 7d."
+MAX_AGE: Final = f"How long an ID may stay unused: {DURATIONS}."
 CONFIG: Final = "JSON file with session_max_age_ms (or sessionMaxAgeMs) at its top level."
 
 
@@ -48,7 +54,7 @@ class Options:
     password_file: Annotated[Path | None, value("--password-file", "FILE", PASSWORD, envvar=PASSWORD_FILE_VARIABLE)] = None
     namespace: Annotated[
         str | None,
-        value("--namespace", "NAME", NAMESPACE, envvar="REDIS_SESSIONS_NAMESPACE", show_default="sessions"),
+        value("--namespace", "NAME", NAMESPACE, envvar=NAMESPACE_VARIABLE, show_default="sessions"),
     ] = None
     max_age: Annotated[
         str | None,
@@ -66,14 +72,27 @@ class Options:
             given["session_max_age_ms"] = parse_duration_ms(self.max_age, "--max-age")
         if self.config is None:
             return StoreSettings(**given)
-        settings = StoreSettings.from_json_file(self.config, **given)
+        try:
+            settings = StoreSettings.from_json_file(self.config, **given)
+        except InvalidSettings as error:
+            raise InvalidSettings(error.problem, setting=error.setting or "config", remedy=error.remedy) from None
         if "session_max_age_ms" not in settings.model_fields_set:
             show.complain(f"{self.config} has no session_max_age_ms at its top level: the max age is 24h")
         return settings
 
+    def put_json(self, result: Any) -> None:
+        """Write a result as a line of JSON, with the namespace that it is about and the time by this machine's clock."""
+        values = result.model_dump(mode="json") if hasattr(result, "model_dump") else result
+        show.put_json({"namespace": self.namespace or "sessions", "at_ms": round(time.time() * 1000)} | values, flush=True)
+
     def put_result(self, result: Any, shown: Callable[[], object]) -> None:
-        """Same as the function in output."""
-        show.put_result(result, shown, as_json=self.as_json)
+        """Write a result as JSON, or let `shown` write it for people; say if a scan behind it may have missed keys."""
+        if self.as_json:
+            self.put_json(result)
+        else:
+            shown()
+        if getattr(result, "approximate", False):
+            show.complain(show.APPROXIMATE)
 
     def store(self, **changed: Any) -> "SessionStore":
         """The store, for use in a `with`, with some settings changed; it connects at its first operation.
@@ -95,6 +114,63 @@ def register_users_runtimes() -> None:
         register_directory(directory)
 
 
+def names_of_runtimes(incomplete: str) -> list[str]:
+    """Names of the known runtimes that begin so, for shell completion."""
+    from redis_sessions.agents import known_agents
+
+    register_users_runtimes()
+    return [agent.name for agent in known_agents() if agent.name.startswith(incomplete)]
+
+
+class CliCommand(TyperCommand):
+    """A command whose errors name the option, or the environment variable, that has the invalid value."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. An InvalidSettings about a setting of the library becomes one about the option for it."""
+        try:
+            return super().invoke(ctx)
+        except InvalidSettings as error:
+            name, remedy = _MEANT.get(error.setting or "", (error.setting, error.remedy))
+            for param in self.params:
+                if name is not None and name in (param.name, *param.opts):
+                    joint = ":" if isinstance(ctx.params.get(param.name), Path) else ""
+                    raise InvalidSettings(
+                        error.problem, setting=f"{_source(ctx, param) or param.opts[0]}{joint}", remedy=remedy
+                    ) from None
+            raise
+        except StoreUnavailable as error:
+            for param in self.params:
+                if param.name == "url" and (variable := _source(ctx, param)):
+                    error.add_note(f"{variable} names this server")
+            raise
+
+
+# Settings of the library whose option has another name, or takes something else: that name, and what to do.
+_MEANT: Final = {
+    "session_max_age_ms": ("max_age", f"write {DURATIONS}, a century at most"),
+    "wait_ms": ("wait", f"write {DURATIONS}"),
+}
+
+
+def _source(ctx: Any, param: Any) -> str | None:
+    """The environment variable that a parameter's value came from, or None."""
+    source, names = ctx.get_parameter_source(param.name), param.envvar or ()
+    if source is None or source.name != "ENVIRONMENT":
+        return None
+    return next(name for name in ([names] if isinstance(names, str) else names) if os.environ.get(name))
+
+
+def given_words(ctx: Any) -> list[str]:
+    """The common options that stand before the command's name, as words that may stand after it as well."""
+    words = []
+    for param in ctx.command.params:
+        source = ctx.get_parameter_source(param.name)
+        if param.name in Options.__dataclass_fields__ and source is not None and source.name == "COMMANDLINE":
+            value = ctx.params[param.name]
+            words.append(param.opts[0] if param.is_flag else f"{param.opts[0]}={value}")
+    return words
+
+
 def on_a_store(command: Callable[Concatenate[Options, ...], int], *, but: Collection[str] = ()) -> Callable[..., int]:
     """Add the common options to a command, after its own; it takes them as its first argument, an Options.
 
@@ -104,13 +180,18 @@ def on_a_store(command: Callable[Concatenate[Options, ...], int], *, but: Collec
     own = list(inspect.signature(command).parameters.values())[1:]
     taken = {*but, *(parameter.name for parameter in own)}
     names = [field.name for field in fields(Options) if field.name not in taken]
-    common = [parameter for name, parameter in inspect.signature(Options).parameters.items() if name not in taken]
 
     @functools.wraps(command)
     def with_options(**given: Any) -> int:
         return command(Options(**{name: given.pop(name) for name in names}), **given)
 
+    return with_common(with_options, own, names)
+
+
+def with_common(function: Callable[..., Any], own: list[inspect.Parameter], names: Collection[str]) -> Callable[..., Any]:
+    """Tell typer that a function takes its own parameters and the common options of these names."""
+    common = [parameter for name, parameter in inspect.signature(Options).parameters.items() if name in names]
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *common)]
-    vars(with_options)["__signature__"] = inspect.Signature(parameters)
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return with_options
+    vars(function)["__signature__"] = inspect.Signature(parameters)
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return function

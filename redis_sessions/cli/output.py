@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -38,30 +39,40 @@ def put(line: str, *, flush: bool = False) -> None:
             sys.stdout.flush()
 
 
+def json_encoder() -> Callable[[Any], str]:
+    """A function from a value to its JSON, in one line: exact, and safe at a terminal.
+
+    Unicode stays readable where stdout can take it; what is not printable is escaped.
+    """
+    unicode = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
+    encode = json.JSONEncoder(ensure_ascii=not unicode).encode
+
+    def encode_safely(value: Any) -> str:
+        text = encode(value)
+        if text.isprintable():
+            return text
+        return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+    return encode_safely
+
+
 def put_json(value: Any, *, flush: bool = False) -> None:
-    """Write a value to stdout as a line of JSON, in ASCII: exact, and safe at a terminal."""
-    put(json.dumps(value), flush=flush)
+    """Write a value to stdout as a line of JSON."""
+    put(json_encoder()(value), flush=flush)
 
 
-def put_result(result: Any, show: Callable[[], object], *, as_json: bool) -> None:
-    """Write a result as JSON, or let `show` write it for people; say if a scan behind it may have missed keys."""
-    if as_json:
-        put_json(result.model_dump(mode="json") if hasattr(result, "model_dump") else result)
-    else:
-        show()
-    if getattr(result, "approximate", False):
-        complain(APPROXIMATE)
-
-
-def put_sessions(rows: Iterable[SessionRow]) -> None:
-    """Write each row as `put_json` would, in a third of the time: there may be a million."""
+def put_sessions(rows: Iterable[SessionRow], namespace: str) -> None:
+    """Write each row as a line of JSON, in a third of the time of `put_json`: there may be a million."""
     if sys.stdout is None:
         return
-    encode, write = json.JSONEncoder().encode, sys.stdout.write
+    encode, write, now_s = json_encoder(), sys.stdout.write, time.time
     for key, session_id, idle_ms, expires_in_ms, _ in rows:
-        # No character of a session ID has to be escaped.
-        idle, expires = ("null" if time is None else time for time in (idle_ms, expires_in_ms))
-        write(f'{{"key": {encode(key)}, "session_id": "{session_id}", "idle_ms": {idle}, "expires_in_ms": {expires}}}\n')
+        # No character of a namespace or a session ID has to be escaped.
+        idle, expires = ("null" if each is None else each for each in (idle_ms, expires_in_ms))
+        write(
+            f'{{"namespace": "{namespace}", "at_ms": {now_s() * 1000:.0f}, "key": {encode(key)}, '
+            f'"session_id": "{session_id}", "idle_ms": {idle}, "expires_in_ms": {expires}}}\n'
+        )
 
 
 def complain(message: str) -> None:

@@ -150,7 +150,7 @@ def _watch(at: Options, every: str | None) -> int:
         raise InvalidSettings("--watch needs a terminal to show it on", remedy="add --json for a line a scan")
     with until_asked_to_stop(), at.store() as store:
         live = LiveReport(store, every_ms / 1000)
-        (_print_lines if at.as_json else _draw)(live)
+        _print_lines(at, live) if at.as_json else _draw(live)
     return exits.DONE
 
 
@@ -162,16 +162,15 @@ def _can_be_drawn_on() -> bool:
     return show.is_terminal(sys.stdout) and console.is_terminal and console.is_interactive and not console.is_dumb_terminal
 
 
-def _print_lines(live: LiveReport) -> None:
+def _print_lines(at: Options, live: LiveReport) -> None:
     while True:
         live.look(lambda: None)
-        at_ms = round(time.time() * 1000)
         if live.trouble is not None:
-            show.put_json({"at_ms": at_ms, "error": live.trouble.message}, flush=True)
+            at.put_json({"error": live.trouble.message})
         elif live.report is not None:
             failures, window_ms = live.failures.lately()
-            lately = {"at_ms": at_ms, "window_ms": window_ms, "window_failures": failures}
-            show.put_json(live.report.model_dump(mode="json") | lately, flush=True)
+            lately = {"window_ms": window_ms, "window_failures": failures}
+            at.put_json(live.report.model_dump(mode="json") | lately)
         time.sleep(live.every_s)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterable
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 from redis_sessions.cli.output import UNKNOWN, cell, display, is_terminal, put, remark
@@ -52,10 +52,15 @@ def show_sessions(rows: Iterable[SessionRow]) -> None:
         for row_cells in first:
             sessions.add_row(*map(cell, row_cells))
         display(sessions)
+        from rich.cells import cell_len, chop_cells
+
         for key, session_id, idle, expires in cells:
             total += 1
-            padding = " " * (key_width - cell(key).cell_len)
-            put(f"{key}{padding}  {session_id:<{id_width}}  {idle:>{IDLE_WIDTH}}  {expires:>{EXPIRES_WIDTH}}")
+            lasts = f"{idle:>{IDLE_WIDTH}}  {expires:>{EXPIRES_WIDTH}}"
+            for key_part, id_part in zip_longest(chop_cells(key, key_width), chop_cells(session_id, id_width), fillvalue=""):
+                padding = " " * (key_width - cell_len(key_part))
+                put(f"{key_part}{padding}  {id_part:<{id_width}}  {lasts}".rstrip())
+                lasts = ""
     remark(count(total, "live session"))
 
 

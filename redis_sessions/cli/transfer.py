@@ -11,7 +11,7 @@ from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
 from redis_sessions.cli.options import Options, on_a_store, value
-from redis_sessions.errors import InvalidSettings
+from redis_sessions.errors import FileNotWritten, InvalidSettings
 from redis_sessions.text import count, safe
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def import_(
     with at.store() as store, show.progress("importing") as progress:
         result = store.import_legacy(file, assume_used_at=assumed, dry_run=dry_run, progress=progress)
     if at.as_json:
-        show.put_json(result.model_dump(mode="json", exclude={"rejects": {"__all__": {"source"}}}))
+        at.put_json(result.model_dump(mode="json", exclude={"rejects": {"__all__": {"source"}}}))
     else:
         tables.show_import(result, dry_run=dry_run)
     if rejects is not None and result.rejects:
@@ -101,7 +101,12 @@ def export(at: Options, file: Destination) -> int:
     if file == STANDARD and at.as_json:
         raise InvalidSettings("standard output is used for the sessions", remedy="leave out --json, or name a file")
     with at.store() as store, show.progress("exporting") as progress:
-        result = store.export(Path("/dev/stdout") if file == STANDARD else file, progress)
+        try:
+            result = store.export(Path("/dev/stdout") if file == STANDARD else file, progress)
+        except FileNotWritten as error:
+            if file == STANDARD and isinstance(error.__context__, BrokenPipeError):
+                raise error.__context__ from None  # its reader has read enough
+            raise
     exported = f"exported {count(result.exported, 'session')}"
     at.put_result(
         result, lambda: show.complain(exported) if file == STANDARD else show.put(f"{exported} to {safe(str(file))}")

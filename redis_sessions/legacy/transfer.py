@@ -89,7 +89,7 @@ def import_entries(
     `assume_used_at` that is not a time.
     """
     if assume_used_at != "mtime" and (problem := time_problem(assume_used_at)):
-        raise InvalidSettings(f"assume_used_at {problem}", remedy='give "mtime", milliseconds since 1970, or None')
+        raise InvalidSettings(problem, setting="assume_used_at", remedy='give "mtime", milliseconds since 1970, or None')
     [nodes] = yield [PRIMARIES]
     keys = Keys(settings.namespace)
     assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at

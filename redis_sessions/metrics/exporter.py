@@ -83,7 +83,7 @@ class Exporter(ThreadingHTTPServer):
         except UnicodeError:
             why = "not a host name"
         raise InvalidSettings(
-            f"can't listen on port {port} of {host} ({why})", remedy="choose another with --listen; 0 takes a free port"
+            f"can't listen on port {port} of {host} ({why})", remedy="choose another; port 0 takes a free one"
         )
 
     def process_request(self, request: Any, client_address: Any) -> None:

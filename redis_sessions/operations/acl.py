@@ -71,6 +71,7 @@ def acl_lines(
     password_hashes: Mapping[str, str] | None = None,
     cluster: bool = False,
     read_only_keys: bool = True,
+    replicas: bool = False,
 ) -> list[str]:
     """The lines of an ACL file: the default user off, then `worker`, `report` and `admin`.
 
@@ -78,6 +79,7 @@ def acl_lines(
         namespaces: of the keys, one or several.
         password_hashes: SHA-256 in hexadecimal, by user; a user without one is off.
         cluster: whether the server is a node of a cluster.
+        replicas: whether saves wait for replicas (`StoreSettings(replicas=…)`), for which users that write are granted WAIT.
         read_only_keys: False for Redis 6.2, which has no read-only key patterns. There only its list of commands keeps
             user report from writing.
 
@@ -95,6 +97,7 @@ def acl_lines(
         mark = "~" if user.writes or not read_only_keys else "%R~"
         keys = " ".join(f"{mark}{prefix}:{pattern}" for prefix in prefixes for pattern in user.keys)
         commands = user.commands | (user.on_cluster if cluster else user.alone)
+        commands |= words("wait") if replicas and user.writes else set()
         grants = " ".join(f"+{command}" for command in sorted(commands))
         lines.append(f"user {name} {access} {keys} resetchannels -@all {grants}")
     return lines

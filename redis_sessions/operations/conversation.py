@@ -15,7 +15,14 @@ from functools import cache
 from posixpath import commonprefix
 from typing import Any, Final, NamedTuple, Self
 
-from redis_sessions.errors import CorruptValue, InvalidSessionID, InvalidSettings, SessionStoreError, is_away
+from redis_sessions.errors import (
+    CorruptValue,
+    InvalidSessionID,
+    InvalidSettings,
+    NotReplicated,
+    SessionStoreError,
+    is_away,
+)
 from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, RECORD_FIELDS, Keys, check_session_id, is_session_id
 from redis_sessions.operations import scripts
 from redis_sessions.operations.command import Command, Op, Script
@@ -177,15 +184,17 @@ class Failures(StrEnum):
 
 
 class Written(NamedTuple):
-    """What became of a script that acts under a lease.
+    """What became of a save, or of a script that acts under a lease.
 
     Attributes:
         mine: whether the lease was ours; otherwise nothing was written.
         uncounted: how many of the counters that it was to increment were not.
+        lacking: the error to raise if too few replicas have what was saved.
     """
 
     mine: bool
-    uncounted: int
+    uncounted: int = 0
+    lacking: NotReplicated | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +240,8 @@ class Operations:
         self._lease_ttl_ms = settings.lease_ms + LEASE_GRACE_MS
         # When a save is to compare the max age with that of the namespace: from the first on, until that was done.
         self._compare_at_s = 0.0
+        # A reply must come before the client gives up on the connection.
+        self._replicas_ms = max(1, settings.socket_timeout_ms // 2)
 
     def get(self, key: str) -> Op[str | None]:
         [raw] = yield [Command(("GET", self.keys.session_id(key)), key)]
@@ -254,10 +265,38 @@ class Operations:
         record = next((record for record in read if record.session_id == session_id), None)
         return Peek(session_id, pttl_ms if pttl_ms >= 0 else None, record)
 
-    def set(self, key: str, session_id: str) -> Op[None]:
+    def set(self, key: str, session_id: str) -> Op[Written]:
         value = check_session_id(key, session_id)
-        yield [Command(("SET", self.keys.session_id(key), value, "PX", self.settings.session_max_age_ms), key)]
+        command = Command(("SET", self.keys.session_id(key), value, "PX", self.settings.session_max_age_ms), key)
+        _, lacking = yield from self._replicated(key, command)
         yield from self._compare_max_age()
+        return Written(mine=True, lacking=lacking)
+
+    @staticmethod
+    def acknowledged(save: Op[Written]) -> Op[bool]:
+        """Carry out a save: whether it was ours. Raises NotReplicated if too few replicas have it."""
+        written = yield from save
+        if written.lacking is not None:
+            raise written.lacking
+        return written.mine
+
+    def _replicated(self, key: str, command: Command) -> Op[tuple[Any, NotReplicated | None]]:
+        """Send a command that saves, and wait for the replicas: its reply, and the error to raise if too few have it."""
+        needed = self.settings.replicas
+        if not needed:
+            [reply] = yield [command]
+            return reply, None
+        # Not WAITAOF: a replica says only once a second what it has synced (Redis 8.0, Valkey 9.1), so a save took 1 s.
+        [[reply, had]] = yield [command._replace(followed_by=("WAIT", needed, self._replicas_ms))]
+        if isinstance(had, SessionStoreError):
+            why = f"the session ID is saved, but whether replicas have it is not known: {had.message}"
+            return reply, NotReplicated(why, key=key, replicas=None, remedy=had.remedy)
+        if had >= needed:
+            return reply, None
+        why = f"the session ID is saved, but after {self._replicas_ms} ms {had} replicas have it, not {needed}"
+        return reply, NotReplicated(
+            why, key=key, replicas=had, remedy="look at the replicas (INFO replication), or save it once more"
+        )
 
     def delete(self, key: str, session_id: str | None = None) -> Op[bool]:
         value = b"" if session_id is None else check_session_id(key, session_id)
@@ -333,11 +372,12 @@ class Operations:
             *known,
             counters=counters,
         )
-        [reply] = yield [command._replace(tell_again=True)]
+        reply, lacking = yield from self._replicated(lease.key, command._replace(tell_again=True))
         written = _written(reply)
-        if written.mine:
-            yield from self._compare_max_age()
-        return written
+        if not written.mine:
+            return written
+        yield from self._compare_max_age()
+        return written._replace(lacking=lacking)
 
     def max_age_ms(self) -> Op[int | None]:
         """The max age that the namespace's workers have agreed on; None if it is not known, or this user may not read it."""

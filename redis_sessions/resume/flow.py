@@ -136,6 +136,7 @@ class _RunningTurn:
         self.saved_early: str | None = None
         self.undecided = False
         self.uncounted: list[str] = []
+        self.replicated: bool | None = None
         self.reasons: list[str] = []
 
     def flow(self) -> Flow[ResumeResult[Any]]:
@@ -167,6 +168,8 @@ class _RunningTurn:
         if not self.claimed:
             return False
         written = yield from self._saving(session_id, complete=False, keep_lease=True)
+        if written.lacking:
+            log.warning("conversation %r: %s", self.key, written.lacking)
         if written.mine:
             self.saved_early = session_id
         return written.mine
@@ -372,6 +375,7 @@ class _RunningTurn:
             session_changed=self.how == "resumed" and session_id != self.previous,
             reason="; ".join(self.reasons) or None,
             moved=self.moved,
+            replicated=self.replicated,
         )
 
     def _given(self, turn: Turn[Any]) -> str | None:
@@ -404,7 +408,7 @@ class _RunningTurn:
 
     def _save(self, session_id: str, *, complete: bool, context_tokens: int | None) -> Flow[bool]:
         if not self.request.lease:
-            yield from self._do(self.ops.set(self.key, session_id))
+            self._note_replicas((yield from self._do(self.ops.set(self.key, session_id))))
             return True
         if not self.claimed:
             # The turn ran without a lease, since Redis was away. What another worker has saved or runs now takes precedence.
@@ -419,7 +423,14 @@ class _RunningTurn:
         self.uncounted = self._left(self.uncounted, written.uncounted, mine=written.mine)
         if not written.mine:
             self._say("not saved: another worker took the conversation over")
+        self._note_replicas(written)
         return written.mine
+
+    def _note_replicas(self, written: Written) -> None:
+        if self.ops.settings.replicas:
+            self.replicated = written.lacking is None
+        if written.lacking is not None:
+            self._say(str(written.lacking))
 
     def _saving(
         self, session_id: str, *, complete: bool, context_tokens: int | None = None, keep_lease: bool = False
@@ -448,10 +459,9 @@ class _RunningTurn:
                 if self.undecided:
                     mine = yield from self._do(self.ops.fail(self.claim))
                 else:
-                    mine, uncounted = yield from self._do(
-                        self.ops.release(self.claim, self._counted_in_script(self.uncounted))
-                    )
-                    self.uncounted = self._left(self.uncounted, uncounted, mine=mine)
+                    released = yield from self._do(self.ops.release(self.claim, self._counted_in_script(self.uncounted)))
+                    mine = released.mine
+                    self.uncounted = self._left(self.uncounted, released.uncounted, mine=mine)
                 if not mine and self.ran:
                     log.error("conversation %r was taken over before its turn ended", self.key)
             except SessionStoreError as error:

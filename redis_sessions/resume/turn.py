@@ -135,6 +135,7 @@ class ResumeResult(Generic[V]):
         session_changed: a resume came back with another ID: context may be lost.
         reason: why it was not a plain resume or fresh start, or why nothing was saved; None if there is nothing to say.
         moved: the session was refused as gone, and had been made elsewhere: it may still live there.
+        replicated: whether as many replicas have it as the settings ask for; None if they ask for none, or it wasn't saved.
     """
 
     value: V
@@ -145,6 +146,7 @@ class ResumeResult(Generic[V]):
     session_changed: bool
     reason: str | None
     moved: bool = False
+    replicated: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,19 +171,22 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.on_outage not in ("run", "raise"):
-            raise InvalidSettings("on_outage is neither 'run' nor 'raise'", remedy="pass one of them")
+            raise InvalidSettings("is neither 'run' nor 'raise'", setting="on_outage", remedy="pass one of them")
         if self.on_elsewhere not in ("try", "raise"):
-            raise InvalidSettings("on_elsewhere is neither 'try' nor 'raise'", remedy="pass one of them")
+            raise InvalidSettings("is neither 'try' nor 'raise'", setting="on_elsewhere", remedy="pass one of them")
         if self.place is None and self.on_elsewhere == "raise":
-            raise InvalidSettings("on_elsewhere='raise' needs a place to compare", remedy="pass place=Place(…)")
+            raise InvalidSettings("'raise' needs a place to compare", setting="on_elsewhere", remedy="pass place=Place(…)")
         if not isinstance(self.place, Place | None):
             raise TypeError(f"place must be a redis_sessions.Place, not {type(self.place).__name__}")
         if not isinstance(self.wait_ms, int) or isinstance(self.wait_ms, bool) or self.wait_ms < 0:
-            raise InvalidSettings("wait_ms must be a number of milliseconds", remedy="pass an int, 0 or more")
+            raise InvalidSettings("must be a number of milliseconds", setting="wait_ms", remedy="pass an int, 0 or more")
         if not callable(self.judge):
-            raise InvalidSettings("judge can't be called", remedy="pass a function that takes an exception")
+            # A runtime or its name, which is what `agent` takes.
+            runtime = isinstance(self.judge, str) or hasattr(self.judge, "judge")
+            remedy = "pass agent= instead" if runtime else "pass a function that takes an exception"
+            raise InvalidSettings("can't be called", setting="judge", remedy=remedy)
         if self.accepts is not None and not callable(self.accepts):
-            raise InvalidSettings("accepts can't be called", remedy="pass a function that takes a session ID")
+            raise InvalidSettings("can't be called", setting="accepts", remedy="pass a function that takes a session ID")
 
     def objection(self, session_id: str) -> str | None:
         """Why this can't be the ID of a session to resume here; None if it can."""

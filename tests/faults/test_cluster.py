@@ -6,19 +6,23 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 from redis.crc import key_slot
 
-from redis_sessions import InexactScan, Lease
+from redis_sessions import AsyncSessionStore, InexactScan, Lease, SessionStore, StoreSettings, Turn
 from redis_sessions.keys import Keys
 from tests.faults.ledger import Tally
 from tests.faults.load import Load, both
 from tests.faults.slots import Slots
-from tests.servers import CLUSTER_SETTINGS, SLOTS, Cluster, find_redis_server, wait_until
+from tests.sentinels import role
+from tests.servers import CLUSTER_SETTINGS, SLOTS, Cluster, find_redis_server, stopped, wait_until
+from tests.stores import Blocking
 
 LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 ENTRIES = 500
@@ -187,6 +191,42 @@ def test_a_conversation_split_between_two_primaries_is_waited_for(cluster, slots
         saving.join()
     assert saved == [True]
     assert store.get(key) == "ID-2"
+
+
+@pytest.mark.parametrize("whose", ["ours", "callers"])
+def test_the_replicas_of_the_node_that_took_the_save_are_waited_for(cluster, slots, loop, namespace, whose):
+    """Also of the one that a save was redirected to, for once or for good."""
+    with ExitStack() as stack:
+
+        def stores(socket_timeout_ms: int) -> list[Any]:
+            """A replica is waited for half of that time: long on a busy machine, short where it is stopped."""
+            settings = StoreSettings(namespace=namespace, replicas=1, socket_timeout_ms=socket_timeout_ms)
+            if whose == "ours":
+                sync, other = SessionStore.from_url(cluster.url, settings), AsyncSessionStore.from_url(cluster.url, settings)
+            else:
+                where = ("127.0.0.1", cluster.nodes[0].port)
+                sync = SessionStore(redis.RedisCluster(*where), settings)
+                other = AsyncSessionStore(redis.asyncio.RedisCluster(*where), settings)
+            for store in (made := [sync, Blocking(other, loop)]):
+                stack.callback(store.close)
+            return made
+
+        for number, (store, quick) in enumerate(zip(stores(4_000), stores(200), strict=True)):
+            key = f"somebody{number}"
+            slot, keys = slot_of(namespace, key), Keys(namespace)
+            assert store.resume(key, lambda _: Turn("ID-1")).replicated
+            slots.begin(slot)
+            slots.carry(slot, keys.session_id(key), keys.lease(key), keys.record(key))
+            store.set(key, "ID-2")  # ASK
+            slots.end(slot)
+            store.set(key, "ID-3")  # MOVED
+            with ExitStack() as stops:
+                for node in cluster.nodes:
+                    if role(node) == "slave":
+                        stops.enter_context(stopped(node.pid))
+                result = quick.resume(key, lambda asked: Turn("ID-4", asked))
+                assert (result.value, result.saved, result.replicated) == ("ID-3", True, False)
+            slots.bring_home()
 
 
 def told_to_try_again(cluster: Cluster) -> int:

@@ -36,8 +36,6 @@ def test_no_url_turns_verification_off(kind, scheme, option):
 @pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster", "rediss+sentinel"])
 def test_a_missing_file_is_reported_before_anything_is_sent(kind, scheme, option):
     for path in ("/nowhere/s3cret.pem", "", "/", "a%00b"):
-        with pytest.raises(
-            InvalidSettings, match=f"the file that {option} names in the store's URL can't be read"
-        ) as caught:
+        with pytest.raises(InvalidSettings, match=f"url names a file in {option} that can't be read") as caught:
             kind.from_url(f"{scheme}://127.0.0.1:1{'/main' if 'sentinel' in scheme else ''}?{option}={path}")
         assert "s3cret" not in str(caught.value)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand
 
 from redis_sessions.agents import Agent, RecordField, Refusal, UnknownAgent, get_agent, known_agents, load
 from redis_sessions.agents.command_line import PlaceUnknown, guess, lacks, name_of
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
-from redis_sessions.cli.options import Key, Options, on_a_store, register_users_runtimes
+from redis_sessions.cli.options import CliCommand, Key, Options, names_of_runtimes, on_a_store, register_users_runtimes
 from redis_sessions.cli.run.attempts import NOT_FOUND, NOT_RUNNABLE, TIMED_OUT, AgentFailed, Attempts, judge
 from redis_sessions.cli.run.streams import open_standard_streams
 from redis_sessions.cli.signals import Stopped
@@ -44,7 +43,14 @@ _OWN: Final = "For a runtime of your own: "
 
 Words = Annotated[list[str], typer.Argument(metavar="AGENT-COMMAND", help="What to run, after --.")]
 Name = Annotated[
-    str | None, typer.Option("--agent", metavar="NAME", show_default="found by its name", help="Which runtime it is.")
+    str | None,
+    typer.Option(
+        "--agent",
+        metavar="NAME",
+        show_default="found by its name",
+        help="Which runtime it is.",
+        autocompletion=names_of_runtimes,
+    ),
 ]
 AgentFile = Annotated[
     Path | None, typer.Option("--agent-file", metavar="FILE", help=f"{_OWN}its TOML file; see redis-sessions agents.")
@@ -76,7 +82,7 @@ IDField = Annotated[str | None, typer.Option("--id-field", metavar="PATH", help=
 Gone = Annotated[str | None, typer.Option("--gone", metavar="REGEX", help=f'{_OWN}a line on stderr that says "gone".')]
 
 
-class RunCommand(TyperCommand):
+class RunCommand(CliCommand):
     """The words of `run`: a key and options, then `--`, then the agent's command, whose options are never ours."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's name and parameters
@@ -85,6 +91,8 @@ class RunCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse. Raises InvalidSettings if the key, `--` or the command is missing."""
+        if ctx.resilient_parsing:  # for shell completion, of words that are not all there yet
+            return list(super().parse_args(ctx, args))
         own = args[: args.index(_DASHES)] if _DASHES in args else args
         if not {*ctx.help_option_names}.isdisjoint(own):
             return list(super().parse_args(ctx, ctx.help_option_names[:1]))
