@@ -260,12 +260,13 @@ class SessionStore(BaseStore[SyncClient]):
         """Every counter of redis_sessions.keys.COUNTERS by its name; None for one that is not an integer."""
         return self._run(self._ops.counters())
 
-    def report(self, progress: Progress | None = None) -> Report:
+    def report(self, progress: Progress | None = None, *, records: bool = False) -> Report:
         """Scan all session keys and report their state. Deletes nothing; memory is bounded by the page.
 
-        `progress(done, about)` is called after every page, both in keys of the whole database.
+        `progress(done, about)` is called after every page, both in keys of the whole database. With `records` the same scan
+        also reads what is known of each session, which takes longer.
         """
-        return self._run(report(self.settings, self._ops.counters(), progress))
+        return self._run(report(self.settings, self._ops.counters(), progress, records=records))
 
     def sessions(self) -> Iterator[SessionRow]:
         """Every live session, a page at a time; one may come twice, and invalid keys are left out."""
@@ -529,9 +530,9 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         """Every counter of redis_sessions.keys.COUNTERS by its name. Same as SessionStore.counters."""
         return await self._run(self._ops.counters())
 
-    async def report(self, progress: Progress | None = None) -> Report:
+    async def report(self, progress: Progress | None = None, *, records: bool = False) -> Report:
         """Scan all session keys and report their state. Same as SessionStore.report."""
-        return await self._run(report(self.settings, self._ops.counters(), progress))
+        return await self._run(report(self.settings, self._ops.counters(), progress, records=records))
 
     async def sessions(self) -> AsyncIterator[SessionRow]:
         """Every live session, a page at a time. Same as SessionStore.sessions."""

@@ -105,9 +105,10 @@ def test_printed_once_while_redis_is_away() -> None:
     assert re.fullmatch(r"redis-sessions: [^\n]+ can't be reached [^\n]+\n", result.stderr)
 
 
-def test_printed_rules() -> None:
-    file = Path(redis_sessions.__file__).parent / "metrics/alerts.yml"
-    assert run("metrics", "--rules", "--url", AWAY).stdout == file.read_text()
+@pytest.mark.parametrize(("option", "file"), [("--rules", "alerts.yml"), ("--dashboard", "dashboard.json")])
+def test_printed_files(option: str, file: str) -> None:
+    path = Path(redis_sessions.__file__).parent / "metrics" / file
+    assert run("metrics", option, "--url", AWAY).stdout == path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,7 @@ def test_printed_rules() -> None:
             ["--listen", "0", "--json"],
             ["--listen", "0", "--rules"],
             ["--rules", "--json"],
+            ["--rules", "--dashboard"],
             ["--listen", "0", "--scan-max-age", "60"],
         ),
     ],
@@ -151,7 +153,7 @@ def test_served(cli: Cli) -> None:
         wait_until(lambda: f"{live} 2.0" in exporter.get(), "both are seen")
         assert exporter.get(Accept="application/openmetrics-text; version=1.0.0").endswith("# EOF\n")
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            exporter.get("/")
+            exporter.get("/other")
         # A client that sends nothing, and one that disconnects, do not block others.
         with exporter.connect(), exporter.connect() as hasty:
             hasty.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
@@ -165,7 +167,8 @@ def test_other_requests() -> None:
     with exporting("--url", AWAY) as exporter:
         for text, status in (
             (b"HEAD /metrics HTTP/1.0\r\n\r\n", b"200"),
-            (b"HEAD / HTTP/1.0\r\n\r\n", b"404"),
+            (b"HEAD / HTTP/1.0\r\n\r\n", b"200"),
+            (b"HEAD /favicon.ico HTTP/1.0\r\n\r\n", b"404"),
             (b"GET /metrics/ HTTP/1.0\r\n\r\n", b"404"),
             (b"POST /metrics HTTP/1.0\r\nContent-Length: 0\r\n\r\n", b"501"),
             (b"GET http://[::1/metrics HTTP/1.0\r\n\r\n", b"400"),
