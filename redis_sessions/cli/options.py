@@ -43,7 +43,7 @@ URL: Final = (
 PASSWORD: Final = "File with the password of the URL's user, if the URL has none."  # noqa: S105 - a help text
 NAMESPACE: Final = "First part of every key. Workers that don't share host, home and agent use separate ones."
 MAX_AGE: Final = f"How long an ID may stay unused: {DURATIONS}."
-CONFIG: Final = "JSON file with session_max_age_ms (or sessionMaxAgeMs) at its top level."
+CONFIG: Final = "JSON file with session_max_age_ms (or sessionMaxAgeMs), and max_turns and so on, at its top level."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +148,8 @@ class CliCommand(TyperCommand):
 # Settings of the library whose option has another name, or takes something else: that name, and what to do.
 _MEANT: Final = {
     "session_max_age_ms": ("max_age", f"write {DURATIONS}, a century at most"),
+    "max_lifetime_ms": ("max_lifetime", f"write {DURATIONS}, a century at most"),
+    "max_context_tokens": ("max_context", "give a whole number of tokens, 1 or more"),
     "wait_ms": ("wait", f"write {DURATIONS}"),
 }
 
