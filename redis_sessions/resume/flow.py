@@ -424,15 +424,21 @@ class _RunningTurn:
     def _saving(
         self, session_id: str, *, complete: bool, context_tokens: int | None = None, keep_lease: bool = False
     ) -> Op[Written]:
-        before = self.record if self.how == "resumed" else Record()
+        agent, place = self.request.agent, self.request.place
+        if self.how == "resumed":
+            agent = agent or self.record.agent
+            if agent == self.record.agent and (place is None or self.record.was_in(place)):
+                agent = place = None  # what the record has stays
+            elif place is None:
+                place = self.record.place
         return self.ops.save(
             self.claim,
             session_id,
             keep_lease=keep_lease,
             continues=self.previous if self.how == "resumed" else None,
             failures=Failures.reset if complete else Failures.add if self.undecided else Failures.keep,
-            agent=self.request.agent or before.agent,
-            place=self.request.place or before.place,
+            agent=agent,
+            place=place,
             context_tokens=context_tokens,
             complete=complete,
             counters=() if keep_lease else self._counted_in_script(self.uncounted),
