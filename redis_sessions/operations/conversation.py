@@ -127,6 +127,10 @@ class Record:
         """The place of its last turn."""
         return Place(self.host, self.home, self.directory)
 
+    def was_in(self, place: Place) -> bool:
+        """Whether that was exactly this place."""
+        return (self.host, self.home, self.directory) == (place.host, place.home, place.directory)
+
 
 def _figure(text: str | None) -> int | None:
     return int(text) if text and len(text) <= 18 and text.isascii() and text.isdigit() else None
