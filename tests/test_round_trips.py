@@ -97,6 +97,19 @@ def test_a_turn_takes_two(trips):
     assert trips(lambda store: store.resume("b", lambda _: Turn(None))) == 2
 
 
+def test_the_first_save_of_a_store_takes_one_more(trips, client, namespace):
+    """The max age is compared with that of the other workers."""
+    settings = StoreSettings(namespace=namespace, max_turns=1, max_lifetime_ms=60_000)
+    store = SessionStore(client, settings)
+    assert [trips(lambda _: store.resume("a", lambda _: Turn("ID-1"))) for _ in range(3)] == [3, 2, 2]
+    assert trips(lambda _: store.for_namespace(f"{namespace}2").set("a", "ID-1")) == 2
+
+
+def test_breaking_a_lease_takes_two(trips):
+    assert trips(lambda store: store.break_lease("a")) == 1
+    assert trips(lambda store: store.acquire("a") and store.break_lease("a")) == 3 + 1  # and the script is loaded
+
+
 def test_a_failed_turn_takes_two(trips):
     def fail(_):
         raise ValueError
@@ -115,10 +128,12 @@ def test_a_turn_on_a_cluster_takes_three(places, namespace):
     client = CountingClient(redis.RedisCluster.from_url(places.get("cluster").url.split(",")[0].replace("+cluster", "")))
     client.get_primaries = client._client.get_primaries
     store = SessionStore(client, StoreSettings(namespace=namespace))
-    for _ in range(2):
+    trips = []
+    for _ in range(3):
+        client.trips = 0
         store.resume("a", lambda _: Turn("ID-1"))
-        trips, client.trips = client.trips, 0
-    assert trips == 3
+        trips.append(client.trips)
+    assert trips[1:] == [3, 3]
     for key in client._client.scan_iter(f"{namespace}:*"):
         client._client.delete(key)
     client._client.close()
