@@ -32,10 +32,8 @@ def check(client: Any) -> None:
     """Raise TypeError for a client of another library, and for one that caches replies."""
     foreign = {str(part.__module__).split(".")[0] for part in type(client).__mro__} & _FOREIGN
     if foreign:
-        raise TypeError(
-            f"a client of {foreign.pop()} raises errors of its own: pass one of redis-py, such as redis.Redis(…)"
-        )
-    holders = (getattr(client, "connection_pool", None), getattr(client, "nodes_manager", None))
+        raise TypeError(f"a client of {foreign.pop()} raises errors of its own: pass one of redis-py")
+    holders = [getattr(client, "__dict__", {}).get(name) for name in ("connection_pool", "nodes_manager")]
     if any(isinstance(getattr(holder, name, None), CacheInterface) for holder in holders for name in ("cache", "_cache")):
         raise TypeError("a client that caches serves session IDs that have expired: build it without cache and cache_config")
 

@@ -167,7 +167,7 @@ def _one_by_one(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
 def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Tried]:
     """Try a step until it succeeds, while another try may help and is allowed. An optional command's error is its reply."""
     attempt, crowded = 1, 0
-    resend = all([command.resend for command in commands])
+    resend = all(command.resend for command in commands)
     first_s = began_s = time.monotonic()
     while True:
         if not resend:

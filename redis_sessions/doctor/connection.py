@@ -55,7 +55,8 @@ def commands(about: Examination) -> Op[Outcome]:
         [reply] = yield [command]
         if isinstance(reply, AccessDenied) and command in tried[:2]:  # the others are not granted to every kind of user
             raise reply
-        if isinstance(reply, CommandRefused):
+        # Without EVAL no script is there for EVALSHA, which then says so.
+        if isinstance(reply, CommandRefused) and not reply.message.endswith("(NOSCRIPT)"):
             refused[str(command.args[0])] = reply
     if not refused:
         return OK, "scripts, TIME, SCAN and INFO are not refused", None
