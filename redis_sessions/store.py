@@ -141,9 +141,9 @@ class SessionStore(BaseStore[SyncClient]):
 
     `SessionStore.from_url("redis://127.0.0.1:6379/0")` makes one; used in a `with`, it closes its connections at the end.
 
-    Every method that talks to Redis may raise StoreUnavailable (AccessDenied is one), InvalidKey for a key that is not 1 to
-    512 bytes of UTF-8, and CorruptValue if a key of the store holds what this package never writes. All methods that take a
-    Lease raise TypeError for anything else, including a Held.
+    Every method that talks to Redis may raise StoreUnavailable (AccessDenied and CommandRefused are), InvalidKey for a key
+    that is not 1 to 512 bytes of UTF-8, and CorruptValue if a key of the store holds what this package never writes. All
+    methods that take a Lease raise TypeError for anything else, including a Held.
 
     Attributes:
         client: the redis-py client underneath.

@@ -16,7 +16,7 @@ from redis_sessions.operations.command import Script
 _PEEK: Final = """
 local function peek(...)
   local reply = redis.pcall(...)
-  if type(reply) == 'table' and not string.find(tostring(reply.err), 'WRONGTYPE', 1, true) then
+  if type(reply) == 'table' and reply.err and not string.find(tostring(reply.err), 'WRONGTYPE', 1, true) then
     return redis.call(...)
   end
   return reply
@@ -139,7 +139,7 @@ end
 redis.call('SET', KEYS[2], id, 'PX', ARGV[3])
 if ARGV[6] ~= '' then
   local used = now()
-  local started = used
+  local started
   local was = peek('HMGET', KEYS[3], 'id', 's', 't', 'f', 'c', 'i')
   local turns, failures = ARGV[4] == '' and 1 or 0, ARGV[6] == 'add' and 1 or 0
   local fields = {'id', id, unpack(ARGV, 7, #ARGV - 1)}
@@ -147,7 +147,7 @@ if ARGV[6] ~= '' then
     fields[#fields + 1], fields[#fields + 2] = name, string.format('%.0f', value)
   end
   if was[1] and (was[1] == id or was[1] == ARGV[5]) then
-    started = tonumber(was[2]) or used
+    started = tonumber(was[2])
     turns = turns + (tonumber(was[3]) or 0)
     if ARGV[6] ~= 'reset' then
       failures = failures + (tonumber(was[4]) or 0)
@@ -158,7 +158,10 @@ if ARGV[6] ~= '' then
   elseif was.err or was[1] then
     redis.call('DEL', KEYS[3])
   end
-  field('s', started)
+  if not started then
+    started = used
+    field('s', started)
+  end
   field('u', math.max(0, used - started))
   if turns > 0 then
     field('t', turns)
