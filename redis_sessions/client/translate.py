@@ -58,7 +58,7 @@ class _Known(NamedTuple):
 
 _KNOWN: Final = (
     _Known(
-        re.compile(r"cluster support disabled|Cluster mode is not enabled|unknown command .CLUSTER\b"),
+        re.compile(r"cluster support disabled|unknown command .CLUSTER\b"),
         "is not a cluster",
         "write redis:// in place of redis+cluster://",
     ),
