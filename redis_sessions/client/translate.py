@@ -43,6 +43,7 @@ _CODES_BY_CLASS: Final = (
     (redis_errors.TryAgainError | redis_errors.ClusterError, "TRYAGAIN"),
     (redis_errors.MovedError, "MOVED"),
     (redis_errors.AskError, "ASK"),
+    (redis_errors.NoScriptError, "NOSCRIPT"),
 )
 
 
