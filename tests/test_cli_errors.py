@@ -198,7 +198,7 @@ def test_every_error_has_its_exit_code() -> None:
         "MissingExtra",
         "ServerError",
     }
-    away = {"SessionStoreError", "StoreUnavailable", "AccessDenied"}
+    away = {"SessionStoreError", "StoreUnavailable", "AccessDenied", "CommandRefused"}
     assert {name for name, code in codes.items() if code == exits.USAGE} == usage
     assert {name for name, code in codes.items() if code == exits.UNREACHABLE} == away
     for error in made.values():

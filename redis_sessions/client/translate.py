@@ -43,6 +43,7 @@ _CODES_BY_CLASS: Final = (
     (redis_errors.TryAgainError | redis_errors.ClusterError, "TRYAGAIN"),
     (redis_errors.MovedError, "MOVED"),
     (redis_errors.AskError, "ASK"),
+    (redis_errors.NoScriptError, "NOSCRIPT"),
 )
 
 
@@ -58,7 +59,7 @@ class _Known(NamedTuple):
 
 _KNOWN: Final = (
     _Known(
-        re.compile(r"cluster support disabled|Cluster mode is not enabled|unknown command .CLUSTER\b"),
+        re.compile(r"cluster support disabled|unknown command .CLUSTER\b"),
         "is not a cluster",
         "write redis:// in place of redis+cluster://",
     ),
