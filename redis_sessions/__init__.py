@@ -18,8 +18,9 @@ The logger is `redis_sessions`. Its records are not shown until logging is confi
 - ERROR: a conversation was taken over by another worker while its turn ran.
 - WARNING: what an outage of Redis caused: a turn without a lease, not saved or not counted, a lease not renewed or not
   released, a failed scrape of the metrics; an invalid session ID; what is risky in a client that was passed in, once per
-  process.
-- INFO: a resume that the agent refused, a turn that gave no session ID.
+  process; a max age that is not the namespace's, once per store; a session that was given up, or that is gone as it was made
+  elsewhere.
+- INFO: a resume that the agent refused, a session that was rotated, a turn that gave no session ID.
 """
 
 import logging
@@ -28,6 +29,7 @@ from importlib.util import find_spec
 from redis_sessions.doctor.findings import Diagnosis, Finding, Status
 from redis_sessions.errors import (
     AccessDenied,
+    CommandRefused,
     CorruptValue,
     FileNotWritten,
     InexactScan,
@@ -37,12 +39,14 @@ from redis_sessions.errors import (
     LeaseHeld,
     LegacyFileError,
     MissingExtra,
+    NotReplicated,
     SessionBusy,
+    SessionElsewhere,
     SessionStoreError,
     StoreUnavailable,
 )
 from redis_sessions.legacy.transfer import ExportResult, ImportResult, Reject
-from redis_sessions.operations.conversation import Held, Lease, Peek
+from redis_sessions.operations.conversation import Held, Lease, Peek, Place, Record
 from redis_sessions.operations.report import IdleBucket, InvalidExample, Report
 from redis_sessions.operations.retime import RetimeResult
 from redis_sessions.operations.scan import Progress, SessionRow
@@ -56,6 +60,7 @@ logging.getLogger("redis_sessions").addHandler(logging.NullHandler())
 __all__ = [
     "AccessDenied",
     "AsyncSessionStore",
+    "CommandRefused",
     "CorruptValue",
     "Diagnosis",
     "ExportResult",
@@ -75,13 +80,17 @@ __all__ = [
     "LeaseHeld",
     "LegacyFileError",
     "MissingExtra",
+    "NotReplicated",
     "Peek",
+    "Place",
     "Progress",
+    "Record",
     "Reject",
     "Report",
     "ResumeResult",
     "RetimeResult",
     "SessionBusy",
+    "SessionElsewhere",
     "SessionRow",
     "SessionStore",
     "SessionStoreError",

@@ -6,7 +6,7 @@ a server's reply, because errors end up in logs.
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 
 class SessionStoreError(Exception):
@@ -75,9 +75,13 @@ class AccessDenied(StoreUnavailable):
     """Redis refuses this user: a wrong password, or a command that its ACL doesn't grant. Never retried."""
 
 
+class CommandRefused(StoreUnavailable):
+    """Redis, or a proxy before it, refuses a command: it is unknown there, over a quota, or for a reason of its own."""
+
+
 def is_away(fact: object) -> TypeGuard[StoreUnavailable]:
-    """Whether this is the error of a server that could not be reached, as opposed to one that refuses the user."""
-    return isinstance(fact, StoreUnavailable) and not isinstance(fact, AccessDenied)
+    """Whether this is the error of a server that could not be reached, as opposed to one that refuses a command or user."""
+    return isinstance(fact, StoreUnavailable) and not isinstance(fact, AccessDenied | CommandRefused)
 
 
 class CorruptValue(SessionStoreError):
@@ -117,6 +121,39 @@ class SessionBusy(SessionStoreError):
             key=key,
             remedy="try again when that run has ended",
         )
+
+
+class SessionElsewhere(SessionStoreError):
+    """The live session was made where this worker can't resume it; nothing was run, and the session ID was kept.
+
+    Attributes:
+        session_id: the live session.
+        place: the redis_sessions.Place that it was made in.
+        agent: name of its runtime, or None if that is not recorded.
+    """
+
+    def __init__(self, key: str, *, session_id: str, place: Any, agent: str | None = None, differs: str = "place") -> None:
+        self.session_id = session_id
+        self.place = place
+        self.agent = agent
+        of_agent = f" of {agent}" if agent else ""
+        super().__init__(
+            f"session {session_id}{of_agent} of conversation {key!r} was made elsewhere ({differs}): {place}",
+            key=key,
+            remedy='run the turn there, or pass on_elsewhere="try"',
+        )
+
+
+class NotReplicated(SessionStoreError):
+    """A session ID was saved, but too few replicas confirmed in time that they have it: a failover may lose it.
+
+    Attributes:
+        replicas: how many had it; None if the server did not say.
+    """
+
+    def __init__(self, message: str, *, key: str, replicas: int | None, remedy: str | None) -> None:
+        self.replicas = replicas
+        super().__init__(message, key=key, remedy=remedy)
 
 
 class InexactScan(SessionStoreError):

@@ -38,7 +38,7 @@ FREE_PORTS: Final = range(10_000, 22_768)
 PORT_ATTEMPTS: Final = 20
 # All of these are in Redis 6.2. DEBUG and MODULE are off by default in versions that have a setting for it.
 DEFAULTS: Final = """
---protected-mode yes --appendfsync everysec --maxmemory 256mb --maxmemory-policy volatile-ttl --maxmemory-samples 10
+--protected-mode yes --appendfsync always --maxmemory 256mb --maxmemory-policy volatile-ttl --maxmemory-samples 10
 --lazyfree-lazy-expire yes --tcp-keepalive 60"""
 # $1 is the server, $2 its temporary directory or empty. CONT, since TERM stays pending while a process is stopped.
 LIFELINE: Final = """exec >/dev/null 2>&1; read -r _ && exit
@@ -52,8 +52,9 @@ class EmbeddedServer:
     For one thread at a time, except that others may call `stop()` and `kill()` while one is in `wait()`.
 
     Attributes:
-        directory: where data is kept across restarts, with the append-only file on. Created with mode 0700; if other users
-            may enter it, it is refused, not changed: it could be `/tmp`.
+        directory: where data is kept across restarts, in an append-only file that is synced before each save is acknowledged
+            (`appendfsync always`). Created with mode 0700; if other users may enter it, it is refused, not changed: it could
+            be `/tmp`.
             None: a private temporary directory, removed by `stop()`, and no append-only file.
         port: TCP port on 127.0.0.1. 0: the first `start()` sets a free one here, and later ones keep it.
         socket: path of a unix socket (mode 0700) to listen on instead of TCP.

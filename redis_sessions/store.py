@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 from weakref import WeakSet, WeakValueDictionary
@@ -18,9 +17,10 @@ from redis_sessions.doctor.findings import ClientFacts, Diagnosis
 from redis_sessions.errors import SessionStoreError
 from redis_sessions.keys import RESUME_FAILURES, check_session_id
 from redis_sessions.legacy.file import Writer, read
+from redis_sessions.legacy.shape import Shape, as_shape
 from redis_sessions.legacy.transfer import ExportResult, ImportResult, export_entries, import_entries
 from redis_sessions.operations.command import Op
-from redis_sessions.operations.conversation import Held, Lease, Operations, Peek
+from redis_sessions.operations.conversation import Held, Lease, Operations, Peek, Place
 from redis_sessions.operations.report import Report, live_session_ids, report
 from redis_sessions.operations.retime import RetimeResult, retime
 from redis_sessions.operations.scan import Progress, Scan, SessionRow, session_rows
@@ -38,10 +38,22 @@ C = TypeVar("C")
 K = TypeVar("K")
 
 
+def _runtime(agent: str | Agent) -> Agent:
+    from redis_sessions.agents import get_agent  # noqa: PLC0415 - a runtime is read when it is asked for
+
+    return get_agent(agent) if isinstance(agent, str) else agent
+
+
+def _form_of(agent: str | Agent | None) -> Callable[[str], bool] | None:
+    """Whether a text can be a session ID of this runtime."""
+    return None if agent is None else _runtime(agent).can_be
+
+
 class BaseStore(Generic[C]):
     """What both flavors of the store share."""
 
     _awaits: bool
+    _run: Callable[[Op[Any]], Any]
 
     def __init__(
         self,
@@ -50,6 +62,7 @@ class BaseStore(Generic[C]):
         *,
         _link: Link | None = None,
         _closed: WeakSet[Any] | None = None,
+        _renewer: LeaseRenewer | None = None,
     ) -> None:
         """A store over your own redis-py client: its own retries apply, to counters too, and what is risky in it is logged.
 
@@ -58,22 +71,24 @@ class BaseStore(Generic[C]):
                 that is safe.
             settings: how the store behaves; default: StoreSettings().
 
-        Raises TypeError for anything else.
+        Raises TypeError for anything else, and InvalidSettings for `replicas` where there can be none: on fakeredis.
         """
         self._shared = client
         self._client_of: Callable[[], C] = client.get if isinstance(client, PerProcess) else lambda: client
         self.settings = _checked(settings)
-        self._link = _link or callers_link(client, awaits=self._awaits)
+        self._link = _link or callers_link(client, self.settings, awaits=self._awaits)
         self._ops = Operations(self.settings, counts_in_scripts=not self._link.cluster)
         # Where it was closed: an async store is closed in each event loop by itself.
         self._closed = WeakSet() if _closed is None else _closed
+        # Starts no thread before a sync turn runs.
+        self._renewer: LeaseRenewer = _renewer or LeaseRenewer(self._run, self.settings.lease_ms)
         self._running: dict[str, Any] = {}
         self._renewals: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
         settings = self.settings.model_copy(update={"namespace": namespace})
-        return type(self)(self._shared, settings, _link=self._link, _closed=self._closed)
+        return type(self)(self._shared, settings, _link=self._link, _closed=self._closed, _renewer=self._renewer)
 
     @property
     def client(self) -> C:
@@ -110,11 +125,10 @@ class BaseStore(Generic[C]):
         **options: Any,
     ) -> Request:
         if agent is not None:
-            from redis_sessions.agents import get_agent  # noqa: PLC0415 - a runtime is read when it is asked for
-
-            runtime = get_agent(agent) if isinstance(agent, str) else agent
+            runtime = _runtime(agent)
             judge, accepts = judge or runtime.judge, accepts or runtime.can_be
-            options |= {"agent": runtime.name, "keeps_id": runtime.keeps_id}
+            options |= {"agent": runtime.sessions_of or runtime.name, "keeps_id": runtime.keeps_id}
+            options |= {"bound_to": runtime.bound_to, "once_bound_to": runtime.once_bound_to}
         return Request(key, judge or judge_by_phrase, accepts=accepts, running=self._running, **options)
 
     def _check_open(self, where: object) -> None:
@@ -165,15 +179,18 @@ class SessionStore(BaseStore[SyncClient]):
         return self._run(self._ops.get(key))
 
     def peek(self, key: str) -> Peek | None:
-        """The live session ID and how long it has left, in one round trip; None if there is none.
+        """The live session ID, how long it has left, and its record, in one round trip; None if there is none.
 
         Raises InvalidSessionID and CorruptValue, the same as `get`.
         """
         return self._run(self._ops.peek(key))
 
     def set(self, key: str, session_id: str) -> None:
-        """Save a session ID with a new TTL, even if it is the same ID. Ignores leases. Raises InvalidSessionID."""
-        self._run(self._ops.set(key, session_id))
+        """Save a session ID with a new TTL, even if it is the same ID. Ignores leases.
+
+        Raises InvalidSessionID, and NotReplicated if fewer replicas have it than the settings ask for.
+        """
+        self._run(self._ops.acknowledged(self._ops.set(key, session_id)))
 
     def delete(self, key: str, session_id: str | None = None) -> bool:
         """Delete a conversation's session ID, or only that one; whether this call did (a lost reply may make it False).
@@ -202,9 +219,13 @@ class SessionStore(BaseStore[SyncClient]):
         return self._run(self._ops.renew(lease))
 
     def save(self, lease: Lease, session_id: str) -> bool:
-        """Save a session ID and release the lease; False if it was released or taken over. Raises InvalidSessionID."""
+        """Save a session ID and release the lease; False if it was released or taken over.
+
+        Raises InvalidSessionID, and NotReplicated if fewer replicas have it than the settings ask for; the lease is released
+        then, too.
+        """
         with self._ending(lease):
-            return self._run(self._ops.save(lease, session_id)).mine
+            return self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
 
     def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there; False if the lease was taken over."""
@@ -220,6 +241,13 @@ class SessionStore(BaseStore[SyncClient]):
         with self._ending(lease):
             return self._run(self._ops.release(lease)).mine
 
+    def break_lease(self, key: str) -> Held | None:
+        """Take the lease away from whoever has the conversation, so that it is free: what was held, None if nothing was.
+
+        The run that had it goes on, is told "taken over" by its next renewal, and can't save. Takes two round trips.
+        """
+        return self._run(self._ops.break_lease(key))
+
     def increment_resume_failures(self) -> int:
         """Count one refused resume; the new total. Never sent twice: a lost reply may lose one. Raises CorruptValue."""
         return self._run(self._ops.increment(RESUME_FAILURES))
@@ -229,15 +257,16 @@ class SessionStore(BaseStore[SyncClient]):
         return self._run(self._ops.counter(RESUME_FAILURES))
 
     def counters(self) -> dict[str, int | None]:
-        """`resume_failures_total`, `resumes_total` and `fresh_starts_total`; None for one that is not an integer."""
+        """Every counter of redis_sessions.keys.COUNTERS by its name; None for one that is not an integer."""
         return self._run(self._ops.counters())
 
-    def report(self, progress: Progress | None = None) -> Report:
+    def report(self, progress: Progress | None = None, *, records: bool = False) -> Report:
         """Scan all session keys and report their state. Deletes nothing; memory is bounded by the page.
 
-        `progress(done, about)` is called after every page, both in keys of the whole database.
+        `progress(done, about)` is called after every page, both in keys of the whole database. With `records` the same scan
+        also reads what is known of each session, which takes longer.
         """
-        return self._run(report(self.settings, self._ops.counters(), progress))
+        return self._run(report(self.settings, self._ops.counters(), progress, records=records))
 
     def sessions(self) -> Iterator[SessionRow]:
         """Every live session, a page at a time; one may come twice, and invalid keys are left out."""
@@ -257,6 +286,8 @@ class SessionStore(BaseStore[SyncClient]):
         self,
         path: str | Path,
         *,
+        shape: Shape | str | None = None,
+        agent: str | Agent | None = None,
         assume_used_at: Literal["mtime"] | int | None = None,
         dry_run: bool = False,
         progress: Progress | None = None,
@@ -267,16 +298,19 @@ class SessionStore(BaseStore[SyncClient]):
 
         Args:
             path: the file.
+            shape: of another tool's file, or the name of a known one, such as "openclaw"; default: that of a sessions.json.
+            agent: the runtime, or its name, whose IDs these are; others are rejected.
             assume_used_at: time of last use of entries that have none: "mtime" for the file's, or milliseconds since 1970;
-                with None they count as expired.
+                with None, bare IDs and records of a sessions.json count as expired, and others are rejected.
             dry_run: write nothing.
             progress: called with the number of entries done and the total.
 
         Raises:
-            LegacyFileError: the file can't be read as a sessions.json; nothing was written.
-            InvalidSettings: `assume_used_at` is not such a time.
+            LegacyFileError: the file can't be read, or has another shape; nothing was written.
+            InvalidSettings: `assume_used_at` is not such a time, or no shape or runtime has that name.
         """
-        return self._run(import_entries(self.settings, read(path), assume_used_at, progress, dry_run=dry_run))
+        legacy, accepts = read(path, as_shape(shape)), _form_of(agent)
+        return self._run(import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
 
     def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json: whole or not at all, mode 0600. `progress` is as for `report`.
@@ -301,21 +335,20 @@ class SessionStore(BaseStore[SyncClient]):
         client = ClientFacts(self._link.tls, self._link.risks)
         return self._run(examine(self.settings, client, quorums, agent, progress))
 
-    def retime(
-        self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
-    ) -> RetimeResult:
-        """Apply a lowered max age to the sessions that are already there. Run twice it changes nothing more.
+    def retime(self, max_age_ms: int, *, dry_run: bool = False, progress: Progress | None = None) -> RetimeResult:
+        """Set the max age of the namespace, and apply it to the sessions that are there. Run twice it changes nothing more.
 
         TTLs are only shortened, or set where a key had none; keys that don't hold a session ID are never touched.
 
         Args:
-            max_age_ms: milliseconds; default: the store's own.
+            max_age_ms: milliseconds. From then on, a worker with another max age is warned at its first save.
             dry_run: change nothing.
             progress: as for `report`.
 
         Raises InvalidSettings for an invalid `max_age_ms`.
         """
-        return self._run(retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
+        settings = self.settings.model_copy(update={"session_max_age_ms": max_age_ms})
+        return self._run(retime(settings, progress, dry_run=dry_run))
 
     def resume(
         self,
@@ -328,6 +361,8 @@ class SessionStore(BaseStore[SyncClient]):
         wait_ms: int = 0,
         lease: bool = True,
         on_outage: Literal["run", "raise"] = "run",
+        place: Place | None = None,
+        on_elsewhere: Literal["try", "raise"] = "try",
     ) -> ResumeResult[V]:
         """Run one turn of a conversation: resume its live session, or start fresh.
 
@@ -335,7 +370,8 @@ class SessionStore(BaseStore[SyncClient]):
         - If the agent refuses the resume (`judge` says gone, invalid_id or unusable), the ID is deleted and the refusal
           counted; then `run` is called once more, with None, unless the turn had begun.
         - Any other failure leaves the ID as it is. After `give_up_after` of them in a row that nobody could decide, the next
-          turn runs fresh, and the old ID stands until that has been saved.
+          turn runs fresh, and the old ID stands until that has been saved. The same is done with a session that has reached
+          one of the settings' limits, such as `max_turns`.
         - A session in which the model has answered is real: its ID is saved even if the turn then fails or is cut short. The
           judge says so, or `run` by `save_early`. Before that, a run that fails saves nothing.
         - A turn that ran is never lost to an error of Redis: it is returned, with `saved=False` and the `reason`.
@@ -353,18 +389,24 @@ class SessionStore(BaseStore[SyncClient]):
             lease: whether to keep all other workers out meanwhile. With False two may run the conversation at once,
                 neither notices, and the one that ends last is saved.
             on_outage: "run" runs fresh and without a lease when Redis is away; "raise" raises StoreUnavailable.
+            place: where the agent runs, for the session's record: `Place(host, home, directory)`. With it, a refusal as gone
+                of a session that was made elsewhere counts as `moved`, and not as a resume failure.
+            on_elsewhere: "try" tries a session that was made elsewhere, in what its agent is bound to; "raise" raises
+                SessionElsewhere. Without an agent, it is bound to all of the place that is known.
 
         Raises:
             LeaseHeld: another worker has the conversation, or took it over before a refused resume could be run fresh.
             SessionBusy: the agent says that another writer has the session.
+            SessionElsewhere: the session was made elsewhere, and `on_elsewhere` is "raise"; nothing was run.
             StoreUnavailable, AccessDenied: Redis is away, or refuses this user, and `on_outage` is "raise".
             InvalidSettings: an argument is invalid; nothing was run.
             InvalidKey, CorruptValue: as for every method.
             TypeError: `run` did not return a Turn, or `judge` not a Judgement.
             Exception: what `run` raised, unless it was a refused resume. Whatever is raised, the lease is released first.
         """
-        request = self._request(key, judge, agent, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
-        return drive(self._renewer, resume(self._ops, request), run)
+        options = {"wait_ms": wait_ms, "lease": lease, "on_outage": on_outage, "place": place, "on_elsewhere": on_elsewhere}
+        request = self._request(key, judge, agent, accepts, **options)
+        return drive(self._ops, self._renewer, resume(self._ops, request), run)
 
     def save_early(self, key: str, session_id: str) -> bool:
         """Save the session ID of a turn that is still running in `resume` on this store: call it from `run`, in any thread.
@@ -377,6 +419,7 @@ class SessionStore(BaseStore[SyncClient]):
     def close(self) -> None:
         """Close the client and its connections. Every later call raises SessionStoreError."""
         self._closed.add(SessionStore)
+        self._renewer.close()
         self.client.close()
 
     def __enter__(self) -> Self:
@@ -384,10 +427,6 @@ class SessionStore(BaseStore[SyncClient]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @cached_property
-    def _renewer(self) -> LeaseRenewer:
-        return LeaseRenewer(self._ops, self._run)
 
     def _run(self, op: Op[T]) -> T:
         self._check_open(SessionStore)
@@ -430,12 +469,12 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         return await self._run(self._ops.get(key))
 
     async def peek(self, key: str) -> Peek | None:
-        """The live session ID and how long it has left, in one round trip. Same as SessionStore.peek."""
+        """The live session ID, how long it has left, and its record. Same as SessionStore.peek."""
         return await self._run(self._ops.peek(key))
 
     async def set(self, key: str, session_id: str) -> None:
         """Save a session ID. Same as SessionStore.set."""
-        await self._run(self._ops.set(key, session_id))
+        await self._run(self._ops.acknowledged(self._ops.set(key, session_id)))
 
     async def delete(self, key: str, session_id: str | None = None) -> bool:
         """Delete a conversation's session ID, or only that one. Same as SessionStore.delete."""
@@ -459,7 +498,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
     async def save(self, lease: Lease, session_id: str) -> bool:
         """Save a session ID and release the lease. Same as SessionStore.save."""
         with self._ending(lease):
-            return (await self._run(self._ops.save(lease, session_id))).mine
+            return await self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
 
     async def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there. Same as SessionStore.reject."""
@@ -475,6 +514,10 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         with self._ending(lease):
             return (await self._run(self._ops.release(lease))).mine
 
+    async def break_lease(self, key: str) -> Held | None:
+        """Take the lease away from whoever has the conversation. Same as SessionStore.break_lease."""
+        return await self._run(self._ops.break_lease(key))
+
     async def increment_resume_failures(self) -> int:
         """Count one refused resume. Same as SessionStore.increment_resume_failures."""
         return await self._run(self._ops.increment(RESUME_FAILURES))
@@ -484,12 +527,12 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         return await self._run(self._ops.counter(RESUME_FAILURES))
 
     async def counters(self) -> dict[str, int | None]:
-        """`resume_failures_total`, `resumes_total` and `fresh_starts_total`. Same as SessionStore.counters."""
+        """Every counter of redis_sessions.keys.COUNTERS by its name. Same as SessionStore.counters."""
         return await self._run(self._ops.counters())
 
-    async def report(self, progress: Progress | None = None) -> Report:
+    async def report(self, progress: Progress | None = None, *, records: bool = False) -> Report:
         """Scan all session keys and report their state. Same as SessionStore.report."""
-        return await self._run(report(self.settings, self._ops.counters(), progress))
+        return await self._run(report(self.settings, self._ops.counters(), progress, records=records))
 
     async def sessions(self) -> AsyncIterator[SessionRow]:
         """Every live session, a page at a time. Same as SessionStore.sessions."""
@@ -507,6 +550,8 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         self,
         path: str | Path,
         *,
+        shape: Shape | str | None = None,
+        agent: str | Agent | None = None,
         assume_used_at: Literal["mtime"] | int | None = None,
         dry_run: bool = False,
         progress: Progress | None = None,
@@ -515,8 +560,10 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
         The file is read in a thread.
         """
-        entries = await asyncio.to_thread(read, path)
-        return await self._run(import_entries(self.settings, entries, assume_used_at, progress, dry_run=dry_run))
+        legacy, accepts = await asyncio.to_thread(read, path, as_shape(shape)), _form_of(agent)
+        return await self._run(
+            import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run)
+        )
 
     async def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json. Same as SessionStore.export."""
@@ -531,11 +578,10 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         client = ClientFacts(self._link.tls, self._link.risks)
         return await self._run(examine(self.settings, client, quorums, agent, progress))
 
-    async def retime(
-        self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
-    ) -> RetimeResult:
-        """Apply a lowered max age to the sessions that are already there. Same as SessionStore.retime."""
-        return await self._run(retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
+    async def retime(self, max_age_ms: int, *, dry_run: bool = False, progress: Progress | None = None) -> RetimeResult:
+        """Set the max age of the namespace, and apply it to the sessions that are there. Same as SessionStore.retime."""
+        settings = self.settings.model_copy(update={"session_max_age_ms": max_age_ms})
+        return await self._run(retime(settings, progress, dry_run=dry_run))
 
     async def resume(
         self,
@@ -548,12 +594,15 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         wait_ms: int = 0,
         lease: bool = True,
         on_outage: Literal["run", "raise"] = "run",
+        place: Place | None = None,
+        on_elsewhere: Literal["try", "raise"] = "try",
     ) -> ResumeResult[V]:
         """Run one turn of a conversation. Same as SessionStore.resume.
 
         `run` is awaited. A cancellation, too, releases the lease before it takes effect.
         """
-        request = self._request(key, judge, agent, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
+        options = {"wait_ms": wait_ms, "lease": lease, "on_outage": on_outage, "place": place, "on_elsewhere": on_elsewhere}
+        request = self._request(key, judge, agent, accepts, **options)
         return await adrive(self._ops, self._run, resume(self._ops, request), run)
 
     async def save_early(self, key: str, session_id: str) -> bool:

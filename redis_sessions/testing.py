@@ -28,11 +28,11 @@ def fake_store(settings: StoreSettings | None = None, *, server: FakeServer | No
         server: a `fakeredis.FakeServer()` that several stores share; default: a new one. Its `connected = False` is an
             outage.
 
-    Raises TypeError if the settings are not a StoreSettings.
+    Raises TypeError if the settings are not a StoreSettings, InvalidSettings if they ask for replicas.
     """
     return SessionStore(FakeRedis(server=server or FakeServer()), settings)
 
 
 def fake_async_store(settings: StoreSettings | None = None, *, server: FakeServer | None = None) -> AsyncSessionStore:
-    """Same as fake_store, for asyncio. The two may share a server. Raises TypeError for other settings."""
+    """Same as fake_store, for asyncio. The two may share a server. Raises TypeError and InvalidSettings."""
     return AsyncSessionStore(FakeAsyncRedis(server=server or FakeServer()), settings)

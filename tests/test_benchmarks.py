@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.benchmarks import __main__
+from tests.benchmarks.rows import Row
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -27,6 +32,18 @@ def test_a_quick_run_prints_its_table_and_writes_it_as_markdown(tmp_path):
         assert any(row.startswith(f"| {work} | 2 |") and "| yes |" in row for row in rows)
     assert "Valkey" in done.stdout
     assert "redis 8" in done.stdout
+
+
+def test_a_bound_that_is_not_held_fails_the_run(monkeypatch, capsys):
+    rows = [Row("held", "1 µs", ratio="0.80", to_reach="≤ 0.85", reached=True), Row("shown", "1 µs")]
+    monkeypatch.setattr(__main__, "BENCHMARKS", {"get": lambda _: rows})
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "get"])
+    __main__.main()
+    rows.append(Row("missed", "1 µs", ratio="0.90", to_reach="≤ 0.85", reached=False))
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().out.endswith("1 bounds are not held: missed 0.90, ≤ 0.85\n")
 
 
 def test_an_unknown_benchmark_is_refused():

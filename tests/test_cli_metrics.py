@@ -29,6 +29,7 @@ from tests.servers import wait_until
 from tests.test_cli_support import Cli, run, spawn
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
+hasty = test_cli_support.hasty
 
 DEADLINE_S = 30.0
 AWAY = "unix:///nowhere/sock"
@@ -96,6 +97,7 @@ def test_printed_once(cli: Cli) -> None:
     assert {"name": "redis_sessions_up", "labels": {"namespace": cli.namespace}, "value": 1} in samples
 
 
+@pytest.mark.usefixtures("hasty")
 def test_printed_once_while_redis_is_away() -> None:
     result: Any = test_cli_support.CliRunner().invoke(test_cli_support.app, ["metrics", "--url", AWAY])
     assert result.exit_code == exits.UNREACHABLE
@@ -103,9 +105,10 @@ def test_printed_once_while_redis_is_away() -> None:
     assert re.fullmatch(r"redis-sessions: [^\n]+ can't be reached [^\n]+\n", result.stderr)
 
 
-def test_printed_rules() -> None:
-    file = Path(redis_sessions.__file__).parent / "metrics/alerts.yml"
-    assert run("metrics", "--rules", "--url", AWAY).stdout == file.read_text()
+@pytest.mark.parametrize(("option", "file"), [("--rules", "alerts.yml"), ("--dashboard", "dashboard.json")])
+def test_printed_files(option: str, file: str) -> None:
+    path = Path(redis_sessions.__file__).parent / "metrics" / file
+    assert run("metrics", option, "--url", AWAY).stdout == path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -123,6 +126,7 @@ def test_printed_rules() -> None:
             ["--listen", "0", "--json"],
             ["--listen", "0", "--rules"],
             ["--rules", "--json"],
+            ["--rules", "--dashboard"],
             ["--listen", "0", "--scan-max-age", "60"],
         ),
     ],
@@ -149,7 +153,7 @@ def test_served(cli: Cli) -> None:
         wait_until(lambda: f"{live} 2.0" in exporter.get(), "both are seen")
         assert exporter.get(Accept="application/openmetrics-text; version=1.0.0").endswith("# EOF\n")
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            exporter.get("/")
+            exporter.get("/other")
         # A client that sends nothing, and one that disconnects, do not block others.
         with exporter.connect(), exporter.connect() as hasty:
             hasty.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
@@ -163,7 +167,8 @@ def test_other_requests() -> None:
     with exporting("--url", AWAY) as exporter:
         for text, status in (
             (b"HEAD /metrics HTTP/1.0\r\n\r\n", b"200"),
-            (b"HEAD / HTTP/1.0\r\n\r\n", b"404"),
+            (b"HEAD / HTTP/1.0\r\n\r\n", b"200"),
+            (b"HEAD /favicon.ico HTTP/1.0\r\n\r\n", b"404"),
             (b"GET /metrics/ HTTP/1.0\r\n\r\n", b"404"),
             (b"POST /metrics HTTP/1.0\r\nContent-Length: 0\r\n\r\n", b"501"),
             (b"GET http://[::1/metrics HTTP/1.0\r\n\r\n", b"400"),
@@ -208,6 +213,7 @@ def test_served_to_other_machines() -> None:
         assert exporter.end(signal.SIGINT) == (exits.DONE, "", "")
 
 
+@pytest.mark.usefixtures("hasty")
 def test_served_over_ipv6() -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -220,6 +226,7 @@ def test_served_over_ipv6() -> None:
     assert (code, out, err.count("\n")) == (exits.DONE, "", 1)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_it_keeps_running_while_redis_restarts(tmp_path: Path) -> None:
     with EmbeddedServer(directory=tmp_path / "data") as server:
         assert run("failures", "--increment", "--url", server.url).stdout == "1\n"

@@ -29,6 +29,7 @@ from tests import test_cli_support
 from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, spawn
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
+hasty = test_cli_support.hasty
 
 DEADLINE_S = 30.0
 COLUMNS = 100
@@ -40,6 +41,7 @@ def finish(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
     return process.returncode, (out or b"").decode(), err.decode()
 
 
+@pytest.mark.usefixtures("hasty")
 def test_python_m_runs_it(cli: Cli) -> None:
     cli.plant("k", "id-1")
     assert finish(spawn("get", *cli.options, "k")) == (exits.DONE, "id-1\n", "")
@@ -321,6 +323,27 @@ def test_serve_on_a_socket_in_the_default_directory(tmp_path: Path) -> None:
     home = {"XDG_DATA_HOME": "relative", "HOME": str(tmp_path)}
     with serving("--socket", tmp_path / "s.sock", env=home) as (_, client):
         assert (tmp_path / ".local/share/redis-sessions").is_dir()
+
+
+def test_serve_with_users_leaves_the_doctor_nothing_to_say(tmp_path: Path) -> None:
+    password = "s3cret-random-enough"
+    code, lines, _ = finish(spawn("acl", env={"REDIS_SESSIONS_ADMIN_PASSWORD": password}))
+    assert code == exits.DONE
+    (tmp_path / "users.acl").write_text(
+        re.sub("^(user admin .*)", r"\1 +config|get +acl|getuser", lines, flags=re.MULTILINE)
+    )
+    words = ("--dir", tmp_path / "data", "--port", "0", "--acl", tmp_path / "users.acl", "--appendfsync", "everysec")
+    with serving(*words) as (_, client):
+        with pytest.raises(redis.AuthenticationError):
+            client.ping()
+        port = client.connection_pool.connection_kwargs["port"]
+        code, out, _ = finish(spawn("doctor", "--url", f"redis://admin:{password}@127.0.0.1:{port}/0"))
+        assert (code, out.splitlines()[-1]) == (exits.DONE, "0 broken, 0 warnings, 0 unknown, 22 ok")
+        assert re.search("ok +appendfsync +everysec", out)
+    (tmp_path / "users.acl").write_text("user x nonsense\n")
+    code, _, err = finish(spawn("serve", *words))
+    assert code == exits.USAGE
+    assert "ACL errors" in err
 
 
 def test_serve_on_a_port_in_use(tmp_path: Path, url: str) -> None:

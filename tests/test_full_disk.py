@@ -37,6 +37,11 @@ def fill_disk(raw):
         raw.execute_command("PING")
 
 
+def stop_saving(raw):
+    # Otherwise the server refuses to shut down: it would save once more, and can't.
+    raw.config_set("save", "")
+
+
 def look(kind, url, loop):
     store = kind.from_url(url)
     store = store if kind is SessionStore else Blocking(store, loop)
@@ -63,6 +68,7 @@ def test_connections_that_were_idle_read_on(failing, kind, binary, loop, monkeyp
     with failing(binary=binary) as server, redis.Redis.from_url(server.url) as raw:
         fill_disk(raw)
         look(kind, server.url, loop)
+        stop_saving(raw)
 
 
 @pytest.mark.skipif(not find_redis_server(), reason="no redis-server, and Valkey's comes without TLS")
@@ -76,3 +82,4 @@ def test_new_connections_over_tls_read_on(failing, kind, loop, tmp_path):
         fill_disk(raw)
         host = urlsplit(server.url).hostname
         look(kind, f"rediss://{host}:{settings['tls-port']}/0{certificates.options(client=None)}", loop)
+        stop_saving(raw)

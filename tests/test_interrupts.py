@@ -194,22 +194,6 @@ class TestCancellation:
         play(scene)
 
 
-def keepers():
-    return [thread for thread in threading.enumerate() if thread.name == "redis-sessions leases"]
-
-
-def test_the_thread_that_keeps_leases_ends_soon_after_the_last_turn(valkey, namespace):
-    with SessionStore.from_url(valkey.url, StoreSettings(namespace=namespace, lease_ms=300)) as store:
-        others = keepers()
-        for n in range(20):
-            store.resume(f"key{n}", lambda _: Turn("E", None))
-        mine = [thread for thread in keepers() if thread not in others]
-        assert len(mine) <= 1
-        for thread in mine:
-            thread.join(5)
-        assert not any(thread.is_alive() for thread in mine)
-
-
 def test_no_task_outlives_the_turn(valkey, settings):
     async def main():
         async with AsyncSessionStore.from_url(valkey.url, settings) as other:

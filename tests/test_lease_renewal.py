@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from contextlib import ExitStack
 
-from redis_sessions import Lease, StoreSettings
+import pytest
+
+from redis_sessions import Lease, SessionStore, StoreSettings, Turn
 from redis_sessions.operations.conversation import Operations
+from redis_sessions.resume import runner
 from redis_sessions.resume.runner import LeaseRenewer
+from tests.servers import wait_until
 
 
 class Renewals:
@@ -18,7 +23,11 @@ class Renewals:
         self.outcomes = {}
         self.seen = {}
         self.changed = threading.Condition()
-        self.renewer = LeaseRenewer(Operations(StoreSettings(lease_ms=lease_ms)), self)
+        self.ops = Operations(StoreSettings(lease_ms=lease_ms))
+        self.renewer = LeaseRenewer(self, lease_ms)
+
+    def renewing(self, lease):
+        return self.renewer.renewing(self.ops, lease)
 
     def __call__(self, op):
         [command] = next(op)
@@ -49,10 +58,10 @@ def test_every_lease_is_renewed_repeatedly():
     renewals = Renewals()
     with ExitStack() as stack:
         for lease in leases("a", "b", "c"):
-            stack.enter_context(renewals.renewer.renewing(lease))
+            stack.enter_context(renewals.renewing(lease))
         renewals.wait(a=3, b=3, c=3)
     before = dict(renewals.seen)
-    with renewals.renewer.renewing(*leases("d")):
+    with renewals.renewing(*leases("d")):
         renewals.wait(d=3)
     assert {key: renewals.seen[key] for key in "abc"} == before
 
@@ -61,9 +70,9 @@ def test_a_renewal_that_hangs_delays_no_other_lease():
     renewals = Renewals()
     hanging = renewals.outcomes["a"] = threading.Event()
     a, b, late = leases("a", "b", "late")
-    with renewals.renewer.renewing(a), renewals.renewer.renewing(b):
+    with renewals.renewing(a), renewals.renewing(b):
         renewals.wait(a=1, b=3)
-        with renewals.renewer.renewing(late):
+        with renewals.renewing(late):
             renewals.wait(late=2)
         assert renewals.seen["a"] == 1
         hanging.set()
@@ -74,9 +83,9 @@ def test_a_renewal_that_hangs_delays_no_later_lease():
     renewals = Renewals()
     hanging = renewals.outcomes["a"] = threading.Event()
     a, b = leases("a", "b")
-    with renewals.renewer.renewing(a):
+    with renewals.renewing(a):
         renewals.wait(a=1)
-        with renewals.renewer.renewing(b):
+        with renewals.renewing(b):
             renewals.wait(b=2)
         hanging.set()
 
@@ -87,7 +96,7 @@ def test_if_no_thread_can_be_started_the_other_leases_wait_for_a_renewal(monkeyp
 
     renewals = Renewals()
     a, b = leases("a", "b")
-    with renewals.renewer.renewing(a), renewals.renewer.renewing(b):
+    with renewals.renewing(a), renewals.renewing(b):
         monkeypatch.setattr(renewals.renewer, "_start", fail)
         renewals.wait(a=3, b=3)
 
@@ -96,7 +105,7 @@ def test_a_failure_is_tried_again_and_a_loss_is_not(caplog):
     renewals = Renewals()
     renewals.outcomes = {"failing": OSError("away"), "lost": 0}
     failing, lost = leases("failing", "lost")
-    with renewals.renewer.renewing(failing), renewals.renewer.renewing(lost):
+    with renewals.renewing(failing), renewals.renewing(lost):
         renewals.wait(failing=3, lost=1)
     assert renewals.seen["lost"] == 1
     assert "lease of 'failing' was not renewed" in caplog.text
@@ -106,12 +115,87 @@ def test_a_failure_is_tried_again_and_a_loss_is_not(caplog):
 def test_a_forked_child_renews_nothing_of_its_parents_and_keeps_its_own():
     renewals = Renewals()
     mine, its = leases("mine", "its")
-    with renewals.renewer.renewing(mine):
+    with renewals.renewing(mine):
         with renewals.renewer._lock:  # as another thread may hold it
             child = os.fork()
         if child == 0:
             renewals.seen.clear()
-            with renewals.renewer.renewing(its):
+            with renewals.renewing(its):
                 renewals.wait(its=3)
             os._exit(int("mine" in renewals.seen))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """The threads that the renewers have started, by number, and whether each still runs."""
+    running = {}
+
+    def start(function, args, _start=runner.start_new_thread):
+        number = len(running)
+        running[number] = True
+
+        def note_end():
+            try:
+                function(*args)
+            finally:
+                running[number] = False
+
+        return _start(note_end, ())
+
+    monkeypatch.setattr(runner, "start_new_thread", start)
+    return running
+
+
+@pytest.mark.parametrize("end", [SessionStore.close, None])
+def test_one_thread_serves_all_turns_of_a_store_until_it_is_closed_or_dropped(valkey, namespace, threads, end):
+    store = SessionStore.from_url(valkey.url, StoreSettings(namespace=namespace, lease_ms=600_000 if end else 300))
+    for n in range(300):
+        store.resume("a", lambda _: Turn("E", None))
+        store.for_namespace(f"{namespace}.{n % 3}").resume("a", lambda _: Turn("E", None))
+    assert threads == {0: True}
+    if end:
+        store.for_namespace(f"{namespace}.0").close()
+    else:
+        store.client.close()
+        del store
+        gc.collect()
+    wait_until(lambda: threads == {0: False}, "the thread has ended")
+    for number in range(3):
+        valkey.raw.delete(*valkey.raw.keys(f"{namespace}.{number}:*"))
+
+
+def test_no_turn_starts_a_thread_after_renewals(threads):
+    """A thread that renews is replaced by the one that waits next, even if no other lease is there."""
+    renewals = Renewals()
+    hanging = renewals.outcomes["a"] = threading.Event()
+    a, b = leases("a", "b")
+    with renewals.renewing(a):
+        renewals.wait(a=1)
+        started = len(threads)
+        with renewals.renewing(b):
+            assert len(threads) == started == 2
+        hanging.set()
+    renewals.renewer.close()
+    wait_until(lambda: not any(threads.values()), "the threads have ended")
+
+
+def test_a_signal_as_the_thread_is_started_leaves_one_that_renews(monkeypatch, threads):
+    """Its handler raises between the start and the note of it."""
+    started = runner.start_new_thread
+
+    def interrupted(*args):
+        started(*args)
+        monkeypatch.setattr(runner, "start_new_thread", started)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "start_new_thread", interrupted)
+    renewals = Renewals()
+    a, b = leases("a", "b")
+    with pytest.raises(KeyboardInterrupt), renewals.renewing(a):
+        pytest.fail("must not run")
+    with renewals.renewing(b):
+        renewals.wait(b=3)
+    assert "a" not in renewals.seen
+    renewals.renewer.close()
+    wait_until(lambda: not any(threads.values()), "the threads have ended")

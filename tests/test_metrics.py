@@ -29,6 +29,9 @@ LIVE = "redis_sessions_live_sessions"
 SCAN = "redis_sessions_scan"
 AGE = f"{SCAN}_age_seconds"
 NEXT = "redis_sessions_next_expiry_seconds"
+UUID = "5f2c9a7e-1d3b-4c58-8f60-2b7a9c4e6d15"
+TURNS = ["1.0", "2.0", "5.0", "10.0", "20.0", "50.0", "100.0", "200.0", "500.0", "1000.0", "+Inf"]
+TOKENS = ["10000.0", "20000.0", "50000.0", "100000.0", "150000.0", "200000.0", "500000.0", "1e+06", "+Inf"]
 
 
 @pytest.fixture
@@ -48,16 +51,17 @@ def register(*stores, **options):
 
 
 def a_store(server, namespace="sessions", kind=SessionStore, **settings):
-    return kind.from_url(server.url, StoreSettings(namespace=namespace, **settings))
+    return kind.from_url(server.url, StoreSettings(namespace=namespace, **{"deadline_ms": 200} | settings))
 
 
 def scrape(registry):
-    """What a scrape shows: values by name, and of a histogram by name and bound."""
-    return {
-        (sample.name if "le" not in sample.labels else (sample.name, sample.labels["le"])): sample.value
-        for family in registry.collect()
-        for sample in family.samples
-    }
+    """What a scrape shows: values by name, and by name and value where there is another label than the namespace."""
+    found = {}
+    for family in registry.collect():
+        for sample in family.samples:
+            more = [value for label, value in sample.labels.items() if label != "namespace"]
+            found[(sample.name, *more) if more else sample.name] = sample.value
+    return found
 
 
 class Slow(SessionStore):
@@ -67,10 +71,10 @@ class Slow(SessionStore):
         super().__init__(*args, **options)
         self.began, self.go = [], threading.Event()
 
-    def report(self, progress=None):
+    def report(self, progress=None, **options):
         self.began.append(threading.current_thread())
         self.go.wait()
-        return super().report(progress)
+        return super().report(progress, **options)
 
 
 # What it shows
@@ -88,17 +92,26 @@ def test_samples(place, raw, namespace, registry):
     with contextlib.closing(place.sync(StoreSettings(namespace=namespace))) as store:
         for _ in range(2):
             store.increment_resume_failures()
-        store.resume("turn", lambda _: Turn("E", None))
+        store.resume("turn", lambda _: Turn(UUID, None, context_tokens=42_000), agent="claude")
+        store.acquire("held")
         # Of the users of `acl`, the one that can't write is enough.
         register(store._stores["report"] if isinstance(store, ByUser) else store, registry=registry)
         shown = scrape(registry)
     timing = {name: shown.pop(name) for name in (AGE, NEXT, f"{SCAN}_duration_seconds", f"{SCAN}_approximate")}
     assert shown == {
         FAILURES: 2,
+        "redis_sessions_resume_failures_total": 2,
         "redis_sessions_resumes_total": 0,
         "redis_sessions_fresh_starts_total": 1,
+        "redis_sessions_rotations_total": 0,
+        "redis_sessions_gave_up_total": 0,
         UP: 1,
         LIVE: 7,
+        (f"{LIVE}_by_agent", "claude"): 1,
+        (f"{LIVE}_by_agent", "unknown"): 6,
+        "redis_sessions_leases_held": 1,
+        **{("redis_sessions_turns_bucket", le): 1 for le in TURNS},
+        **{("redis_sessions_context_tokens_bucket", le): le not in TOKENS[:2] for le in TOKENS},
         "redis_sessions_keys_without_ttl": 1,
         "redis_sessions_keys_over_max_age": 1,
         "redis_sessions_keys_invalid": 1,
@@ -123,7 +136,8 @@ def test_namespace_labels_in_both_formats(valkey, namespace, registry):
             families = list(text_string_to_metric_families(text.decode()))
             for family in families:
                 labels = {sample.labels["namespace"] for sample in family.samples}
-                assert labels == ({namespace} if "next_expiry" in family.name else {namespace, f"{namespace}.2"})
+                of_one = any(part in family.name for part in ("next_expiry", "by_agent"))
+                assert labels == ({namespace} if of_one else {namespace, f"{namespace}.2"})
         assert [family.name for family in families] == [LIVE]
         plain = generate_latest(registry).decode()
         assert len(re.findall(f"^# TYPE {FAILURES} counter$", plain, re.MULTILINE)) == 1
@@ -146,7 +160,8 @@ def test_registering_sends_nothing(server, registry):
         assert scrape(registry) == {UP: 0}
 
 
-def test_a_scan_is_kept_until_it_is_too_old(server, registry):
+def test_a_scan_is_kept_until_it_is_too_old(server, registry, monkeypatch):
+    monkeypatch.setattr("redis_sessions.metrics.collector.LEASES_MAX_AGE_S", 60)
     with a_store(server) as store:
         collector = register(store, registry=registry)
         store.set("a", "ID-1")
@@ -157,15 +172,29 @@ def test_a_scan_is_kept_until_it_is_too_old(server, registry):
         assert (first[LIVE], second[LIVE]) == (1, 1)
         assert (first[FAILURES], second[FAILURES]) == (0, 1)  # counters are never kept from the last scrape
         assert second[AGE] > first[AGE]
-        assert calls(store, "scan") == 1
+        # One of the session keys and one of the leases.
+        assert calls(store, "scan") == 2
         registry.unregister(collector)
         register(store, registry=registry, scan_max_age_ms=0)
         assert scrape(registry)[LIVE] == 2
         assert scrape(registry)[LIVE] == 2
-        assert calls(store, "scan") == 3
+        assert calls(store, "scan") == 6
 
 
-def test_scrapes_at_once_share_one_scan(server, registry):
+def test_leases_are_listed_more_often(server, registry, monkeypatch):
+    monkeypatch.setattr("redis_sessions.metrics.collector.LEASES_MAX_AGE_S", 0)
+    monkeypatch.setattr("redis_sessions.metrics.collector.LEASES_REST", 0)
+    with a_store(server) as store:
+        register(store, registry=registry)
+        for held in range(3):
+            shown = scrape(registry)
+            assert (shown["redis_sessions_leases_held"], shown[LIVE]) == (held, 0)
+            store.save(store.acquire(f"saved {held}"), "ID-1")
+            store.acquire(f"held {held}")
+
+
+def test_scrapes_at_once_share_one_scan(server, registry, monkeypatch):
+    monkeypatch.setattr("redis_sessions.metrics.collector.LEASES_MAX_AGE_S", 60)
     with a_store(server, kind=Slow) as store, ThreadPoolExecutor(8) as threads:
         register(store, registry=registry, scan_max_age_ms=60_000)
         store.set("a", "ID-1")
@@ -174,7 +203,7 @@ def test_scrapes_at_once_share_one_scan(server, registry):
         store.go.set()
         assert {scrape.result()[LIVE] for scrape in scrapes} == {1}
         assert len(store.began) == 1
-        assert calls(store, "scan") == 1
+        assert calls(store, "scan") == 2
 
 
 def test_a_slow_scan_is_shown_by_a_later_scrape(server, registry):
@@ -263,5 +292,6 @@ def test_a_user_without_scan_gets_the_counters(valkey, namespace, registry, capl
     finally:
         valkey.raw.acl_deluser("counting")
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2  # one by the collector, one by the snapshot
-    assert all("no key scan: " in line for line in said)
+    # The key scan and the list of leases, of the collector and of the snapshot.
+    assert len(said) == 4
+    assert ["no list of leases: " in line or "no key scan: " in line for line in said] == [True] * 4

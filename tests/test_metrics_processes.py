@@ -55,11 +55,11 @@ from redis_sessions import SessionStore
 from redis_sessions.metrics import register
 
 class Held(SessionStore):
-    def report(self, progress=None):
+    def report(self, progress=None, **options):
         if os.getpid() == parent:
             began.set()
             go.wait()
-        return super().report(progress)
+        return super().report(progress, **options)
 
 def live():
     return b'redis_sessions_live_sessions{namespace="sessions"} 1.0' in generate_latest()
@@ -125,9 +125,9 @@ def test_close_ends_a_scan_and_logs_nothing(server, registry, caplog):
     began = threading.Event()
 
     class Endless(SessionStore):
-        def report(self, progress=None):
+        def report(self, progress=None, **options):
             while True:
-                super().report(progress)
+                super().report(progress, **options)
                 began.set()
 
     with a_store(server, kind=Endless) as store:
@@ -145,8 +145,8 @@ def test_close_ends_a_scan_and_logs_nothing(server, registry, caplog):
 
 def test_a_scan_that_fails_on_a_closed_client_logs_nothing(server, registry, caplog, capfd):
     class Failing(Slow):
-        def report(self, progress=None):
-            super().report()
+        def report(self, progress=None, **options):
+            super().report(**options)
             raise TypeError
 
     with a_store(server, kind=Failing) as store:
@@ -171,9 +171,9 @@ from redis_sessions import SessionStore
 from redis_sessions.metrics import Collector
 
 class Endless(SessionStore):
-    def report(self, progress=None):
+    def report(self, progress=None, **options):
         while True:
-            super().report(progress)
+            super().report(progress, **options)
             scanned.set()
 
 def once_more():  # when the standard library's pools are shut down

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 
 import redis_sessions
+from redis_sessions import SessionStore, StoreSettings, Turn
 from tests import test_cli_support
 from tests.servers import wait_until
 from tests.test_cli_metrics import DEADLINE_S, exporting
-from tests.test_cli_support import Cli
+from tests.test_cli_support import Cli, run
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
 
+UUID = "5f2c9a7e-1d3b-4c58-8f60-2b7a9c4e6d15"
 RULES = Path(redis_sessions.__file__).parent / "metrics/alerts.yml"
 RULE_TESTS = Path(__file__).parent / "alerts_test.yml"
 
@@ -57,7 +59,7 @@ def test_the_rules() -> None:
 def test_every_rule_is_tested_and_every_metric_in_one_exists(cli: Cli) -> None:
     rules, tests = RULES.read_text(), RULE_TESTS.read_text()
     names = re.findall(r"^ +- (?:alert|record): (\S+)$", rules, re.MULTILINE)
-    assert len(names) == 9
+    assert len(names) == 10
     for name in names:
         assert len(re.findall(rf"{name}\b", tests)) >= 2, name
     exported = set(re.findall("^# TYPE (.*) ", cli("metrics").stdout, re.MULTILINE))
@@ -70,6 +72,9 @@ def test_every_rule_is_tested_and_every_metric_in_one_exists(cli: Cli) -> None:
 def test_prometheus_scrapes_it(cli: Cli, tmp_path: Path) -> None:
     cli.plant("a")
     cli("failures", "--increment")
+    with SessionStore.from_url(cli.url, StoreSettings(namespace=cli.namespace)) as store:
+        for _ in range(2):
+            store.resume("chat:7", lambda _: Turn(UUID, None, context_tokens=42_000), agent="claude")
     with exporting(*cli.options, "--scan-max-age", "0s") as exporter:
         target = exporter.place.split("/")[2]
         (tmp_path / "prometheus.yml").write_text(
@@ -109,6 +114,18 @@ def test_prometheus_scrapes_it(cli: Cli, tmp_path: Path) -> None:
             wait_until(
                 lambda: value(f"ALERTS{{alertname='RedisSessionsWithoutTTL', {mine[1:]}") == "1", "pending", DEADLINE_S
             )
+            dashboard = json.loads(run("metrics", "--dashboard").stdout)
+            variables = {"job": "sessions", "namespace": cli.namespace, "__rate_interval": "1m", "__range": "1m"}
+            panels = [(panel["title"], each["expr"]) for panel in dashboard["panels"] for each in panel["targets"]]
+            assert len(panels) > 20
+            for title, expression in panels:
+                query = re.sub(r"\$(\w+)", lambda match: variables[match[1]], expression)
+                # Some need a second scrape after what they count.
+                wait_until(lambda query=query: value(query) not in (None, "NaN"), f"{title}: {query} is known", DEADLINE_S)
+            for variable in dashboard["templating"]["list"][1:]:
+                query, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()
+                found = ask(f"label/{label}/values", **{"match[]": query.replace("$job", "sessions")})
+                assert found == [variables[variable["name"]]]
             [group] = ask("rules")["groups"]
             assert [(rule["name"], rule.get("lastError")) for rule in group["rules"] if rule["health"] != "ok"] == []
             types = ask("metadata")

@@ -112,12 +112,12 @@ class Counted(SessionStore):
 
     now, most, lock = 0, 0, threading.Lock()
 
-    def report(self, progress=None):
+    def report(self, progress=None, **options):
         with Counted.lock:
             Counted.now += 1
             Counted.most = max(Counted.most, Counted.now)
         try:
-            return super().report(progress)
+            return super().report(progress, **options)
         finally:
             with Counted.lock:
                 Counted.now -= 1

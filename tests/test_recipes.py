@@ -127,13 +127,14 @@ def test_every_script_that_runs_an_agent_is_known():
 
 def test_the_users_of_a_server(shell):
     [script] = [script for script in SCRIPTS if "redis-sessions acl" in script]
-    assert shell.paste(script) == ""
-    with (
-        EmbeddedServer(extra={"aclfile": str(shell.folder / "users.acl")}) as guarded,
-        SessionStore.from_url(guarded.url) as store,
-        pytest.raises(AccessDenied),
-    ):
-        store.get("k")
+    assert len(shell.paste(script).splitlines()) == 5
+    passwords = shell.folder / "passwords"
+    with EmbeddedServer(extra={"aclfile": str(passwords / "users.acl")}) as guarded:
+        with SessionStore.from_url(guarded.url) as store, pytest.raises(AccessDenied):
+            store.get("k")
+        password = (passwords / "worker.password").read_text().strip()
+        with SessionStore.from_url(guarded.url.replace("//", "//worker@"), password=password) as store:
+            assert store.get("k") is None
 
 
 def test_moving_from_sessions_json_and_back(tmp_path):

@@ -1,4 +1,4 @@
-"""`metrics`: print what Prometheus scrapes, or serve it; or print alert rules for it."""
+"""`metrics`: print what Prometheus scrapes, or serve it with a page for people; or print alert rules or a dashboard."""
 
 import re
 import time
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from redis_sessions.store import SessionStore
 
 RULES: Final = "alerts.yml"
+DASHBOARD: Final = "dashboard.json"
 LOOPBACK: Final = "127.0.0.1"
 _ADDRESS = re.compile(r"(?:(?:([\w.-]+)|\[([\da-fA-F:.]+)\]):)?(\d{1,5})", re.ASCII)
 
@@ -29,8 +30,8 @@ Listen = Annotated[
     value(
         "--listen",
         "[HOST:]PORT",
-        f"Serve them at /metrics there until stopped, such as at {LOOPBACK}:9464. Default HOST: {LOOPBACK}; port 0 takes a "
-        "free one.",
+        f"Serve them at /metrics there until stopped, such as at {LOOPBACK}:9464, and a page for people at /. Default HOST: "
+        f"{LOOPBACK}; port 0 takes a free one.",
     ),
 ]
 ScanMaxAge = Annotated[str, value("--scan-max-age", "TIME", "With --listen: scan the keys again if the last scan is older.")]
@@ -43,6 +44,13 @@ Namespaces = Annotated[
         envvar=NAMESPACE_VARIABLE,
     ),
 ]
+ShowKeys = Annotated[
+    bool, typer.Option("--show-keys", help="With --listen on loopback: show conversation keys on the page.")
+]
+ToOthers = Annotated[
+    bool, typer.Option("--show-keys-to-others", help="With --listen: show them to everyone who reaches the page.")
+]
+Dashboard = Annotated[bool, typer.Option("--dashboard", help="Print a Grafana dashboard instead, and ask Redis nothing.")]
 Rules = Annotated[bool, typer.Option("--rules", help="Print alert rules for these metrics instead, and ask Redis nothing.")]
 
 
@@ -52,31 +60,39 @@ def metrics(
     *,
     listen: Listen = None,
     scan_max_age: ScanMaxAge = "60s",
+    show_keys: ShowKeys = False,
+    show_keys_to_others: ToOthers = False,
     rules: Rules = False,
+    dashboard: Dashboard = False,
     namespace: Namespaces = None,
 ) -> int:
     """Export metrics for Prometheus.
 
     Prints the counters and the results of a key scan; with --json a line for each sample. All workers count in one place,
     so one exporter is enough, even for several namespaces; if there are more, aggregate with max, never sum. With --listen
-    it keeps running while Redis is away, and reports redis_sessions_up 0. User report of redis-sessions acl is enough. It
-    needs pip install 'redis-sessions[prometheus]'.
+    it also serves a page for people, keeps running while Redis is away, and reports redis_sessions_up 0. User report of
+    redis-sessions acl is enough. It needs pip install 'redis-sessions[prometheus]'.
 
     Examples:
       redis-sessions metrics
       redis-sessions metrics --listen 127.0.0.1:9464
       redis-sessions metrics --listen 9464 --namespace sessions.claude@host-a --namespace sessions.claude@host-b
       redis-sessions metrics --rules > /etc/prometheus/rules/redis_sessions.yml
+      redis-sessions metrics --dashboard > /var/lib/grafana/dashboards/redis_sessions.json
     """
-    if (listen is not None) + rules + at.as_json > 1:
-        raise InvalidSettings("--listen, --rules and --json exclude each other", remedy="give one of them")
-    if rules:
-        show.put(resources.files("redis_sessions.metrics").joinpath(RULES).read_text("utf-8").rstrip("\n"))
+    if (listen is not None) + rules + dashboard + at.as_json > 1:
+        raise InvalidSettings("--listen, --rules, --dashboard and --json exclude each other", remedy="give one of them")
+    if rules or dashboard:
+        file = resources.files("redis_sessions.metrics").joinpath(RULES if rules else DASHBOARD)
+        show.put(file.read_text("utf-8").rstrip("\n"))
         return exits.DONE
+    show_keys = show_keys or show_keys_to_others
     if listen is None:
+        if show_keys:
+            raise InvalidSettings("--show-keys is for the page of --listen", remedy="give both, or neither")
         return _print_once(at, namespace)
-    host, port = _address(listen)
-    return _serve(at, namespace, host, port, parse_duration_ms(scan_max_age, "--scan-max-age"))
+    scan_max_age_ms = parse_duration_ms(scan_max_age, "--scan-max-age")
+    return _serve(at, namespace, _address(listen), scan_max_age_ms, show_keys=show_keys, to_others=show_keys_to_others)
 
 
 @contextmanager
@@ -105,16 +121,28 @@ def _print_once(at: Options, namespaces: list[str] | None) -> int:
     return max(map(exits.code_of, snapshot.errors), default=exits.DONE)
 
 
-def _serve(at: Options, namespaces: list[str] | None, host: str, port: int, scan_max_age_ms: int) -> int:
+def _serve(
+    at: Options,
+    namespaces: list[str] | None,
+    address: tuple[str, int],
+    scan_max_age_ms: int,
+    *,
+    show_keys: bool,
+    to_others: bool,
+) -> int:
     from redis_sessions.metrics import Collector
     from redis_sessions.metrics.exporter import Exporter
 
     with until_asked_to_stop(), show.logged_warnings(show.complain), _stores(at, namespaces) as stores:
         collector = Collector(*stores, scan_max_age_ms=scan_max_age_ms)
-        with closing(collector), Exporter(host, port, collector) as exporter:
+        with (
+            closing(collector),
+            Exporter(*address, collector, show_keys=show_keys, to_others=to_others) as exporter,
+        ):
             if not exporter.is_loopback:
                 show.complain(f"anyone who reaches {exporter.place} can read these numbers: there is no password and no TLS")
-            show.complain(f"metrics are at http://{exporter.place}/metrics; stop with Ctrl-C or SIGTERM")
+            place = f"http://{exporter.place}"
+            show.complain(f"a page is at {place}/, metrics are at {place}/metrics; stop with Ctrl-C or SIGTERM")
             exporter.serve_forever()
     return exits.DONE
 

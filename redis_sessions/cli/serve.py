@@ -1,6 +1,7 @@
 """`serve`: the embedded server in the foreground."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -12,6 +13,15 @@ from redis_sessions.errors import InvalidSettings
 
 DEFAULT_PORT: Final = 6379
 LOG_LINES: Final = 3
+
+
+class Sync(StrEnum):
+    """The server's policies for syncing its append-only file to disk."""
+
+    always = "always"
+    everysec = "everysec"
+    no = "no"
+
 
 Directory = Annotated[
     Path | None,
@@ -27,30 +37,54 @@ Port = Annotated[
     value("--port", "N", "TCP port on 127.0.0.1; 0 for a free one.", min=0, max=65_535, show_default=str(DEFAULT_PORT)),
 ]
 Socket = Annotated[Path | None, value("--socket", "PATH", "Listen on this unix socket instead of TCP.")]
+AppendFsync = Annotated[
+    Sync,
+    value(
+        "--appendfsync",
+        "WHEN",
+        "When saves are synced to disk: always, before they are acknowledged; everysec, each second; no, when the system "
+        "decides. What a power cut loses: nothing; about a second; about half a minute.",
+    ),
+]
+AclFile = Annotated[
+    Path | None,
+    value("--acl", "FILE", "Users and their permissions, as redis-sessions acl prints them.", exists=True, dir_okay=False),
+]
 
 
-def serve(*, directory: Directory = None, port: Port = None, socket: Socket = None) -> int:
+def serve(
+    *,
+    directory: Directory = None,
+    port: Port = None,
+    socket: Socket = None,
+    appendfsync: AppendFsync = Sync.always,
+    acl: AclFile = None,
+) -> int:
     """Run a Redis-compatible server (Valkey) in the foreground.
 
     Until Ctrl-C or SIGTERM. The first line on stdout is its URL. It listens only on 127.0.0.1 or a socket, and keeps its
-    data (an append-only file) in DIR: what was acknowledged is there again after a restart. It needs
+    data (an append-only file) in DIR: what was acknowledged is there again after a restart, a crash or a power cut. Without
+    --acl every user of this machine that reaches the port may read and change it. It needs
     pip install 'redis-sessions[embedded]'.
 
     Examples:
       redis-sessions serve
       redis-sessions serve --dir ./data --port 0
       redis-sessions serve --socket /run/user/1000/sessions.sock
+      redis-sessions acl > users.acl && redis-sessions serve --acl users.acl
     """
     from redis_sessions.server import EmbeddedServer
 
     if port is not None and socket is not None:
         raise InvalidSettings("--port and --socket exclude each other", remedy="give one of them")
     directory = (directory or default_directory()).absolute()
-    server = EmbeddedServer(directory=directory, port=DEFAULT_PORT if port is None else port, socket=socket)
+    extra = {"appendfsync": appendfsync} | ({"aclfile": str(acl.absolute())} if acl else {})
+    server = EmbeddedServer(directory=directory, port=DEFAULT_PORT if port is None else port, socket=socket, extra=extra)
     with until_asked_to_stop():
         with server:
             show.put(server.url, flush=True)
-            show.complain(f"data is kept in {directory}; stop with Ctrl-C or SIGTERM")
+            users = f"users are those of {acl}; " if acl else ""
+            show.complain(f"data is kept in {directory}; {users}stop with Ctrl-C or SIGTERM")
             status = server.wait()
             how = f"by signal {-status}" if status < 0 else f"with status {status}"
             show.complain(f"the server ended by itself, {how}; {directory / 'server.log'} ends: {_log_tail(directory)}")

@@ -4,8 +4,8 @@
 - Maintenance notifications are off: with them on, redis-py's pools skip their check for unread data (since redis/redis-py
   #4177; #4252 and #4260 are about its effects), and a connection returned halfway through a call hands one conversation's
   session ID to another.
-- redis-py retries nothing: it can't tell INCR from GET. `execute.py` sends again what may be sent twice, until a deadline.
-  On a cluster and behind Sentinel that outlasts a failover.
+- redis-py retries nothing: it can't tell INCR from GET. `execute.py` sends again what may be sent twice, until a deadline,
+  which outlasts a restart and a failover. Only a sentinel is asked again at once, where an idle connection was reset.
 - Timeouts are short, replies stay bytes. RESP2, since the RESP3 greeting holds an integer, and a signal handler that raises
   while hiredis renders one crashes the process (no upstream issue found). And with the pure Python parser
   RESP3 can put a late reply into the wrong slot (redis/redis-py #4283). So a connection begins with AUTH and SELECT alone.
@@ -24,6 +24,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from redis_sessions.client import callers
 from redis_sessions.client.cluster import AsyncCluster, Cluster
+from redis_sessions.client.direct import AsyncDirectRedis, DirectRedis
 from redis_sessions.client.execute import Link
 from redis_sessions.client.pool import AsyncPool, AsyncTLSConnection, PerProcess, Pool, TLSConnection
 from redis_sessions.client.sentinel import AsyncPrimary, AsyncPrimaryPool, AsyncSentinel, Primary, PrimaryPool, Sentinel
@@ -33,10 +34,6 @@ from redis_sessions.settings import StoreSettings
 
 SyncClient: TypeAlias = redis.Redis | redis.RedisCluster
 AsyncClient: TypeAlias = redis.asyncio.Redis | redis.asyncio.RedisCluster
-
-# Standalone: three tries, within about a second if refused. A server that failed over comes back within seconds.
-_STANDALONE_ATTEMPTS = 3
-_FAILOVER_ATTEMPTS = 1_000
 
 
 def connect(target: Target, settings: StoreSettings) -> PerProcess[SyncClient]:
@@ -69,7 +66,6 @@ def link(target: Target, settings: StoreSettings) -> Link:
     """How to use a client that this module built."""
     return Link(
         address=target.address,
-        attempts=_STANDALONE_ATTEMPTS if target.kind in ("standalone", "unix") else _FAILOVER_ATTEMPTS,
         deadline_s=settings.deadline_ms / 1000,
         cluster=target.kind == "cluster",
         tls=target.tls,
@@ -77,10 +73,11 @@ def link(target: Target, settings: StoreSettings) -> Link:
     )
 
 
-def callers_link(client: Any, *, awaits: bool) -> Link:
+def callers_link(client: Any, settings: StoreSettings, *, awaits: bool) -> Link:
     """How to use a client that the caller built: its own retries apply. What is risky in it is logged once.
 
-    Raises TypeError for a client of the other flavor, and for anything else.
+    Raises TypeError for a client of the other flavor, for one that caches replies, and for anything else; InvalidSettings
+    for settings that it can't have.
     """
     store, other = ("AsyncSessionStore", "SessionStore") if awaits else ("SessionStore", "AsyncSessionStore")
     if isinstance(client, SyncClient if awaits else AsyncClient):
@@ -88,6 +85,9 @@ def callers_link(client: Any, *, awaits: bool) -> Link:
     if not callable(getattr(client, "execute_command", None)):
         # It may be a URL with a password, so only its type is shown.
         raise TypeError(f"{store} takes a redis-py client, not a {type(client).__name__}: {store}.from_url(url) makes one")
+    if settings.replicas and callers.is_fake(client):
+        raise InvalidSettings("fakeredis has no replicas to wait for", remedy="set replicas to 0, or use a real server")
+    callers.check(client)
     callers.warn(client)
     return Link(
         cluster=hasattr(client, "get_primaries"),
@@ -105,19 +105,29 @@ def sentinels(client: Any) -> list[tuple[Any, str]]:
     return [(sentinel, pool.service_name) for sentinel in pool.sentinel_manager.sentinels]
 
 
-_SYNC: Final = (redis, Pool, TLSConnection, Sentinel, Primary, PrimaryPool)
-_ASYNC: Final = (redis.asyncio, AsyncPool, AsyncTLSConnection, AsyncSentinel, AsyncPrimary, AsyncPrimaryPool)
+_SYNC: Final = (redis, DirectRedis, Pool, TLSConnection, Sentinel, Primary, PrimaryPool)
+_ASYNC: Final = (
+    redis.asyncio,
+    AsyncDirectRedis,
+    AsyncPool,
+    AsyncTLSConnection,
+    AsyncSentinel,
+    AsyncPrimary,
+    AsyncPrimaryPool,
+)
 
 
 def _client(target: Target, files: dict[str, str], options: dict[str, Any], flavor: tuple[Any, ...]) -> Any:
     """A client for a target that is not a cluster."""
-    module, pool, tls_connection, sentinel_class, primary, primary_pool = flavor
+    module, client, pool, tls_connection, sentinel_class, primary, primary_pool = flavor
     # As text, since it is sent as it is: see the top for what an integer can do.
     options |= {"db": str(target.database) if target.database else 0}
     if target.kind == "sentinel":
         # The sentinels are asked as the primary is, except for user, password and database, which are the primary's.
         shared = {name: value for name, value in options.items() if name not in ("username", "password", "db")} | files
         shared["connection_class"] = module.SSLConnection if target.tls else module.Connection
+        # An idle connection that was reset must not count as a sentinel that is away: then the old primary would be trusted.
+        shared["retry"] = module.retry.Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
         sentinel = sentinel_class([])
         sentinel.sentinels = [module.Redis.from_pool(pool(host=host, port=port, **shared)) for host, port in target.hosts]
         options |= ({"ssl": True} | files) if target.tls else {}
@@ -128,7 +138,7 @@ def _client(target: Target, files: dict[str, str], options: dict[str, Any], flav
         [(host, port)] = target.hosts
         connection = tls_connection if target.tls else module.Connection
         options |= {"connection_class": connection, "host": host, "port": port} | files
-    return module.Redis.from_pool(pool(**options))
+    return client.from_pool(pool(**options))
 
 
 def _options(target: Target, settings: StoreSettings) -> dict[str, Any]:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from redis import exceptions as redis_errors
 from redis.client import NEVER_DECODE
 
+from redis_sessions.client.follow import afollow, follow
+from redis_sessions.client.pool import sent_once
 from redis_sessions.client.translate import translate
 from redis_sessions.errors import SessionStoreError, is_away
 from redis_sessions.operations.command import PRIMARIES, Command, Op, Resent
@@ -31,8 +34,8 @@ class Link(NamedTuple):
     """How a server is reached. The defaults are for a client that the caller built."""
 
     address: str = "Redis"  # for errors to name; holds no secret
-    attempts: int = 1  # tries in all for what may be sent twice; 1 leaves retrying to the client
-    # No further try begins that would end later than this after the first, if it takes as long as the one before.
+    # No further try begins that would end later than this after the first, if it takes as long as the one before. 0 leaves
+    # retrying to the client.
     deadline_s: float = 0.0
     cluster: bool = False  # whether it is a cluster client, whose own mistakes during a failover count as an outage
     client_resends: bool = False  # whether the client itself sends again what got no reply
@@ -69,7 +72,7 @@ class Send(NamedTuple):
         to_node = {} if command.node is None else {"target_nodes": command.node}
         # Only where a reply holds what others may have written: elsewhere redis-py's cluster client (8.1) can't handle the
         # option. No upstream issue found.
-        undecoded = command.script is not None or command.args[0] == "GET"
+        undecoded = command.script is not None or command.args[0] in ("GET", "HMGET")
         return {NEVER_DECODE: True, **to_node} if undecoded else to_node
 
 
@@ -165,9 +168,14 @@ def _one_by_one(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
 def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Tried]:
     """Try a step until it succeeds, while another try may help and is allowed. An optional command's error is its reply."""
     attempt, crowded = 1, 0
+    resend = all(command.resend for command in commands)
     first_s = began_s = time.monotonic()
     while True:
+        if not resend:
+            sent_once.set(True)
         outcome = yield step
+        if not resend:
+            sent_once.set(False)
         failure = _failure(step, outcome)
         if failure is None:
             return outcome, attempt > 1
@@ -176,14 +184,13 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
             step = step._replace(with_source=True)
             began_s = time.monotonic()
             continue
-        translation = translate(failure, commands[0].key, link.address, cluster=link.cluster)
+        translation = translate(failure, commands[0].key, link.address, cluster=link.cluster, sent=_name(step))
         if translation is None:
             raise failure
         error, passing, unsent = translation
         pause_s = _pause_s(_BACKOFF_S, attempt)
         now_s = time.monotonic()
-        may_help = passing and (unsent or (attempt < link.attempts and all(command.resend for command in commands)))
-        if not may_help or now_s + pause_s + (now_s - began_s) > first_s + link.deadline_s:
+        if not passing or not (resend or unsent) or now_s + pause_s + (now_s - began_s) > first_s + link.deadline_s:
             outcome = failure = None
             if isinstance(step, Send) and step.command.optional and (step.command.even_away or not is_away(error)):
                 return error, False
@@ -197,6 +204,11 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
                 step = step._replace(again=True)
         yield Wait(pause_s * random.uniform(0.5, 1))
         began_s = time.monotonic()
+
+
+def _name(step: Step) -> str:
+    """The name of the command that is sent, for errors."""
+    return str(step.arguments()[0]) if isinstance(step, Send) else "a command"
 
 
 def _pause_s(backoff_s: tuple[float, float], number: int) -> float:
@@ -235,6 +247,8 @@ def _carry_out(client: Any, plan: Plan[T]) -> T:
 def _outcome(client: Any, step: Step) -> Any:
     try:
         match step:
+            case Send(command) if command.followed_by:
+                return follow(client, step)
             case Send():
                 return client.execute_command(*step.arguments(), **step.options())
             case Pipeline(sends):
@@ -252,24 +266,26 @@ def _outcome(client: Any, step: Step) -> Any:
 def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
     """Make calls at the same time; their results in order, or the first error once all have ended.
 
-    Each call but the first has a daemon thread: none delays the end of the process, and a background scan that is running
-    then is cut off silently, where the standard library's pool would refuse to start threads.
+    Each call but the first has a thread that doesn't delay the end of the process: a background scan that is running then is
+    cut off silently, where the standard library's pool would refuse to start threads. Started by `_thread`, since a signal
+    handler that raises within `threading.Thread.start` becomes a RuntimeError (python/cpython #78667).
     """
     results: list[Any] = [None] * len(calls)
     errors: list[BaseException | None] = [None] * len(calls)
+    ended: SimpleQueue[None] = SimpleQueue()
 
     def make(number: int) -> None:
         try:
             results[number] = calls[number]()
         except BaseException as error:  # noqa: BLE001 - raised again below
             errors[number] = error
+        ended.put(None)
 
-    threads = [threading.Thread(target=make, args=(number,), daemon=True) for number in range(1, len(calls))]
-    for thread in threads:
-        thread.start()
+    for number in range(1, len(calls)):
+        start_new_thread(make, (number,))
     make(0)
-    for thread in threads:
-        thread.join()
+    for _ in calls:
+        ended.get()
     for error in errors:
         if error is not None:
             raise error
@@ -309,6 +325,8 @@ async def _aoutcome(client: Any, step: Step) -> Any:
 
 async def _ado(client: Any, step: Step) -> Any:
     match step:
+        case Send(command) if command.followed_by:
+            return await afollow(client, step)
         case Send():
             return await client.execute_command(*step.arguments(), **step.options())
         case Pipeline(sends):

@@ -6,6 +6,9 @@ is kept only if its call ended in order, and those in use are held weakly, so th
 
 redis-py's asyncio pool is safe in this respect; added are a queue of callers when all connections are in use, and a check
 whether an idle connection still works.
+
+NAT, load balancers and proxies forget idle connections: they reset them at once, by the next packet, or are silent. Where
+one connection of a pool fails, none that was idle then is tried after it: the next call connects.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import redis
@@ -33,6 +37,9 @@ BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 PING_AFTER_S: Final = 15.0
 # After this much idle time the event loop gets a chance to read that the server has hung up.
 FRESH_S: Final = 0.1
+# Whether what is sent now can't be sent again: then a connection that was idle for longer than that gets the PING, too,
+# since a middlebox may reset it by the next packet.
+sent_once: Final[ContextVar[bool]] = ContextVar("sent_once", default=False)
 
 
 # Objects whose `forget` method is called in every forked child.
@@ -78,6 +85,16 @@ class PerProcess(Generic[C]):
         """Let go of the clients without closing them: in a forked child they are the parent's."""
         self._inherited.append(self._clients)
         self._clients, self._lock = {}, threading.RLock()
+
+
+def add_endpoint(error: BaseException, connection: Any) -> None:
+    """Note on an error which address could not be reached: a cluster announces others than those of the URL."""
+    if isinstance(error, BROKEN) and hasattr(connection, "host"):
+        error.endpoint = f"{connection.host}:{connection.port}"  # type: ignore[union-attr] # read by `translate`
+
+
+def _needs_ping(idle_s: float) -> bool:
+    return idle_s > PING_AFTER_S or (idle_s > FRESH_S and sent_once.get())
 
 
 def ping(connection: Any) -> None:
@@ -166,17 +183,20 @@ class SafePool:
         except IndexError:
             connection, idle_s = self._make(), 0.0
         try:
-            connection.connect()
+            if not connection.is_connected:
+                connection.connect()
             try:
                 if connection.can_read():
                     raise redis.ConnectionError
-                if idle_s > PING_AFTER_S:
+                if _needs_ping(idle_s):
                     ping(connection)
             except BROKEN:
+                self.disconnect_free_connections()
                 connection.disconnect()
                 connection.connect()
-        except BaseException:
+        except BaseException as error:
             self._drop(connection)
+            add_endpoint(error, connection)
             raise
         return connection
 
@@ -191,13 +211,12 @@ class SafePool:
     def release(self, connection: Any) -> None:
         """Keep a connection for the next call if this one ended in order."""
         usable = connection in self._alive and not _spoiled() and not connection.should_reconnect()
-        if usable and self.owns_connection(connection):
+        if usable and super().owns_connection(connection):  # type: ignore[misc] # the pool's
             self._spare.append((connection, time.monotonic()))
         else:
             self._drop(connection)
-
-    def owns_connection(self, connection: Any) -> bool:
-        return bool(super().owns_connection(connection))  # type: ignore[misc] # the pool's
+            if isinstance(sys.exc_info()[1], BROKEN):
+                self.disconnect_free_connections()
 
     def _drop(self, connection: Any) -> None:
         self._alive.discard(connection)
@@ -262,7 +281,20 @@ class _CheckedConnection:
     """Mixin for redis-py's asyncio connections whose `can_read` finds out whether the server has hung up."""
 
     used_s: float | None = None  # when a call last used it, on the monotonic clock; set by its user
+    health_check_interval: float
     _reader: Any
+    _writer: Any
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002
+        """As redis-py's, which before Python 3.12 makes a task for its time limit: here only if sending has to wait."""
+        connection: Any = super()
+        writer = self._writer
+        if writer is not None and not writer.transport.get_write_buffer_size() and not self.health_check_interval:
+            writer.writelines(command)
+            if not writer.transport.get_write_buffer_size():
+                return
+            command = ()
+        await connection.send_packed_command(command, check_health)
 
     async def can_read(self) -> bool:
         """False if this connection is fit for another call. Raises ConnectionError if not, and has then disconnected."""
@@ -276,7 +308,7 @@ class _CheckedConnection:
             # A reset connection holds an exception, which redis-py up to 8.1 ignores. No upstream issue found.
             if not connection.is_connected or self._reader.exception() is not None or await connection.can_read():
                 raise redis.ConnectionError
-            if idle_s > PING_AFTER_S:
+            if _needs_ping(idle_s):
                 await aping(self)
         except BROKEN:
             self.used_s = None
@@ -308,7 +340,12 @@ class _QueuingPool:
         await self._limit.enter()
         connection = pool.get_available_connection()
         try:
-            await pool.ensure_connection(connection)
+            await connection.connect()
+            try:
+                await connection.can_read()
+            except BROKEN:
+                await self.disconnect_free_connections()
+                await connection.connect()
         except BaseException:
             await self.release(connection)
             raise
@@ -317,15 +354,23 @@ class _QueuingPool:
     def release(self, connection: Any) -> Coroutine[Any, Any, None]:
         """Same as SafePool.release. Not a coroutine function: a pipeline awaits it in a task that doesn't see the error."""
         if _spoiled() or connection.should_reconnect():
-            return self._close(connection)
+            return self._close(connection, idle_too=isinstance(sys.exc_info()[1], BROKEN))
         self._put_back(connection)
         return _nothing()
 
-    async def _close(self, connection: Any) -> None:
+    async def _close(self, connection: Any, *, idle_too: bool) -> None:
         try:
             await connection.disconnect(nowait=True)
+            if idle_too:
+                await self.disconnect_free_connections()
         finally:
             self._put_back(connection)
+
+    async def disconnect_free_connections(self) -> None:
+        """Close the idle connections, which stay in the pool and connect at their next use. Awaits no event."""
+        pool: Any = self
+        for connection in list(pool._available_connections):  # noqa: SLF001
+            await connection.disconnect(nowait=True)
 
     def _put_back(self, connection: Any) -> None:
         """As redis-py's own `release`, without its lock, events and metrics, which cost a call several percent."""

@@ -22,6 +22,7 @@ import redis
 import redis.asyncio.sentinel
 import redis.sentinel
 
+from redis_sessions.client.direct import AsyncDirectRedis, DirectRedis
 from redis_sessions.client.pool import AsyncSentinelPool, SentinelPool
 
 # Sentinel finds a primary down after 30 s by default. If that is set below 1 s, failovers can be quicker than this.
@@ -130,7 +131,7 @@ class AsyncPrimaryPool(_Trust, AsyncSentinelPool):
         return await super().get_connection(*args, **options)
 
 
-class Primary(redis.Redis):
+class Primary(DirectRedis):
     """The primary that Sentinel names. Closing it closes the connections to the sentinels, too (redis/redis-py #3024)."""
 
     def close(self) -> None:
@@ -139,7 +140,7 @@ class Primary(redis.Redis):
         pool.sentinel_manager.close()
 
 
-class AsyncPrimary(redis.asyncio.Redis):
+class AsyncPrimary(AsyncDirectRedis):
     """Same as Primary, for asyncio."""
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 - redis-py's signature

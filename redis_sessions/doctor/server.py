@@ -198,7 +198,7 @@ def append_only(server: Server) -> Op[Outcome]:
 def appendfsync(server: Server) -> Op[Outcome]:
     if not number((yield from server.info())["aof_enabled"]):
         return OK, "not in use", None
-    policy, fix = (yield from server.setting("appendfsync")), "redis-cli CONFIG SET appendfsync everysec"
+    policy, fix = (yield from server.setting("appendfsync")), "redis-cli CONFIG SET appendfsync always"
     return (WARNING, "no: the system decides when", fix) if policy == "no" else (OK, policy, None)
 
 

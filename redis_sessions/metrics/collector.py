@@ -11,36 +11,47 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from redis_sessions.client.execute import side_by_side
 from redis_sessions.errors import CorruptValue, InvalidSettings, MissingExtra, SessionStoreError
-from redis_sessions.keys import FRESH_STARTS, RESUME_FAILURES, RESUMES
+from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
+from redis_sessions.operations.records import Bucket
 from redis_sessions.operations.report import Report
+from redis_sessions.operations.scan import LeaseRow
 from redis_sessions.store import SessionStore
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Metric, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeHistogramMetricFamily, GaugeMetricFamily
     from prometheus_client.samples import Sample
+    from prometheus_client.utils import floatToGoString
 except ImportError:
     raise MissingExtra("metrics need prometheus_client", remedy="pip install 'redis-sessions[prometheus]'") from None
 
 log = logging.getLogger("redis_sessions")
+T = TypeVar("T")
 
 SCAN_MAX_AGE_MS: Final = 60_000
 SCAN_WAIT_MS: Final = 1_000
+# Who runs what changes quickly. Where a list of leases takes long, it takes a twentieth of the time.
+LEASES_MAX_AGE_S: Final = 5.0
+LEASES_REST: Final = 20
 # How long closing waits for the current page of a running scan.
 CLOSE_WAIT_S: Final = 1.0
 UP: Final = "redis_sessions_up"
-IDLE: Final = "redis_sessions_idle_seconds"
+LIVE: Final = "redis_sessions_live_sessions"
 _LABEL: Final = "namespace"
 
-_COUNTERS: Final = {
-    RESUME_FAILURES: ("claude_session_resume_failures_total", "Resumes that the agents refused."),
-    RESUMES: ("redis_sessions_resumes_total", "Turns that resumed a session."),
-    FRESH_STARTS: ("redis_sessions_fresh_starts_total", "Turns that started a session."),
-}
+# Counter, name of the metric, and help text.
+_COUNTERS: Final = (
+    (RESUME_FAILURES, "claude_session_resume_failures_total", "Resumes that the agents refused."),
+    (RESUME_FAILURES, "redis_sessions_resume_failures_total", "Same as claude_session_resume_failures_total."),
+    (RESUMES, "redis_sessions_resumes_total", "Turns that resumed a session."),
+    (FRESH_STARTS, "redis_sessions_fresh_starts_total", "Turns that started a session."),
+    (ROTATIONS, "redis_sessions_rotations_total", "Turns that started a session because the old one had reached a limit."),
+    (GAVE_UP, "redis_sessions_gave_up_total", "Turns that started a session because of failures to resume the old one."),
+)
 
 
 def _next_expiry_s(report: Report, age_s: float) -> float | None:
@@ -61,13 +72,26 @@ _GAUGES: Final[tuple[_Gauge, ...]] = (
 )
 
 
+class Scanned(NamedTuple, Generic[T]):
+    """The result of a scan that succeeded."""
+
+    found: T
+    ended_s: float  # on the monotonic clock
+    took_s: float
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it ended."""
+        return time.monotonic() - self.ended_s
+
+
 class Reading(NamedTuple):
     """What is known of a store at one time."""
 
     namespace: str
     counters: dict[str, int | None] | None  # None if they could not be read
-    report: Report | None  # of the last scan that succeeded, None before the first
-    scanned_s: float  # when that ended, on the monotonic clock
+    report: Scanned[Report] | None  # of the last key scan that succeeded, None before the first
+    leases: Scanned[tuple[LeaseRow, ...]] | None  # the same of the leases that are held
     error: SessionStoreError | None  # why the counters, or else a newer scan, could not be had
 
 
@@ -89,8 +113,22 @@ class _Closed(Exception):
 
 
 @dataclass(eq=False)
+class RepeatedScan(Generic[T]):
+    """A scan that is repeated now and then: how, its last result, and why there is no newer one."""
+
+    what: str  # in messages
+    run: Callable[[], T]
+    last: Scanned[T] | None = None
+    error: SessionStoreError | None = None
+
+    def is_older_than(self, max_age_s: float) -> bool:
+        """Whether the last result has reached that age, or there is none."""
+        return self.last is None or self.last.age_s >= max_age_s
+
+
+@dataclass(eq=False)
 class StoreMonitor:
-    """Reads one store, and keeps its last key scan."""
+    """Reads one store, and keeps the results of its last scans."""
 
     store: SessionStore
     scan_max_age_ms: int
@@ -100,9 +138,11 @@ class StoreMonitor:
     _lock: ForkSafeLock = field(default_factory=ForkSafeLock)
     _closed: bool = False
     _scan: threading.Thread | None = None
-    _scan_error: SessionStoreError | None = None
-    _report: tuple[Report, float] | None = None
     _logged: dict[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._report = RepeatedScan("key scan", lambda: self.store.report(self._stop_if_closed, records=True))
+        self._leases = RepeatedScan("list of leases", self._list_leases)
 
     def read(self) -> Reading:
         """Read the counters, and scan if the last scan is too old. If Redis is away, return what is known."""
@@ -119,8 +159,8 @@ class StoreMonitor:
                 what = f"a counter of namespace {namespace} is not an integer"
                 error = CorruptValue(what, remedy="redis-sessions doctor shows how to fix it")
         self._log("counters", error)
-        report, scanned_s = self._report or (None, 0.0)
-        return Reading(namespace, counters, report, scanned_s, error or self._scan_error)
+        error = error or self._report.error or self._leases.error
+        return Reading(namespace, counters, self._report.last, self._leases.last, error)
 
     def close(self) -> None:
         """Let a running scan end with its current page, log no more problems, and start no further scan."""
@@ -131,32 +171,48 @@ class StoreMonitor:
             scan.join(CLOSE_WAIT_S)
 
     def _scan_if_old(self) -> threading.Thread | None:
-        """The thread of a scan, already running or started here; None if the last one is new enough."""
+        """The thread of the scans, already running or started here; None if the last ones are new enough."""
         with self._lock:
             # After a fork the parent's is not alive here.
             if self._scan is None or not self._scan.is_alive():
-                age_s = time.monotonic() - self._report[1] if self._report else math.inf
-                if self._closed or age_s < self.scan_max_age_ms / 1000:
+                if self._closed or not self._due():
                     return None
                 # A daemon, so that a scan does not keep the process from ending.
                 self._scan = threading.Thread(target=self._scan_now, name="redis-sessions scan", daemon=True)
                 self._scan.start()
             return self._scan
 
+    def _due(self) -> list[RepeatedScan[Any]]:
+        """The scans to repeat. That of the leases is repeated more often, but not all the time where it takes long."""
+        max_age_s, took_s = self.scan_max_age_ms / 1000, self._leases.last.took_s if self._leases.last else 0.0
+        leases_max_age_s = min(max_age_s, max(LEASES_MAX_AGE_S, took_s * LEASES_REST))
+        due = ((self._leases, leases_max_age_s), (self._report, max_age_s))
+        return [scan for scan, max_age_s in due if scan.is_older_than(max_age_s)]
+
     def _scan_now(self) -> None:
-        error = None
-        try:
-            with self.scanning:
-                self._stop_if_closed()
-                self._report = (self.store.report(self._stop_if_closed), time.monotonic())
-        except SessionStoreError as failure:
-            error = failure
-        except Exception:
-            # A client that is closed while it is being used may raise anything.
-            if not self._closed:
-                raise
-        self._scan_error = error
-        self._log("key scan", error)
+        for scan in self._due():
+            error = None
+            try:
+                with self.scanning:
+                    self._stop_if_closed()
+                    began_s = time.monotonic()
+                    found = scan.run()
+                    scan.last = Scanned(found, time.monotonic(), time.monotonic() - began_s)
+            except SessionStoreError as failure:
+                error = failure
+            except Exception:
+                # A client that is closed while it is being used may raise anything.
+                if not self._closed:
+                    raise
+            scan.error = error
+            self._log(scan.what, error)
+
+    def _list_leases(self) -> tuple[LeaseRow, ...]:
+        rows = {}
+        for row in self.store.leases():
+            self._stop_if_closed()
+            rows[row.key] = row
+        return tuple(rows.values())
 
     def _stop_if_closed(self, *_: int) -> None:
         if self._closed:
@@ -279,23 +335,50 @@ class Snapshot:
 
 def families(readings: Sequence[Reading]) -> Iterator[Metric]:
     """What was read, as families of samples; what is not known is left out."""
-    reports = [(each.namespace, each.report, time.monotonic() - each.scanned_s) for each in readings if each.report]
+    reports = [(each.namespace, each.report.found, each.report.age_s) for each in readings if each.report]
     counted = [(each.namespace, each.counters) for each in readings if each.counters is not None]
-    for counter, (name, text) in _COUNTERS.items():
+    for counter, name, text in _COUNTERS:
         yield _family(CounterMetricFamily, name, text, ((namespace, counts[counter]) for namespace, counts in counted))
     up = ((each.namespace, each.counters is not None) for each in readings)
     yield _family(GaugeMetricFamily, UP, "Whether Redis returned the counters to this scrape.", up)
     for name, text, value_of in _GAUGES:
         values = ((namespace, value_of(report, age_s)) for namespace, report, age_s in reports)
         yield _family(GaugeMetricFamily, f"redis_sessions_{name}", text, values)
-    idle = _family(GaugeHistogramMetricFamily, IDLE, "How long the live sessions of the last key scan had been idle.", ())
-    for namespace, report, _ in reports:
-        bounds = [*(str(bucket.up_to_ms / 1000) for bucket in report.idle_histogram), "+Inf"]
-        counts = [*itertools.accumulate(bucket.count for bucket in report.idle_histogram)]
-        for bound, count in zip(bounds, [*counts, counts[-1]], strict=True):
-            # Its add_metric needs a sum, which the report doesn't have.
-            idle.samples.append(Sample(f"{IDLE}_bucket", {_LABEL: namespace, "le": bound}, count))
-    yield idle
+    leases = ((each.namespace, len(each.leases.found)) for each in readings if each.leases)
+    yield _family(GaugeMetricFamily, "redis_sessions_leases_held", "Conversations that a worker runs now.", leases)
+    known = [(namespace, report.records) for namespace, report, _ in reports if report.records]
+    agents = GaugeMetricFamily(f"{LIVE}_by_agent", "Keys that hold a session ID, by agent.", labels=[_LABEL, "agent"])
+    for namespace, records in known:
+        for agent, number in records.agents.items():
+            agents.add_metric([namespace, agent], number)
+    yield agents
+    idle = (
+        (namespace, [(each.up_to_ms / 1000, each.count) for each in report.idle_histogram])
+        for namespace, report, _ in reports
+    )
+    yield _histogram("idle_seconds", "How long the live sessions of the last key scan had been idle.", idle)
+    turns = ((namespace, _pairs(records.turns)) for namespace, records in known)
+    yield _histogram("turns", "How many turns the live sessions have had.", turns)
+    tokens = ((namespace, _pairs(records.context_tokens)) for namespace, records in known)
+    yield _histogram("context_tokens", "Size of the contexts of live sessions, where it is known.", tokens)
+
+
+def _pairs(buckets: Iterable[Bucket]) -> list[tuple[float, int]]:
+    return [(math.inf if each.up_to is None else each.up_to, each.count) for each in buckets]
+
+
+def _histogram(name: str, text: str, values: Iterable[tuple[str, list[tuple[float, int]]]]) -> Metric:
+    """A histogram of what there is now, from counts by upper bound in each namespace."""
+    family = GaugeHistogramMetricFamily(f"redis_sessions_{name}", text, labels=[_LABEL])
+    for namespace, counts in values:
+        totals = [*itertools.accumulate(number for _, number in counts)]
+        bounds = [bound for bound, _ in counts]
+        if not math.isinf(bounds[-1]):
+            bounds, totals = [*bounds, math.inf], [*totals, totals[-1]]
+        for bound, total in zip(bounds, totals, strict=True):
+            # Its add_metric needs a sum, which is not known.
+            family.samples.append(Sample(f"{family.name}_bucket", {_LABEL: namespace, "le": floatToGoString(bound)}, total))
+    return family
 
 
 def _family(kind: Any, name: str, text: str, values: Iterable[tuple[str, float | None]]) -> Metric:

@@ -1,4 +1,4 @@
-"""The HTTP server behind `metrics --listen`: prometheus_client's handler, at /metrics only, with limits.
+"""The HTTP server behind `metrics --listen`: prometheus_client's handler at /metrics, a page at /, and limits.
 
 prometheus_client's own `start_http_server` (seen in 0.26; no upstream issue found) has no limit on connections and no
 timeout for silent clients, answers every path but no HEAD, looks its host's name up in the DNS before it listens, tries
@@ -12,6 +12,7 @@ import logging
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
@@ -22,6 +23,7 @@ from urllib.parse import urlsplit
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, MetricsHandler
 
 from redis_sessions.errors import InvalidSettings
+from redis_sessions.metrics import page
 from redis_sessions.metrics.collector import Collector
 
 log = logging.getLogger("redis_sessions")
@@ -31,9 +33,12 @@ CONNECTIONS: Final = 64
 
 
 class Exporter(ThreadingHTTPServer):
-    """Serves one collector, a thread for each scrape. Raises InvalidSettings if it can't listen.
+    """Serves one collector, a thread for each request. Raises InvalidSettings if it can't listen, or must not.
 
     The oldest of more than CONNECTIONS connections is closed, so that silent clients don't block others.
+
+    With `show_keys` the page has conversation keys; it must listen on loopback then, unless `to_others` says that anyone
+    who reaches it may read them.
     """
 
     # Some Pythons turn it on: two exporters on one port would each get some of the scrapes.
@@ -42,9 +47,13 @@ class Exporter(ThreadingHTTPServer):
     # HTTPServer's own looks the host's name up, which can take seconds and is not needed.
     server_bind = TCPServer.server_bind
 
-    def __init__(self, host: str, port: int, collector: Collector) -> None:
+    def __init__(
+        self, host: str, port: int, collector: Collector, *, show_keys: bool = False, to_others: bool = False
+    ) -> None:
         registry = CollectorRegistry()
         registry.register(collector)
+        self.collector = collector
+        self.show_keys = show_keys
         self._connections: dict[Any, None] = {}
         self._lock = threading.Lock()
         self._listen(host, port, _Handler.factory(registry))
@@ -52,6 +61,13 @@ class Exporter(ThreadingHTTPServer):
         # As in a URL, with the port that is in use.
         self.place = f"[{bound}]:{port}" if self.address_family == socket.AF_INET6 else f"{bound}:{port}"
         self.is_loopback = ipaddress.ip_address(bound).is_loopback
+        self.keys_are_local = show_keys and not to_others
+        if self.keys_are_local and not self.is_loopback:
+            self.server_close()
+            raise InvalidSettings(
+                f"everyone who reaches {self.place} could read conversation keys",
+                remedy="listen on 127.0.0.1, or allow it with --show-keys-to-others",
+            )
 
     def _listen(self, host: str, port: int, handler: Any) -> None:
         why: str | None = "no address"
@@ -96,20 +112,47 @@ class Exporter(ThreadingHTTPServer):
 class _Handler(MetricsHandler):
     # Seconds until a client that sends nothing, or reads nothing, is disconnected.
     timeout = 30
+    server: Exporter
 
     def parse_request(self) -> bool:
         if not super().parse_request():
             return False
         try:
-            if urlsplit(self.path).path == "/metrics":
-                return True
-            self.send_error(HTTPStatus.NOT_FOUND, "metrics are at /metrics")
+            self._asked = urlsplit(self.path).path
         except ValueError:
             self.send_error(HTTPStatus.BAD_REQUEST)
-        return False
+            return False
+        if self._asked not in ("/", "/metrics"):
+            self.send_error(HTTPStatus.NOT_FOUND, "metrics are at /metrics, a page for people is at /")
+            return False
+        # A site elsewhere, whose name in the DNS was changed to lead here, must not read what only this machine may.
+        if self.server.keys_are_local and not _is_local(self.headers.get("Host", "localhost")):
+            self.send_error(HTTPStatus.FORBIDDEN, "the page has conversation keys: ask for localhost or an IP address")
+            return False
+        return True
 
-    def do_HEAD(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+        if self._asked == "/":
+            self._begin(page.HEADERS)
+            self.wfile.write(page.render(self.server.collector.read(), show_keys=self.server.show_keys).encode())
+        else:
+            super().do_GET()
+
+    def do_HEAD(self) -> None:  # noqa: N802
         """Show that the exporter is there, without asking Redis."""
+        self._begin(page.HEADERS if self._asked == "/" else {"Content-Type": CONTENT_TYPE_LATEST})
+
+    def _begin(self, headers: Mapping[str, str]) -> None:
         self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", CONTENT_TYPE_LATEST)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
+
+
+def _is_local(host: str) -> bool:
+    """Whether the Host header of a request names this machine by an address, or as localhost."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or name.endswith(".localhost") or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False

@@ -1,10 +1,10 @@
 """Access lists of least privilege: three users for one or more namespaces, each with the commands it needs and no others.
 
-| user   | for                                                    | may write |
-| ------ | ------------------------------------------------------ | --------- |
-| worker | conversations: get, set, delete, leases, counters, run | yes       |
-| report | the scans: report, list, export; reads counters        | no        |
-| admin  | all of these, import, retime, and most of the doctor   | yes       |
+| user   | for                                                     | may write |
+| ------ | ------------------------------------------------------- | --------- |
+| worker | conversations: get, set, delete, leases, counters, run  | yes       |
+| report | the scans: report, list, leases, export; peek; counters | no        |
+| admin  | all of these, import, retime, and most of the doctor    | yes       |
 
 HELLO and AUTH are open to all. The list also applies inside scripts: a user that may run scripts gains no command and no
 key by them, but can keep the server busy. SCAN has no pattern: a user that scans sees the names of other keys on that
@@ -41,7 +41,8 @@ _ALWAYS: Final = words("ping eval evalsha get pttl")
 _ALONE: Final = words("select")
 _SCAN_ALONE: Final = words("mget")
 _CONVERSE: Final = words("set del pexpire incr time hget hmget hset hdel hincrby")
-_SCAN: Final = words("scan time dbsize info|server")
+_SCAN: Final = words("scan time dbsize hget hmget info|server")
+_READ: Final = ("id:*", "record:*", "lease:*", "counter:*", "settings")
 _IMPORT: Final = words("set exists time")
 # What the doctor sends, without CONFIG GET and ACL GETUSER: these show passwords, or their hashes.
 _LOOK: Final = words("info client|info")
@@ -52,7 +53,7 @@ _SCAN_ROUTE: Final = words("cluster|nodes getrange")
 
 USERS: Final[Mapping[str, User]] = {
     "worker": User(_ALWAYS | _CONVERSE, _ALONE, _ROUTE, ("*",), writes=True),
-    "report": User(_ALWAYS | _SCAN, _ALONE | _SCAN_ALONE, _ROUTE | _SCAN_ROUTE, ("id:*", "counter:*"), writes=False),
+    "report": User(_ALWAYS | _SCAN, _ALONE | _SCAN_ALONE, _ROUTE | _SCAN_ROUTE, _READ, writes=False),
     # Commands that change or inspect more than conversations add here what they send.
     "admin": User(
         (_ALWAYS | _CONVERSE | _SCAN | _IMPORT | _LOOK) - {"info|server"},
@@ -70,6 +71,7 @@ def acl_lines(
     password_hashes: Mapping[str, str] | None = None,
     cluster: bool = False,
     read_only_keys: bool = True,
+    replicas: bool = False,
 ) -> list[str]:
     """The lines of an ACL file: the default user off, then `worker`, `report` and `admin`.
 
@@ -77,6 +79,7 @@ def acl_lines(
         namespaces: of the keys, one or several.
         password_hashes: SHA-256 in hexadecimal, by user; a user without one is off.
         cluster: whether the server is a node of a cluster.
+        replicas: whether saves wait for replicas (`StoreSettings(replicas=…)`), for which users that write are granted WAIT.
         read_only_keys: False for Redis 6.2, which has no read-only key patterns. There only its list of commands keeps
             user report from writing.
 
@@ -94,6 +97,7 @@ def acl_lines(
         mark = "~" if user.writes or not read_only_keys else "%R~"
         keys = " ".join(f"{mark}{prefix}:{pattern}" for prefix in prefixes for pattern in user.keys)
         commands = user.commands | (user.on_cluster if cluster else user.alone)
+        commands |= words("wait") if replicas and user.writes else set()
         grants = " ".join(f"+{command}" for command in sorted(commands))
         lines.append(f"user {name} {access} {keys} resetchannels -@all {grants}")
     return lines

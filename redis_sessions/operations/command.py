@@ -36,6 +36,9 @@ class Command(NamedTuple):
     node: object = None  # the cluster primary to send it to, as PRIMARIES gave it; None lets its key decide
     optional: bool = False  # if the server refuses it, the error (a SessionStoreError) is its reply instead of being raised
     even_away: bool = False  # of an optional one, the same if the server can't be reached
+    # Another command, to send behind it on the same connection. Both replies are its reply then; if the server refuses the
+    # second, the error (a SessionStoreError) is in the place of that reply.
+    followed_by: tuple[bytes | str | int, ...] = ()
 
 
 class Resent(list[Any]):

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from redis_sessions.errors import InexactScan
 from redis_sessions.keys import Keys, is_session_id
 from redis_sessions.operations.command import Op
+from redis_sessions.operations.records import RecordFold, RecordSummary
 from redis_sessions.operations.scan import Page, Progress, Scan, session_rows
 from redis_sessions.settings import DAY_MS, StoreSettings
 from redis_sessions.text import safe
@@ -62,6 +63,7 @@ class Report(BaseModel, frozen=True, defer_build=True):
         counters: `resume_failures_total`, `resumes_total`, `fresh_starts_total`; None for one that is not an integer.
         approximate: keys may have been missed, because cluster slots moved or the server changed during the scan.
         scan_ms: how long the scan took, in milliseconds.
+        records: what the sessions' records say, if it was asked for.
     """
 
     live: int
@@ -74,12 +76,19 @@ class Report(BaseModel, frozen=True, defer_build=True):
     counters: dict[str, int | None]
     approximate: bool
     scan_ms: int
+    records: RecordSummary | None = None
 
 
-def report(settings: StoreSettings, counters: Op[dict[str, int | None]], progress: Progress | None = None) -> Op[Report]:
-    """Aggregate all session keys and the counters into a Report."""
-    scan = Scan(settings, progress)
-    fold = ReportFold(settings)
+def report(
+    settings: StoreSettings,
+    counters: Op[dict[str, int | None]],
+    progress: Progress | None = None,
+    *,
+    records: bool = False,
+) -> Op[Report]:
+    """Aggregate all session keys, the counters and, if asked to, the records into a Report."""
+    scan = Scan(settings, progress, records=records)
+    fold = ReportFold(settings, records=records)
     while (pages := (yield from scan.next_pages())) is not None:
         for page in pages:
             fold.add_page(page)
@@ -104,7 +113,8 @@ def live_session_ids(settings: StoreSettings) -> Op[frozenset[str]]:
 class ReportFold:
     """Aggregates pages of scanned keys into a Report. Its memory does not grow with the number of keys."""
 
-    def __init__(self, settings: StoreSettings) -> None:
+    def __init__(self, settings: StoreSettings, *, records: bool = False) -> None:
+        self._records = RecordFold() if records else None
         self._keys = Keys(settings.namespace)
         self._max_age_ms = settings.session_max_age_ms
         self._bounds = [bound for bound in _BUCKETS_MS if bound < self._max_age_ms] + [self._max_age_ms]
@@ -117,6 +127,9 @@ class ReportFold:
     def add_page(self, page: Page) -> None:
         """Count the keys of a page; those that have expired since they were listed don't count."""
         names, pttls_ms = page.conversations(self._keys), page.pttls_ms
+        if self._records:
+            known = zip(names, pttls_ms, page.records, strict=True)
+            self._records.add(record for name, pttl_ms, record in known if name is not None and pttl_ms >= -1)
         if None in names:
             rows = list(zip(names, page.redis_keys, pttls_ms, page.values, strict=True))
             pttls_ms = [pttl_ms for name, _, pttl_ms, _ in rows if name is not None]
@@ -152,6 +165,7 @@ class ReportFold:
             counters=counters,
             approximate=approximate,
             scan_ms=round((time.monotonic() - self._began_s) * 1000),
+            records=self._records and self._records.finish(),
         )
 
     def _add_invalid(self, redis_key: bytes, pttl_ms: int, value: bytes | None) -> None:

@@ -47,9 +47,14 @@ class RetimeResult(BaseModel, frozen=True, defer_build=True):
 def retime(
     settings: StoreSettings, progress: Progress | None = None, *, dry_run: bool = False, scan: Scan | None = None
 ) -> Op[RetimeResult]:
-    """Shorten every TTL that exceeds the settings' max age. `scan` replaces the scan that it would make itself."""
+    """Write the settings' max age for all workers, and shorten every TTL that exceeds it.
+
+    `scan` replaces the scan that it would make itself.
+    """
     scan = scan or Scan(settings, progress)
     keys, max_age_ms = Keys(settings.namespace), settings.session_max_age_ms
+    if not dry_run:
+        yield [Command(("HSET", keys.settings(), "max_age_ms", max_age_ms))]
     looked_at = invalid = invalid_no_ttl = 0
     done: Counter[int] = Counter()
     while (pages := (yield from scan.next_pages())) is not None:

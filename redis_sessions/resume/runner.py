@@ -13,9 +13,11 @@ import os
 import threading
 import time
 import weakref
+from _thread import get_ident, start_new_thread
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from redis_sessions.errors import LeaseHeld, SessionStoreError
@@ -36,7 +38,9 @@ Execute: TypeAlias = Callable[[Op[Any]], Any]
 AsyncExecute: TypeAlias = Callable[[Op[Any]], Coroutine[Any, Any, Any]]
 
 
-def drive(renewer: LeaseRenewer, flow: Flow[ResumeResult[V]], run: Callable[[str | None], Any]) -> ResumeResult[V]:
+def drive(
+    ops: Operations, renewer: LeaseRenewer, flow: Flow[ResumeResult[V]], run: Callable[[str | None], Any]
+) -> ResumeResult[V]:
     """Drive a resume flow to its result. Raises what the flow raises."""
     parent = os.getpid()
     try:
@@ -48,7 +52,7 @@ def drive(renewer: LeaseRenewer, flow: Flow[ResumeResult[V]], run: Callable[[str
                     case Do(op):
                         reply = renewer.execute(op)
                     case Run(session_id, lease):
-                        with renewer.renewing(lease) if lease else nullcontext():
+                        with renewer.renewing(ops, lease) if lease else nullcontext():
                             reply = run(session_id)
                     case Pause(seconds):
                         time.sleep(seconds)
@@ -103,50 +107,64 @@ def _awaitable(given: Awaitable[T]) -> Awaitable[T]:
 
 async def _uncancelled(step: Coroutine[Any, Any, T]) -> T:
     """Await a step to its end, then raise the cancellation that came meanwhile: what it does to the lease must be known."""
-    task = asyncio.ensure_future(step)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        # Read, so that a failure of the step is not reported as never retrieved.
-        task.exception()
-        raise cancelled
-    return task.result()
+    outcome: _Uncancellable[T] = _Uncancellable()
+    task = asyncio.get_running_loop().create_task(_settle(step, outcome))  # noqa: F841 - a loop holds its tasks weakly
+    return await outcome
+
+
+async def _settle(step: Coroutine[Any, Any, T], outcome: asyncio.Future[T]) -> None:
+    try:
+        outcome.set_result(await step)
+    except BaseException as error:  # noqa: BLE001 - raised where the outcome is awaited
+        outcome.set_exception(error)
+
+
+class _Uncancellable(asyncio.Future[T]):
+    """A future that can't be cancelled: the task that awaits it is, once it has ended."""
+
+    def cancel(self, msg: Any = None) -> bool:  # noqa: ARG002 - asyncio's signature
+        return False
 
 
 class LeaseRenewer:
     """Renews the leases of a store's running turns, each every third of its time: `with renewer.renewing(lease): …`.
 
-    One daemon thread waits for the next lease that is due. It is started by the first turn, and ends when a third of a lease
-    has passed without any. While it renews a lease, another thread waits in its place, so that a server that hangs delays
-    no other conversation. A forked child starts with no leases and no thread.
+    One thread waits for the next lease that is due. The first turn starts it, and it ends when the renewer is closed or
+    dropped: while no turn runs it looks every third of a lease, so that no turn has to start or wake it. When it renews a
+    lease, it starts another one to wait in its place, so that a server that hangs delays no other conversation. A forked
+    child starts with no leases and no thread.
+
+    Threads are started by `_thread`: a signal handler that raises within `threading.Thread.start` becomes a RuntimeError
+    (python/cpython #78667). They are not joined, and don't keep the process from ending: a renewal that hangs must delay
+    neither a turn's result nor the end of the process.
     """
 
-    def __init__(self, ops: Operations, execute: Execute) -> None:
+    def __init__(self, execute: Execute, lease_ms: int) -> None:
         self.execute = execute
-        self._ops = ops
+        self._interval_s = lease_ms / 3000
         self.reset()
         _renewers.add(self)
 
     def reset(self) -> None:
         """Forget the leases, the thread, and the lock that another thread may have held as the process forked."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may run a turn, too
         # All wait for the same time, so the one that was put in last is due last.
         self._due: OrderedDict[str, weakref.ref[_Renewal]] = OrderedDict()
-        self._thread: threading.Thread | None = None
+        self._waiting: int | None = None  # the thread that waits for the next lease
+        self._closing: SimpleQueue[None] = SimpleQueue()
 
-    def renewing(self, lease: Lease) -> _Renewal:
+    def close(self) -> None:
+        """Let the thread end. Leases are renewed no more."""
+        self._closing.put(None)
+
+    def renewing(self, ops: Operations, lease: Lease) -> _Renewal:
         """A context manager that keeps `lease` renewed."""
-        return _Renewal(self, lease)
+        return _Renewal(self, ops, lease)
 
     def add(self, renewal: _Renewal) -> None:
         with self._lock:
             self._put(renewal)
-            # One that was made and not started, because a signal came between the two, is not alive either.
-            if self._thread is None or not self._thread.is_alive():
+            if self._waiting is None:
                 self._start()
 
     def remove(self, renewal: _Renewal) -> None:
@@ -154,24 +172,30 @@ class LeaseRenewer:
             self._due.pop(renewal.lease.token, None)
 
     def _put(self, renewal: _Renewal) -> None:
-        renewal.due_s = time.monotonic() + _interval_s(self._ops)
+        renewal.due_s = time.monotonic() + self._interval_s
         self._due[renewal.lease.token] = weakref.ref(renewal)
 
     def _start(self) -> None:
-        # Never joined: a renewal that hangs must delay neither a turn's result nor the end of the process.
-        self._thread = threading.Thread(target=self._renew_all, name="redis-sessions leases", daemon=True)
-        self._thread.start()
+        # If a signal handler raises before this is noted, the thread notes it itself.
+        self._waiting = start_new_thread(_renew_all, (weakref.ref(self), self._closing))
 
-    def _renew_all(self) -> None:
-        while (pause_s := self._renew_next()) is not None:
-            time.sleep(pause_s)
+    def takes(self, thread: int) -> bool:
+        """Whether this thread, which was just started, is the one that is to wait."""
+        with self._lock:
+            self._waiting = self._waiting or thread
+            return self._waiting == thread
 
-    def _renew_next(self) -> float | None:
-        """Renew the first lease if it is due: seconds until the next look, None if this thread is not needed any more."""
+    def end(self, thread: int) -> None:
+        """Note that this thread waits no more."""
+        with self._lock:
+            if self._waiting == thread:
+                self._waiting = None
+
+    def renew_next(self, thread: int) -> float | None:
+        """Renew the first lease if it is due: seconds until the next look, None if another thread waits now."""
         with self._lock:
             if not self._due:
-                self._thread = None
-                return None
+                return self._interval_s
             token, reference = next(iter(self._due.items()))
             renewal = reference()
             if renewal is not None and (left_s := renewal.due_s - time.monotonic()) > 0:
@@ -179,23 +203,36 @@ class LeaseRenewer:
             del self._due[token]
             if renewal is None or renewal.over:
                 return 0.0
-            self._thread = None
-            if self._due:
-                with suppress(RuntimeError):  # no thread can be started now: the others wait for this renewal
-                    self._start()
+            with suppress(RuntimeError):  # no thread can be started now: the others wait for this renewal
+                self._start()
         outcome: object
         try:
-            outcome = self.execute(self._ops.renew(renewal.lease))
+            outcome = self.execute(renewal.ops.renew(renewal.lease))
         except Exception as error:  # noqa: BLE001 - whatever it was, the lease is tried again in a third of its time
             outcome = error
         go_on = _log_renewal(renewal.lease, outcome, over=renewal.over)
         with self._lock:
             if go_on and not renewal.over:
                 self._put(renewal)
-            if self._thread is not None and self._thread.is_alive():
-                return None
-            self._thread = threading.current_thread()
-            return 0.0
+            return 0.0 if self._waiting == thread else None
+
+
+def _renew_all(reference: weakref.ref[LeaseRenewer], closing: SimpleQueue[None]) -> None:
+    """What the thread does. Between two looks it holds no renewer, so that one that is dropped ends it."""
+    thread = get_ident()
+    renewer = reference()
+    try:
+        if renewer is None or not renewer.takes(thread):
+            return
+        while renewer is not None and (pause_s := renewer.renew_next(thread)) is not None:
+            del renewer
+            with suppress(Empty):
+                closing.get(timeout=pause_s)
+                return
+            renewer = reference()
+    finally:
+        if (renewer := reference()) is not None:
+            renewer.end(thread)
 
 
 _renewers: weakref.WeakSet[LeaseRenewer] = weakref.WeakSet()
@@ -216,9 +253,10 @@ class _Renewal:
     left to say that the turn is over.
     """
 
-    __slots__ = ("__weakref__", "_renewer", "due_s", "lease", "over")
+    __slots__ = ("__weakref__", "_renewer", "due_s", "lease", "ops", "over")
 
-    def __init__(self, renewer: LeaseRenewer, lease: Lease) -> None:
+    def __init__(self, renewer: LeaseRenewer, ops: Operations, lease: Lease) -> None:
+        self.ops = ops
         self.lease = lease
         self.over = False
         self.due_s = 0.0
@@ -242,6 +280,7 @@ class _AsyncRenewal:
         self._ops = ops
         self._execute = execute
         self._lease = lease
+        self._interval_s = ops.settings.lease_ms / 3000
         self.over = False
         self._due_s: float | None = None  # when the next renewal is due, by the loop's clock; None while one runs
         self._loop = asyncio.get_running_loop()
@@ -259,7 +298,7 @@ class _AsyncRenewal:
             await asyncio.wait([self._task])
 
     def _set_timer(self) -> None:
-        self._due_s = self._loop.time() + _interval_s(self._ops)
+        self._due_s = self._loop.time() + self._interval_s
         self._timer = self._loop.call_at(self._due_s, self._start)
 
     def end(self) -> None:
@@ -270,7 +309,7 @@ class _AsyncRenewal:
         """Log that the lease has ended because the loop did not get to its renewal."""
         late_s = 0.0 if self._due_s is None or self.over else self._loop.time() - self._due_s
         self._due_s = None
-        if late_s > 2 * _interval_s(self._ops):
+        if late_s > 2 * self._interval_s:
             log.error(
                 "the event loop was blocked for %s while conversation %r ran, so its lease ended and another worker could "
                 "run it too: run what blocks in a thread, by asyncio.to_thread",
@@ -290,10 +329,6 @@ class _AsyncRenewal:
             outcome = error
         if _log_renewal(self._lease, outcome, over=self.over) and not self.over:
             self._set_timer()
-
-
-def _interval_s(ops: Operations) -> float:
-    return ops.settings.lease_ms / 3000
 
 
 def _log_renewal(lease: Lease, outcome: object, *, over: bool) -> bool:
@@ -338,7 +373,7 @@ def leased(renewer: LeaseRenewer, ops: Operations, renewals: Renewals, key: str)
         except SessionStoreError:
             held = False
             raise
-        renewals[lease.token] = renewal = renewer.renewing(lease)
+        renewals[lease.token] = renewal = renewer.renewing(ops, lease)
         with renewal:
             try:
                 yield lease

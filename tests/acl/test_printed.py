@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from redis_sessions import (
     SessionStore,
 )
 from redis_sessions.cli import exit_codes as exits
+from redis_sessions.client.url import read_password
 from redis_sessions.operations.acl import USERS, acl_lines
 from redis_sessions.server import EmbeddedServer
 from tests.acl.users import HASHES, VARIABLES, commands_of
@@ -70,6 +72,50 @@ class TestPrinted:
         printed = run("acl", "--namespace", "a@b", "--cluster", "--redis-6", env=VARIABLES).stdout.splitlines()
         assert printed == acl_lines("a@b", password_hashes=HASHES, cluster=True, read_only_keys=False)
         assert all("+cluster|slots" in line and " ~a@b:" in line for line in printed[1:])
+
+    @pytest.mark.parametrize("umask", [0o000, 0o077])
+    def test_generated(self, tmp_path, umask):
+        directory = tmp_path / "new"
+        before = os.umask(umask)
+        try:
+            shown = run("acl", "--generate", directory, "--namespace", "a@b", env=VARIABLES)
+        finally:
+            os.umask(before)
+        files = [directory / "users.acl", *(directory / f"{user}.password" for user in (*USERS, "operator"))]
+        assert shown.stdout.splitlines() == [str(file) for file in files]
+        assert set(tmp_path.rglob("*")) == {directory, *files}
+        assert directory.stat().st_mode & 0o777 == 0o700
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+        passwords = [file.read_text().strip() for file in files[1:]]
+        assert len({*passwords, *VARIABLES.values()}) == 7
+        assert all(len(password) >= 43 for password in passwords)
+        assert not any(password in text for password in passwords for text in (shown.output, files[0].read_text()))
+        with EmbeddedServer(extra={"aclfile": str(files[0])}) as server:
+            for user, password in zip((*USERS, "operator"), passwords, strict=True):
+                file = directory / f"{user}.password"
+                url = server.url.replace("//", f"//{user}@")
+                assert read_password(file) == password
+                run("failures", "--url", url, "--password-file", file, "--namespace", "a@b")
+            assert "unknown" not in {
+                line.split()[0]
+                for line in run("doctor", "--url", url, "--password-file", file, code=1).stdout.splitlines()[:-2]
+            }
+            run("failures", "--url", server.url, "--namespace", "a@b", code=exits.UNREACHABLE)
+
+    @pytest.mark.parametrize("kind", ["full", "file", "link", "nowhere"])
+    def test_generated_over_nothing(self, tmp_path, kind):
+        target = tmp_path / "old"
+        target.mkdir()
+        (target / "worker.password").write_text("s3cret")
+        directory = {"full": target, "file": target / "worker.password", "nowhere": tmp_path / "a/b"}.get(
+            kind, tmp_path / "l"
+        )
+        if kind == "link":
+            directory.symlink_to(target)
+        before = sorted(tmp_path.rglob("*"))
+        run("acl", "--generate", directory, code=exits.USAGE)
+        assert sorted(tmp_path.rglob("*")) == before
+        assert (target / "worker.password").read_text() == "s3cret"
 
 
 def test_saves_survive_a_restart(binary, tmp_path):

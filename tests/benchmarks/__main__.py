@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -52,6 +53,10 @@ def main() -> None:
     table.show(found, facts)
     if chosen.markdown:
         chosen.markdown.write_text(table.markdown(found, facts), "utf-8")
+    if missed := table.missed(found):
+        print(f"{len(missed)} bounds are not held: {'; '.join(missed)}")
+        if not chosen.quick:
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, TypeAlias
 
 
@@ -94,6 +94,17 @@ def repeated(call: Callable[[], Any], times: int, server_cpu: Cpu) -> Measure:
 
     call()
     return lambda: clocked(work, times, server_cpu)
+
+
+def tails(sides: Mapping[str, Callable[[], Any]], times: int) -> dict[str, float]:
+    """The 99th percentile of the time of a call of each side, in seconds; the sides take turns call by call."""
+    taken_s: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(times):
+        for name, call in sides.items():
+            began_s = time.perf_counter()
+            call()
+            taken_s[name].append(time.perf_counter() - began_s)
+    return {name: quantiles(each, n=100)[98] for name, each in taken_s.items()}
 
 
 def arepeated(loop: asyncio.AbstractEventLoop, call: Callable[[], Awaitable[Any]], times: int, server_cpu: Cpu) -> Measure:

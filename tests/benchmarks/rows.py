@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,6 +65,12 @@ def timed(work: str, contest: Contest, ours: str, other: str, at_most: float | N
         "" if at_most is None else f"≤ {at_most:.2f}",
         None if at_most is None else ratio <= at_most,
     )
+
+
+def tail(work: str, slowest_s: Mapping[str, float], ours: str, other: str) -> Row:
+    """A row of 99th percentiles."""
+    compared = f"{other}: {seconds(slowest_s[other])}"
+    return Row(work, seconds(slowest_s[ours]), compared, f"{slowest_s[ours] / slowest_s[other]:.2f}")
 
 
 def limited(work: str, figure: float, text: str, limit: float, limit_text: str, *, compared: str = "") -> Row:

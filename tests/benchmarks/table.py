@@ -74,6 +74,12 @@ def show(found: Found, facts: Iterable[str]) -> None:
         console.print()
 
 
+def missed(found: Found) -> list[str]:
+    """The rows whose bounds are not held."""
+    rows = [row for results in found.values() for row in results if isinstance(row, Row)]
+    return [f"{row.work} {row.ratio or row.ours}, {row.to_reach}" for row in rows if row.reached is False]
+
+
 def markdown(found: Found, facts: Iterable[str]) -> str:
     """The same as Markdown."""
     lines = [*(f"{fact}  " for fact in facts), ""]

@@ -39,7 +39,7 @@ def test_the_settings(binary, directory):
         expected = {
             "bind": "127.0.0.1",
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": "always",
             "save": "",
             "maxmemory": str(64 * 2**20),
             "maxmemory-policy": "volatile-ttl",

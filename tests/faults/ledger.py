@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+import sys
+import traceback
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
 HARM: Final = ("lost", "wrong", "untyped", "double_runs")
@@ -22,6 +24,7 @@ class Tally:
         untyped: errors that were not this package's.
         double_runs: two runs of one conversation at a time, by workers that kept contact with the server.
         reported: runs beyond the promise (no contact, lease lost in a failover), each of which its worker was informed of.
+        first: by kind of harm, the stack where it was first seen, and that of the error if there was one.
     """
 
     fault: str
@@ -33,13 +36,20 @@ class Tally:
     untyped: int = 0
     double_runs: int = 0
     reported: int = 0
+    first: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in HARM and value and name not in self.__dict__.get("first", HARM):  # not what another process counted
+            error = sys.exc_info()[1]
+            self.first[name] = "".join(traceback.format_exception(error) if error else traceback.format_stack()[:-1])
+        super().__setattr__(name, value)
 
     def check(self) -> None:
         """Fail the test if there was harm, or if nothing was injected and so nothing was proven."""
         assert self.injected, f"{self.fault}: nothing was injected"
         assert self.operations, f"{self.fault}: nothing was under way"
         harm = {name: count for name in HARM if (count := getattr(self, name))}
-        assert not harm, f"{self.fault}: {harm}"
+        assert not harm, "\n".join([f"{self.fault}: {harm}", *(f"first {name}: {self.first[name]}" for name in harm)])
 
 
 class Ledger:
@@ -53,7 +63,7 @@ class Ledger:
         self._tallies.append(Tally(fault))
         return self._tallies[-1]
 
-    def dump(self) -> list[dict[str, str | int]]:
+    def dump(self) -> list[dict[str, Any]]:
         """All tallies, for another process."""
         # A name may be a member of an enumeration, of which only the text can be passed to another process.
         return [asdict(tally) | {"fault": str.__str__(tally.fault)} for tally in self._tallies]
@@ -79,5 +89,5 @@ class Ledger:
         ]
 
 
-_NUMBERS: Final = tuple(field.name for field in fields(Tally) if field.name != "fault")
+_NUMBERS: Final = tuple(each.name for each in fields(Tally) if each.type == "int")
 LEDGER: Final = Ledger()

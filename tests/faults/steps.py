@@ -25,6 +25,7 @@ from redis_sessions import (
     StoreUnavailable,
     Turn,
 )
+from redis_sessions.client.direct import AsyncDirectRedis, DirectRedis
 from redis_sessions.client.execute import Link
 from redis_sessions.client.pool import AsyncSentinelPool, SentinelPool
 from redis_sessions.operations.conversation import Peek
@@ -206,17 +207,17 @@ class AsyncWatchers(Watchers):
 
 QUIET = MaintNotificationsConfig(enabled=False)
 POOL = {"maint_notifications_config": QUIET, "max_connections": CONNECTIONS, "protocol": 2, "driver_info": None}
-LINK = Link(attempts=3, deadline_s=3)
+LINK = Link(deadline_s=3)
 
 
 def sync_store(kind: str, place: Place, settings: StoreSettings) -> SessionStore:
     if kind != "sentinel":
         return SessionStore.from_url(place.url, settings)
-    return SessionStore(redis.Redis.from_pool(SentinelPool("main", Watchers(place.url), **POOL)), settings, _link=LINK)
+    return SessionStore(DirectRedis.from_pool(SentinelPool("main", Watchers(place.url), **POOL)), settings, _link=LINK)
 
 
 def async_store(kind: str, place: Place, settings: StoreSettings) -> AsyncSessionStore:
     if kind != "sentinel":
         return AsyncSessionStore.from_url(place.url, settings)
     pool = AsyncSentinelPool("main", AsyncWatchers(place.url), **POOL)
-    return AsyncSessionStore(redis.asyncio.Redis.from_pool(pool), settings, _link=LINK)
+    return AsyncSessionStore(AsyncDirectRedis.from_pool(pool), settings, _link=LINK)

@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import random
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
 import redis
-import redis.asyncio
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings
+from redis_sessions.client.pool import _CheckedConnection
+from tests.faults.ledger import Tally
 from tests.faults.steps import CONNECTIONS, KEYS, Alarm, Interrupted, Steps, async_store, clients_of, sync_store
 from tests.servers import wait_until
 
@@ -28,12 +31,31 @@ def settings(namespace: str) -> StoreSettings:
     return StoreSettings(namespace=namespace, max_connections=CONNECTIONS, deadline_ms=3_000)
 
 
+@pytest.fixture
+def busy(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Processes that leave this one less than its share of the processor, so that it waits where else it doesn't."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(request.param)]
+    yield
+    for loop in loops:
+        loop.kill()
+        loop.wait()
+
+
 @by_thread
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # interrupted as redis-py opened it; Python closes it
 @pytest.mark.parametrize(
-    ("kind", "count"),
-    [("valkey", 5_000), ("cluster", 500), ("sentinel", 500), pytest.param("valkey", 200_000, marks=long)],
+    ("kind", "count", "busy"),
+    [
+        ("valkey", 5_000, 0),
+        ("valkey", 1_000, 2),
+        ("cluster", 500, 0),
+        ("sentinel", 500, 0),
+        pytest.param("valkey", 200_000, 0, marks=long),
+        pytest.param("valkey", 50_000, 2, marks=long),
+    ],
+    indirect=["busy"],
 )
+@pytest.mark.usefixtures("busy")
 def test_signals_at_random_moments(kind, count, places, clean, settings, ledger):
     place = clean(places.get("cluster" if kind == "cluster" else "valkey"))
     tally = ledger("signal in the middle of a call")
@@ -57,15 +79,18 @@ def test_signals_at_random_moments(kind, count, places, clean, settings, ledger)
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"),
+    ("kind", "count", "busy"),
     [
-        ("valkey", 5_000),
-        ("cluster", 500),
-        ("sentinel", 500),
-        pytest.param("valkey", 200_000, marks=long),
-        pytest.param("cluster", 50_000, marks=long),
+        ("valkey", 5_000, 0),
+        ("valkey", 1_000, 2),
+        ("cluster", 500, 0),
+        ("sentinel", 500, 0),
+        pytest.param("valkey", 200_000, 0, marks=long),
+        pytest.param("cluster", 50_000, 0, marks=long),
     ],
+    indirect=["busy"],
 )
+@pytest.mark.usefixtures("busy")
 def test_cancellations_at_random_moments(kind, count, places, clean, settings, ledger):
     """Each takes effect: a cancelled task ends as cancelled, never with a result."""
     place = clean(places.get("cluster" if kind == "cluster" else "valkey"))
@@ -136,13 +161,13 @@ class TestBetweenSendingAndReply:
             if armed:
                 raise armed.pop()
 
-        async def asend(connection, *args, _send=redis.asyncio.Connection.send_packed_command, **options):
+        async def asend(connection, *args, _send=_CheckedConnection.send_packed_command, **options):
             await _send(connection, *args, **options)
             if armed:
                 raise armed.pop()
 
         monkeypatch.setattr(redis.Connection, "send_packed_command", send)
-        monkeypatch.setattr(redis.asyncio.Connection, "send_packed_command", asend)
+        monkeypatch.setattr(_CheckedConnection, "send_packed_command", asend)
         return interrupt
 
     @pytest.fixture
@@ -211,3 +236,19 @@ def test_a_signal_handler_that_uses_the_store(valkey, clean, settings, ledger):
         finally:
             signal.signal(signal.SIGUSR1, before)
         tally.check()
+
+
+def test_the_ledger_keeps_the_first_stack_of_each_harm():
+    tally = Tally("a fault", injected=1, operations=1)
+    for message in ("the first", "the second"):
+        try:
+            raise ValueError(message)
+        except ValueError:
+            tally.untyped += 1
+    tally.wrong += 1
+    with pytest.raises(AssertionError) as failure:
+        tally.check()
+    text = str(failure.value)
+    assert "the first" in text
+    assert "the second" not in text
+    assert "tally.wrong += 1" in text

@@ -6,7 +6,8 @@ import redis
 
 from redis_sessions.client.execute import Link
 
-PATIENT = Link(address="test", attempts=5, deadline_s=5)
+PATIENT = Link(address="test", deadline_s=5)
+HASTY = PATIENT._replace(deadline_s=0.1)
 LOSSES = [["before"], ["after"], ["after", "after"], ["before", "after", "before"]]
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import select
-import socket
-import threading
-from typing import Self
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,6 +11,7 @@ import redis
 from redis_sessions import AsyncSessionStore, SessionStore
 from redis_sessions.client import pool as pools
 from redis_sessions.server import EmbeddedServer
+from tests.faults.middlebox import Forget, Middlebox
 from tests.servers import wait_until
 from tests.stores import Place, opened
 
@@ -27,54 +24,6 @@ def kill_all(place: Place) -> None:
     for node in nodes:
         target = {} if node is None else {"target_nodes": node}
         place.raw.execute_command("CLIENT KILL", "TYPE", "normal", "SKIPME", "yes", **target)
-
-
-class Relay:
-    """Passes connections on to a server; those that it forgets stay open and lead nowhere."""
-
-    def __init__(self, port: int | None) -> None:
-        self._port = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._passing: list[list[socket.socket]] = []
-        self._forgotten: list[socket.socket] = []
-        self._wake, self._woken = socket.socketpair()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._wake.send(b"x")
-        self._thread.join()
-        ends = [end for pair in self._passing for end in pair]
-        for each in (self._listener, self._wake, self._woken, *ends, *self._forgotten):
-            each.close()
-
-    def forget(self) -> None:
-        self._wake.send(b"f")
-        wait_until(lambda: bool(self._forgotten), "the relay forgets")
-
-    def _run(self) -> None:
-        while True:
-            ends = {end: other for a, b in self._passing for end, other in ((a, b), (b, a))}
-            ready, _, _ = select.select([self._listener, self._woken, *ends], [], [])
-            for one in ready:
-                if one is self._woken:
-                    if one.recv(1) == b"x":
-                        return
-                    self._forgotten += [end for pair in self._passing for end in pair]
-                    self._passing = []
-                    break
-                if one is self._listener:
-                    onward = socket.create_connection(("127.0.0.1", self._port))
-                    self._passing.append([one.accept()[0], onward])
-                elif data := one.recv(65_536):
-                    ends[one].sendall(data)
-                else:
-                    self._forgotten += [one, ends[one]]
-                    self._passing = [pair for pair in self._passing if one not in pair]
 
 
 class TestHungUp:
@@ -152,11 +101,11 @@ class TestHungUp:
         monkeypatch.setattr(pools, "PING_AFTER_S", 0.0)
         tally = ledger("idle connection closed by the server")
         with (
-            Relay(urlsplit(clean(valkey).url).port) as relay,
-            opened(kind, relay.url, loop, namespace=namespace, socket_timeout_ms=200) as store,
+            Middlebox(urlsplit(clean(valkey).url).port) as box,
+            opened(kind, box.url, loop, namespace=namespace, socket_timeout_ms=200) as store,
         ):
             assert store.increment_resume_failures() == 1
-            relay.forget()
+            box.forget(Forget.SILENTLY)
             tally.injected += 1
             tally.operations += 1
             tally.lost += store.increment_resume_failures() != 2
