@@ -6,21 +6,26 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from redis_sessions import InvalidSettings, SessionStore
 from redis_sessions.demo import agent as stand_in
+from redis_sessions.demo import view
 from redis_sessions.demo.main import run_demo
-from redis_sessions.demo.plan import AGENT_KEEPS_MS, BUSY_GAP_MS, MAX_AGE_MS, QUIET_GAP_MS, conversations, plan
+from redis_sessions.demo.plan import AGENT_KEEPS_MS, BUSY_GAP_MS, MAX_AGE_MS, NEVER_MS, QUIET_GAP_MS, conversations, plan
+from redis_sessions.demo.results import DemoFigures
 from redis_sessions.server import EmbeddedServer
 from tests.servers import wait_until
 
@@ -109,13 +114,32 @@ def test_expiry_saves_resume_attempts(demo):
     assert demo["without_expiry"]["restarted"] > demo["with_expiry"]["restarted"]
 
 
+@pytest.mark.parametrize("at_terminal", [True, False])
+def test_what_it_tells_begins_with_what_was_saved_and_fits_60_columns(monkeypatch, capsys, at_terminal):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(view, "Console", partial(Console, force_terminal=at_terminal, color_system=None))
+    run = {"session_max_age_ms": MAX_AGE_MS, "resumed": 36, "fresh": 14, "restarted": 0, "failed": 0, "waited": 2}
+    run |= {"double_runs": 0, "wasted_ms": 0}
+    without = run | {"session_max_age_ms": NEVER_MS, "restarted": 10}
+    view.show(DemoFigures("a server", 4, 60, AGENT_KEEPS_MS, without, run))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert lines[0].startswith("At 3 s a start, 30 s of waiting saved: without expiry, 10 of")
+    table = lines[lines.index("") + 1 :]
+    assert table[1].split()[-3:] == ["forever", "0.85", "s"]
+    assert not at_terminal or all(len(line) <= 60 for line in lines)
+    # A store with the agent's own retention as max age would still hold IDs of sessions that are gone.
+    assert MAX_AGE_MS < AGENT_KEEPS_MS
+    assert "1.7 s" in " ".join(lines)
+
+
 def test_a_server_given_by_url_is_left_as_it_was(tmp_path):
     with EmbeddedServer() as server, SessionStore.from_url(server.url) as store:
         store.set("not the demo's", "abc")
+        before = set(store.client.keys())
         done = run([*DEMO, "--url", server.url, "--workers", "2", "--turns", "6"], tmp_path)
         assert done.returncode == 0, done.stderr
-        assert store.client.dbsize() == 1
-    assert "resume refused, then fresh" in done.stdout
+        assert set(store.client.keys()) == before
+    assert "refused, then fresh" in done.stdout
     assert "6 of 6 turns" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     assert_nothing_left(tmp_path)

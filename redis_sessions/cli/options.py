@@ -148,6 +148,7 @@ class CliCommand(TyperCommand):
 # Settings of the library whose option has another name, or takes something else: that name, and what to do.
 _MEANT: Final = {
     "session_max_age_ms": ("max_age", f"write {DURATIONS}, a century at most"),
+    "to_others": ("--show-keys-to-others", "listen on 127.0.0.1, or give it"),
     "wait_ms": ("wait", f"write {DURATIONS}"),
 }
 

@@ -65,8 +65,9 @@ class Exporter(ThreadingHTTPServer):
         if self.keys_are_local and not self.is_loopback:
             self.server_close()
             raise InvalidSettings(
-                f"everyone who reaches {self.place} could read conversation keys",
-                remedy="listen on 127.0.0.1, or allow it with --show-keys-to-others",
+                f"is off, and everyone who reaches {self.place} could read conversation keys",
+                setting="to_others",
+                remedy="listen on 127.0.0.1, or turn it on",
             )
 
     def _listen(self, host: str, port: int, handler: Any) -> None:
