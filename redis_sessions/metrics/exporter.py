@@ -133,8 +133,9 @@ class _Handler(MetricsHandler):
 
     def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
         if self._asked == "/":
+            shown = page.render(self.server.collector.read(), show_keys=self.server.show_keys).encode()
             self._begin(page.HEADERS)
-            self.wfile.write(page.render(self.server.collector.read(), show_keys=self.server.show_keys).encode())
+            self.wfile.write(shown)
         else:
             super().do_GET()
 
