@@ -29,6 +29,7 @@ from importlib.util import find_spec
 from redis_sessions.doctor.findings import Diagnosis, Finding, Status
 from redis_sessions.errors import (
     AccessDenied,
+    CommandRefused,
     CorruptValue,
     FileNotWritten,
     InexactScan,
@@ -59,6 +60,7 @@ logging.getLogger("redis_sessions").addHandler(logging.NullHandler())
 __all__ = [
     "AccessDenied",
     "AsyncSessionStore",
+    "CommandRefused",
     "CorruptValue",
     "Diagnosis",
     "ExportResult",

@@ -75,9 +75,13 @@ class AccessDenied(StoreUnavailable):
     """Redis refuses this user: a wrong password, or a command that its ACL doesn't grant. Never retried."""
 
 
+class CommandRefused(StoreUnavailable):
+    """Redis, or a proxy before it, refuses a command: it is unknown there, over a quota, or for a reason of its own."""
+
+
 def is_away(fact: object) -> TypeGuard[StoreUnavailable]:
-    """Whether this is the error of a server that could not be reached, as opposed to one that refuses the user."""
-    return isinstance(fact, StoreUnavailable) and not isinstance(fact, AccessDenied)
+    """Whether this is the error of a server that could not be reached, as opposed to one that refuses a command or user."""
+    return isinstance(fact, StoreUnavailable) and not isinstance(fact, AccessDenied | CommandRefused)
 
 
 class CorruptValue(SessionStoreError):
@@ -100,7 +104,7 @@ class LeaseHeld(SessionStoreError):
             if holder is None
             else f"is leased by {holder} for {-(-(remaining_ms or 0) // 1000)} s more"
         )
-        super().__init__(f"conversation {key!r} {what}", key=key, remedy="try later, or wait for it with wait_ms")
+        super().__init__(f"conversation {key!r} {what}", key=key, remedy="try later, or let resume wait for it (wait_ms)")
 
 
 class SessionBusy(SessionStoreError):

@@ -68,6 +68,8 @@ SESSION_ID: Final = "[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
 _SESSION_ID = re.compile(SESSION_ID.encode())
 # Many at once, one a line: a tenth of the time of a match for each.
 _SESSION_IDS = re.compile(rb"(?:%b\n)*" % _SESSION_ID.pattern)
+# Many conversation keys at once, one a line, in which nothing has to be escaped.
+_UNESCAPED = re.compile(r"(?:[^%{}\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}\n)*")
 # A key of printable ASCII with nothing escaped, which belongs to the scheme without a closer look.
 _PLAIN = rb"[^%{}\x00-\x1f\x7f-\xff]{1,512}"
 
@@ -84,6 +86,7 @@ class Keys:
         self._id_prefix = f"{namespace}:id:{{"
         self._record_prefix = f"{namespace}:record:{{"
         self._lease_prefix = f"{namespace}:lease:{{"
+        self._leased_prefixes = (self._lease_prefix, self._id_prefix, self._record_prefix)
         self._counter_prefix = f"{namespace}:counter:"
         self._settings = f"{namespace}:settings".encode()
         self.prefix: Final = self._id_prefix.encode()
@@ -94,6 +97,17 @@ class Keys:
         """The Redis key that holds the session ID of conversation `key`. Raises InvalidKey, TypeError."""
         return f"{self._id_prefix}{escape(key)}}}".encode()
 
+    def session_ids(self, keys: Sequence[str]) -> list[bytes]:
+        """Same as `session_id` of each, faster where all are short and nothing in them has to be escaped.
+
+        Raises InvalidKey, TypeError.
+        """
+        lines = "\n".join(keys) + "\n"
+        if lines.count("\n") == len(keys) and _UNESCAPED.fullmatch(lines):
+            prefix = self._id_prefix
+            return [f"{prefix}{key}}}".encode() for key in keys]
+        return [self.session_id(key) for key in keys]
+
     def record(self, key: str) -> bytes:
         """The Redis key of the record of conversation `key`'s session. Raises InvalidKey, TypeError."""
         return f"{self._record_prefix}{escape(key)}}}".encode()
@@ -101,6 +115,11 @@ class Keys:
     def lease(self, key: str) -> bytes:
         """The Redis key of the lease of conversation `key`. Raises InvalidKey, TypeError."""
         return f"{self._lease_prefix}{escape(key)}}}".encode()
+
+    def leased(self, key: str) -> tuple[bytes, ...]:
+        """Lease, session ID and record of conversation `key`. Raises InvalidKey, TypeError."""
+        end = f"{escape(key)}}}"
+        return tuple([f"{prefix}{end}".encode() for prefix in self._leased_prefixes])
 
     def counter(self, name: str) -> bytes:
         """The Redis key of counter `name`, one of COUNTERS."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from redis_sessions.client.connect import AsyncClient, SyncClient, aconnect, callers_link, connect, link, sentinels
 from redis_sessions.client.execute import Link, arun, run
@@ -16,6 +17,7 @@ from redis_sessions.doctor.findings import ClientFacts, Diagnosis
 from redis_sessions.errors import SessionStoreError
 from redis_sessions.keys import RESUME_FAILURES, check_session_id
 from redis_sessions.legacy.file import Writer, read
+from redis_sessions.legacy.shape import Shape, as_shape
 from redis_sessions.legacy.transfer import ExportResult, ImportResult, export_entries, import_entries
 from redis_sessions.operations.command import Op
 from redis_sessions.operations.conversation import Held, Lease, Operations, Peek, Place
@@ -23,7 +25,7 @@ from redis_sessions.operations.report import Report, live_session_ids, report
 from redis_sessions.operations.retime import RetimeResult, retime
 from redis_sessions.operations.scan import Progress, Scan, SessionRow, session_rows
 from redis_sessions.resume.flow import resume
-from redis_sessions.resume.runner import LeaseRenewer, adrive, drive
+from redis_sessions.resume.runner import LeaseRenewer, adrive, aleased, drive, leased
 from redis_sessions.resume.turn import Judge, Request, ResumeResult, Turn, judge_by_phrase
 from redis_sessions.settings import StoreSettings
 
@@ -34,6 +36,17 @@ T = TypeVar("T")
 V = TypeVar("V")
 C = TypeVar("C")
 K = TypeVar("K")
+
+
+def _runtime(agent: str | Agent) -> Agent:
+    from redis_sessions.agents import get_agent  # noqa: PLC0415 - a runtime is read when it is asked for
+
+    return get_agent(agent) if isinstance(agent, str) else agent
+
+
+def _form_of(agent: str | Agent | None) -> Callable[[str], bool] | None:
+    """Whether a text can be a session ID of this runtime."""
+    return None if agent is None else _runtime(agent).can_be
 
 
 class BaseStore(Generic[C]):
@@ -70,6 +83,7 @@ class BaseStore(Generic[C]):
         # Starts no thread before a sync turn runs.
         self._renewer: LeaseRenewer = _renewer or LeaseRenewer(self._run, self.settings.lease_ms)
         self._running: dict[str, Any] = {}
+        self._renewals: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
@@ -80,6 +94,22 @@ class BaseStore(Generic[C]):
     def client(self) -> C:
         """The redis-py client underneath; of a store from a URL, that of this process and event loop."""
         return self._client_of()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._link.address!r}, namespace={self.settings.namespace!r})"
+
+    @contextmanager
+    def _ending(self, lease: Lease) -> Iterator[None]:
+        """Let a step of the block that holds this lease end it: from then on it isn't renewed, unless the step fails."""
+        renewal = self._renewals.get(getattr(lease, "token", ""))
+        if renewal:
+            renewal.end()
+        try:
+            yield
+        except BaseException:
+            if renewal:
+                renewal.over = False
+            raise
 
     def _save_early(self, key: str, session_id: str) -> Op[bool]:
         check_session_id(key, session_id)
@@ -95,9 +125,7 @@ class BaseStore(Generic[C]):
         **options: Any,
     ) -> Request:
         if agent is not None:
-            from redis_sessions.agents import get_agent  # noqa: PLC0415 - a runtime is read when it is asked for
-
-            runtime = get_agent(agent) if isinstance(agent, str) else agent
+            runtime = _runtime(agent)
             judge, accepts = judge or runtime.judge, accepts or runtime.can_be
             options |= {"agent": runtime.sessions_of or runtime.name, "keeps_id": runtime.keeps_id}
             options |= {"bound_to": runtime.bound_to, "once_bound_to": runtime.once_bound_to}
@@ -178,6 +206,14 @@ class SessionStore(BaseStore[SyncClient]):
         """
         return self._run(self._ops.acquire(key, token))
 
+    def lease(self, key: str) -> AbstractContextManager[Lease]:
+        """Hold a conversation's lease for a block: `with store.lease(key) as lease: …`, for turns that `resume` doesn't fit.
+
+        The Lease has the live session ID. It is renewed meanwhile, and released at the end unless the block has ended it by
+        `save`, `fail` or `release`. Raises LeaseHeld if another worker has the conversation.
+        """
+        return leased(self._renewer, self._ops, self._renewals, key)
+
     def renew(self, lease: Lease) -> bool:
         """Renew a lease for another `lease_ms`; False if another worker has taken the conversation over."""
         return self._run(self._ops.renew(lease))
@@ -188,7 +224,8 @@ class SessionStore(BaseStore[SyncClient]):
         Raises InvalidSessionID, and NotReplicated if fewer replicas have it than the settings ask for; the lease is released
         then, too.
         """
-        return self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
+        with self._ending(lease):
+            return self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
 
     def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there; False if the lease was taken over."""
@@ -196,11 +233,13 @@ class SessionStore(BaseStore[SyncClient]):
 
     def fail(self, lease: Lease) -> bool:
         """Count an undecided failure of the session that this lease found, and release the lease; False if it was lost."""
-        return self._run(self._ops.fail(lease))
+        with self._ending(lease):
+            return self._run(self._ops.fail(lease))
 
     def release(self, lease: Lease) -> bool:
         """Release a lease without saving; False if it was not held any more."""
-        return self._run(self._ops.release(lease)).mine
+        with self._ending(lease):
+            return self._run(self._ops.release(lease)).mine
 
     def break_lease(self, key: str) -> Held | None:
         """Take the lease away from whoever has the conversation, so that it is free: what was held, None if nothing was.
@@ -247,6 +286,8 @@ class SessionStore(BaseStore[SyncClient]):
         self,
         path: str | Path,
         *,
+        shape: Shape | str | None = None,
+        agent: str | Agent | None = None,
         assume_used_at: Literal["mtime"] | int | None = None,
         dry_run: bool = False,
         progress: Progress | None = None,
@@ -257,16 +298,19 @@ class SessionStore(BaseStore[SyncClient]):
 
         Args:
             path: the file.
+            shape: of another tool's file, or the name of a known one, such as "openclaw"; default: that of a sessions.json.
+            agent: the runtime, or its name, whose IDs these are; others are rejected.
             assume_used_at: time of last use of entries that have none: "mtime" for the file's, or milliseconds since 1970;
-                with None they count as expired.
+                with None, bare IDs and records of a sessions.json count as expired, and others are rejected.
             dry_run: write nothing.
             progress: called with the number of entries done and the total.
 
         Raises:
-            LegacyFileError: the file can't be read as a sessions.json; nothing was written.
-            InvalidSettings: `assume_used_at` is not such a time.
+            LegacyFileError: the file can't be read, or has another shape; nothing was written.
+            InvalidSettings: `assume_used_at` is not such a time, or no shape or runtime has that name.
         """
-        return self._run(import_entries(self.settings, read(path), assume_used_at, progress, dry_run=dry_run))
+        legacy, accepts = read(path, as_shape(shape)), _form_of(agent)
+        return self._run(import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
 
     def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json: whole or not at all, mode 0600. `progress` is as for `report`.
@@ -440,13 +484,21 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         """Claim a conversation for `lease_ms`. Same as SessionStore.acquire."""
         return await self._run(self._ops.acquire(key, token))
 
+    def lease(self, key: str) -> AbstractAsyncContextManager[Lease]:
+        """Hold a conversation's lease for a block. Same as SessionStore.lease.
+
+        It is an `async with`.
+        """
+        return aleased(self._run, self._ops, self._renewals, key)
+
     async def renew(self, lease: Lease) -> bool:
         """Renew a lease for another `lease_ms`. Same as SessionStore.renew."""
         return await self._run(self._ops.renew(lease))
 
     async def save(self, lease: Lease, session_id: str) -> bool:
         """Save a session ID and release the lease. Same as SessionStore.save."""
-        return await self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
+        with self._ending(lease):
+            return await self._run(self._ops.acknowledged(self._ops.save(lease, session_id)))
 
     async def reject(self, lease: Lease) -> bool:
         """Delete the session ID that this lease found, if it is still there. Same as SessionStore.reject."""
@@ -454,11 +506,13 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def fail(self, lease: Lease) -> bool:
         """Count an undecided failure of the session that this lease found. Same as SessionStore.fail."""
-        return await self._run(self._ops.fail(lease))
+        with self._ending(lease):
+            return await self._run(self._ops.fail(lease))
 
     async def release(self, lease: Lease) -> bool:
         """Release a lease without saving. Same as SessionStore.release."""
-        return (await self._run(self._ops.release(lease))).mine
+        with self._ending(lease):
+            return (await self._run(self._ops.release(lease))).mine
 
     async def break_lease(self, key: str) -> Held | None:
         """Take the lease away from whoever has the conversation. Same as SessionStore.break_lease."""
@@ -496,6 +550,8 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         self,
         path: str | Path,
         *,
+        shape: Shape | str | None = None,
+        agent: str | Agent | None = None,
         assume_used_at: Literal["mtime"] | int | None = None,
         dry_run: bool = False,
         progress: Progress | None = None,
@@ -504,8 +560,10 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
         The file is read in a thread.
         """
-        entries = await asyncio.to_thread(read, path)
-        return await self._run(import_entries(self.settings, entries, assume_used_at, progress, dry_run=dry_run))
+        legacy, accepts = await asyncio.to_thread(read, path, as_shape(shape)), _form_of(agent)
+        return await self._run(
+            import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run)
+        )
 
     async def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json. Same as SessionStore.export."""

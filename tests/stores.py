@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -56,6 +56,17 @@ class Blocking:
             return [row async for row in self._store.sessions()]
 
         return iter(self._loop.run(collect()))
+
+    @contextmanager
+    def lease(self, key: str) -> Iterator[Any]:
+        stack = AsyncExitStack()
+        lease = self._loop.run(stack.enter_async_context(self._store.lease(key)))
+        try:
+            yield lease
+        except BaseException as error:
+            self._loop.run(stack.__aexit__(type(error), error, error.__traceback__))
+            raise
+        self._loop.run(stack.aclose())
 
     def close(self) -> None:
         self._loop.run(self._store.aclose())

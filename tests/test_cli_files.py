@@ -26,7 +26,7 @@ def mixed(tmp_path: Path) -> Path:
         "live": {"id": "id-file", "last_used_at": now_ms - 1_000},
         "old": {"id": "id-old", "last_used_at": now_ms - 2 * DAY_MS},
         "untimed": "id-untimed",
-        "seconds": {"id": "id-s", "last_used_at": now_ms // 1000},
+        "text": {"id": "id-s", "last_used_at": "yesterday"},
         "[red]flag\x1b[2J": {"id": "--resume", "last_used_at": now_ms},
     }
     file = tmp_path / "sessions.json"
@@ -47,9 +47,10 @@ def test_import(cli: Cli, mixed: Path) -> None:
         "expired": 2,
         "kept": 1,
         "rejected": 2,
-        "rejects": [{"key": "seconds"}, {"key": "[red]flag\x1b[2J"}],
+        "rejects": [{"key": "text"}, {"key": "[red]flag\x1b[2J"}],
+        "times": {"milliseconds": 3},
     }
-    assert "looks like seconds" in reasons[0]
+    assert "text, not a time" in reasons[0]
     assert "can't be the session ID" in reasons[1]
     assert (cli.value("new"), cli.value("live"), cli.value("old")) == (b"id-new", b"id-redis", None)
     assert 0 <= DAY_MS - 3_600_000 - cli.pttl_ms("new") < 5_000

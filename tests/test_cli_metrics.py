@@ -29,6 +29,7 @@ from tests.servers import wait_until
 from tests.test_cli_support import Cli, run, spawn
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
+hasty = test_cli_support.hasty
 
 DEADLINE_S = 30.0
 AWAY = "unix:///nowhere/sock"
@@ -96,6 +97,7 @@ def test_printed_once(cli: Cli) -> None:
     assert {"name": "redis_sessions_up", "labels": {"namespace": cli.namespace}, "value": 1} in samples
 
 
+@pytest.mark.usefixtures("hasty")
 def test_printed_once_while_redis_is_away() -> None:
     result: Any = test_cli_support.CliRunner().invoke(test_cli_support.app, ["metrics", "--url", AWAY])
     assert result.exit_code == exits.UNREACHABLE
@@ -211,6 +213,7 @@ def test_served_to_other_machines() -> None:
         assert exporter.end(signal.SIGINT) == (exits.DONE, "", "")
 
 
+@pytest.mark.usefixtures("hasty")
 def test_served_over_ipv6() -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -223,6 +226,7 @@ def test_served_over_ipv6() -> None:
     assert (code, out, err.count("\n")) == (exits.DONE, "", 1)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_it_keeps_running_while_redis_restarts(tmp_path: Path) -> None:
     with EmbeddedServer(directory=tmp_path / "data") as server:
         assert run("failures", "--increment", "--url", server.url).stdout == "1\n"

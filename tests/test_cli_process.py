@@ -29,6 +29,7 @@ from tests import test_cli_support
 from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, spawn
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
+hasty = test_cli_support.hasty
 
 DEADLINE_S = 30.0
 COLUMNS = 100
@@ -40,6 +41,7 @@ def finish(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
     return process.returncode, (out or b"").decode(), err.decode()
 
 
+@pytest.mark.usefixtures("hasty")
 def test_python_m_runs_it(cli: Cli) -> None:
     cli.plant("k", "id-1")
     assert finish(spawn("get", *cli.options, "k")) == (exits.DONE, "id-1\n", "")

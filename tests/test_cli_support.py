@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli.app import app
+from redis_sessions.cli.options import Options
 from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer
 
@@ -44,6 +45,13 @@ EVIL_KEYS = [
     "back\\slash",
 ]
 PROGRAM = [sys.executable, "-m", "redis_sessions"]
+# A command line whose stores have other settings than the default ones.
+CHANGED = """
+from redis_sessions.cli import main, options
+settings = options.Options.settings
+options.Options.settings = lambda self: settings(self).model_copy(update={})
+main()
+"""
 
 
 class Cli:
@@ -105,6 +113,19 @@ def spawn(*args: str | Path, **options: Any) -> subprocess.Popen[bytes]:
 def url() -> Iterator[str]:
     with EmbeddedServer() as server:
         yield server.url
+
+
+def program_with(**update: int) -> list[str]:
+    """The program, with these settings of its stores."""
+    return [sys.executable, "-c", CHANGED.format(update)]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Redis is away, nothing waits for it: not this process, and no program that it starts."""
+    settings = Options.settings
+    monkeypatch.setattr(Options, "settings", lambda self: settings(self).model_copy(update={"deadline_ms": 100}))
+    monkeypatch.setattr(sys.modules[__name__], "PROGRAM", program_with(deadline_ms=100))
 
 
 @pytest.fixture(autouse=True)

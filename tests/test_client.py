@@ -11,7 +11,6 @@ import pytest
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
-from redis.cache import CacheConfig
 from redis.maint_notifications import MaintNotificationsConfig
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
@@ -73,7 +72,6 @@ class TestACallersClient:
             ({"socket_timeout": None}, "has no socket_timeout"),
             ({"socket_timeout": 16}, "socket_timeout of more than 15 s"),
             ({"socket_connect_timeout": None}, "has no socket_connect_timeout"),
-            ({"protocol": 3, "cache_config": CacheConfig()}, "caches replies"),
         ],
     )
     def test_each_risk_alone(self, warning_of, options, says):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -90,3 +91,22 @@ def test_a_class_name_means_one_thing():
         if isinstance(node, ast.ClassDef)
     )
     assert [name for name, times in named.items() if times > 1] == []
+
+
+def _messages(path):
+    """The text of every error and remedy that a file writes, braces for what is filled in."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "")[:1].isupper():
+            for value in (*node.args, *(each.value for each in node.keywords if each.arg == "remedy")):
+                if isinstance(value, ast.Constant | ast.JoinedStr):
+                    parts = getattr(value, "values", [value])
+                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_errors_of_the_library_speak_python_and_those_of_the_command_line_speak_of_options(path):
+    for text in _messages(path):
+        if place(path) in ("cli", "demo"):
+            assert not re.search(r"\w_ms\b|\bpass\b|StoreSettings|\bstore\.\w|\w\(\)", text), text
+        elif "redis-sessions" not in text:  # a whole command may be a remedy anywhere
+            assert not re.search(r"(?<![\w-])--[a-z]", text), text

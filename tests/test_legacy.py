@@ -62,12 +62,19 @@ PROBLEMS = {
     '"a": {"id": 7, "last_used_at": 1732250000000}': "without an id",
     '"a": {"id": "ID-1", "id": "ID-2"}': "occurs twice",
     '"a": {"id": "ID-1", "last_used_at": -1}': "negative",
-    '"a": {"id": "ID-1", "last_used_at": 1732250000000.5}': "not a whole number",
-    '"a": {"id": "ID-1", "last_used_at": 1732250000000.0}': "not a whole number",
-    '"a": {"id": "ID-1", "last_used_at": 1e400}': "not a whole number",
-    '"a": {"id": "ID-1", "last_used_at": NaN}': "not a whole number",
-    '"a": {"id": "ID-1", "last_used_at": 1732250000}': "looks like seconds",
-    '"a": {"id": "ID-1", "last_used_at": "1732250000000"}': "text, not a time",
+    '"a": {"id": "ID-1", "last_used_at": 1.5}': "too small",
+    '"a": {"id": "ID-1", "last_used_at": 1e30}': "too large",
+    '"a": {"id": "ID-1", "last_used_at": 1e400}': "not a finite number",
+    '"a": {"id": "ID-1", "last_used_at": NaN}': "not a finite number",
+    '"a": {"id": "ID-1", "last_used_at": "yesterday"}': "text, not a time",
+    '"a": {"id": "ID-1", "last_used_at": "1969-12-31T00:00:00Z"}': "before 1970",
+    '"a": {"id": "ID-1", "last_used_at": {"$date": "2026-11-26T09:55:38Z"}}': 'used_fields=("last_used_at.$date",)',
+    '"a": {"id": "undefined", "last_used_at": 1732250000000}': "not a session ID",
+    '"a": "None"': "not a session ID",
+    '"a": "2026-11-26T09:55:38.183Z"': "not a session ID",
+    '"a": "v1.2.3"': "not a session ID",
+    '"a": "sessions.jsonl"': "not a session ID",
+    '"a": "/home/agent/p"': "can't be the session ID",
     '"a": {"id": "ID-1", "last_used_at": true}': "true or false, not a time",
     '"a": {"id": "ID-1", "last_used_at": {}}': "an object, not a time",
 }
@@ -178,7 +185,7 @@ class TestWriter:
     def test_rejects_are_written_unaltered_and_read_again(self, tmp_path, file):
         text = '{"a":7,"b" : {"id":"-x", "last_used_at":1.50},"a":"ID-1"}'
         read = legacy.read(file(text))
-        legacy.write_rejects(tmp_path / "rejects.json", [read.source(n) for n in range(3)])
+        legacy.write_rejects(tmp_path / "rejects.json", [(read.within(n), read.source(n)) for n in range(3)])
         assert (tmp_path / "rejects.json").read_text() == (
             '{\n  "a":7,\n  "b" : {"id":"-x", "last_used_at":1.50},\n  "a":"ID-1"\n}\n'
         )
@@ -197,6 +204,7 @@ values = st.recursive(
 @given(st.lists(st.tuples(st.text(), values), max_size=8))
 def test_any_object_is_read_entry_by_entry_with_its_sources(tmp_path_factory, pairs):
     path = tmp_path_factory.mktemp("legacy") / "sessions.json"
+    pairs = [("good", {"id": "ID-1"}), *pairs]  # without a session the file might be of another shape
     sources = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in pairs]
     path.write_text("{" + ", ".join(sources) + "}")
     read = legacy.read(path)

@@ -51,7 +51,7 @@ def register(*stores, **options):
 
 
 def a_store(server, namespace="sessions", kind=SessionStore, **settings):
-    return kind.from_url(server.url, StoreSettings(namespace=namespace, **settings))
+    return kind.from_url(server.url, StoreSettings(namespace=namespace, **{"deadline_ms": 200} | settings))
 
 
 def scrape(registry):

@@ -30,7 +30,7 @@ def test_there_are_many_blocks_to_run():
     assert counts["console"] > 10
     assert counts["sh"] > 5
     assert {block.language for block in every} == {"python", "console", "sh", "text", "toml"}
-    assert {block.info for block in every if block.language == "console"} == {"", "exits 1"}
+    assert {block.info for block in every if block.language == "console"} == {"", "exits 1", "exits 2"}
 
 
 def test_typed_examples_pass_mypy(tmp_path):

@@ -134,7 +134,7 @@ def test_every_error_is_named_where_it_is_raised(kind, function):
 def test_errors_are_found_where_they_are_raised_below():
     found = {error.__name__ for error in errors_of(SessionStore.save, SessionStore)}
     assert {"InvalidKey", "InvalidSessionID", "TypeError"} <= found
-    assert {error.__name__ for error in errors_of(legacy.session_ids)} == {"LegacyFileError"}
+    assert {error.__name__ for error in errors_of(legacy.session_ids)} == {"LegacyFileError", "InvalidSettings"}
 
 
 def test_the_errors_of_a_turn_are_all_named():

@@ -12,7 +12,7 @@ from redis import exceptions as redis_errors
 
 from redis_sessions import AsyncSessionStore, SessionStore, SessionStoreError, StoreSettings, StoreUnavailable
 from redis_sessions.client.translate import translate
-from redis_sessions.errors import AccessDenied, CorruptValue
+from redis_sessions.errors import AccessDenied, CommandRefused, CorruptValue
 from redis_sessions.server import EmbeddedServer
 from tests.stores import Blocking
 
@@ -41,22 +41,27 @@ from tests.stores import Blocking
         (redis_errors.AuthenticationError("invalid password"), AccessDenied, False, "WRONGPASS"),
         (redis_errors.NoPermissionError("no permissions"), AccessDenied, False, "NOPERM"),
         (redis_errors.ResponseError("WRONGTYPE Operation against"), CorruptValue, False, "is not a string"),
-        (
-            redis_errors.ResponseError("ERR unknown command 'GET'"),
-            SessionStoreError,
-            False,
-            "ERR",
-        ),
+        (redis_errors.ResponseError("ERR unknown command 'GET', with args: s3"), CommandRefused, False, "does not know GET"),
+        (redis_errors.ResponseError("ERR unknown command `s3cret`"), CommandRefused, False, "does not know EVALSHA"),
+        (redis_errors.ResponseError("ERR Unknown Redis command called from script"), CommandRefused, False, "of a script"),
+        (redis_errors.ResponseError("ERR max daily request limit exceeded. Limit: 1"), CommandRefused, False, "its quota"),
+        (redis_errors.ResponseError("PROXYERR s3cret"), CommandRefused, False, "refuses EVALSHA (PROXYERR)"),
+        (redis_errors.ConnectionError("max number of clients reached"), StoreUnavailable, True, "no connection left"),
+        (redis_errors.ResponseError("NOPROTO unsupported protocol"), CommandRefused, False, "does not speak RESP3"),
+        (redis_errors.AuthenticationError("Client sent AUTH, but no password is set"), AccessDenied, False, "no password"),
+        (redis_errors.ResponseError("ERR unknown command 'CLUSTER'"), StoreUnavailable, False, "is not a cluster"),
+        (redis_errors.DataError("Invalid input of type s3"), SessionStoreError, False, "redis-py refused EVALSHA"),
         (RuntimeError("Event loop is closed"), SessionStoreError, False, "event loop"),
         (RuntimeError("Task got Future attached to a different loop"), SessionStoreError, False, "event loop"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_the_table(error, kind, passing, says):
-    refusal = translate(error, "key", "h:1")
+    refusal = translate(error, "key", "h:1", sent="EVALSHA")
     assert type(refusal.error) is kind
     assert refusal.passing is passing
     assert says in refusal.error.message
+    assert "s3" not in str(refusal.error)
     assert refusal.error.remedy
     assert refusal.error.key == "key"
 

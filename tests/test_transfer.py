@@ -118,7 +118,7 @@ def test_a_mixed_file_of_ten_thousand_with_three_hundred_broken_ones(store, now_
         "two words",
         record("ID", -1),
         record("ID", 1.5),
-        record("ID", now_ms // 1000),
+        record("ID", "yesterday"),
         {"id": 3},
     ]
     entries = {f"broken{n}": rng.choice(broken) for n in range(300)}

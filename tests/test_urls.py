@@ -87,6 +87,7 @@ def test_no_repr_shows_a_password():
     assert target.address == "h:1"
     with SessionStore.from_url("redis://u:s3cret@h:1/0") as store:
         assert "s3cret" not in repr(store.client)
+        assert repr(store) == "SessionStore('h:1', namespace='sessions')"
 
 
 @given(st.text(max_size=60))

@@ -25,7 +25,7 @@ from redis_sessions.server import EmbeddedServer
 from tests import test_cli_support
 from tests.test_cli_support import run, spawn
 
-no_variables = test_cli_support.no_variables
+hasty, no_variables = test_cli_support.hasty, test_cli_support.no_variables
 
 DEADLINE_S = 30.0
 
@@ -125,6 +125,7 @@ def test_it_scans_only_when_due(server, store):
         assert ended(process, screen) == exits.DONE
 
 
+@pytest.mark.usefixtures("hasty")
 def test_redis_is_away_at_first_and_again(server, store):
     server.stop()
     with watching(server.url, "--every", "1s") as (process, screen):
@@ -151,6 +152,7 @@ def test_the_state_comes_first_on_a_low_terminal(server):
     assert "Counted so far" in screen.raw, "the last of it stays, and whole"
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_line_a_scan_for_programs(server, store):
     store.set("k", "ID-1")
     process = spawn("report", "--watch", "--json", "--every", "1s", "--url", server.url)

@@ -240,6 +240,9 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
         """What may stand for it in a command: its executables and packages."""
         return self.executables + self.packages
 
+    def __repr_args__(self) -> Iterator[tuple[str, str]]:
+        yield "name", self.name
+
     def judge(
         self,
         error: Exception | None = None,

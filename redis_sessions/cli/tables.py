@@ -115,7 +115,9 @@ def show_import(result: ImportResult, *, dry_run: bool) -> None:
         ("rejected", result.rejected, ""),
         ("total", result.total, ""),
     )
-    display(verdicts, *_examples("Rejected", rejects, result.rejected))
+    units = [(unit, number, "") for unit, number in sorted(result.times.items())]
+    times = [_facts("Times given in", *units)] if result.times.keys() - {"milliseconds"} else []
+    display(verdicts, *times, *_examples("Rejected", rejects, result.rejected))
 
 
 def show_retime(result: RetimeResult, max_age_ms: int, *, dry_run: bool) -> None:

@@ -1,20 +1,23 @@
 """The commands import and export, between Redis and a sessions.json."""
 
+import json
 import re
+import shlex
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
-from redis_sessions.cli.options import Options, on_a_store, value
-from redis_sessions.errors import FileNotWritten, InvalidSettings
+from redis_sessions.cli.options import Options, on_a_store, register_users_runtimes, value
+from redis_sessions.errors import FileNotWritten, InvalidSettings, LegacyFileError
 from redis_sessions.text import count, safe
 
 if TYPE_CHECKING:
+    from redis_sessions.legacy.shape import Shape
     from redis_sessions.legacy.transfer import AssumeUsedAt
 
 # As milliseconds this is March 1973, as seconds the year 5138: a smaller number is not meant as milliseconds.
@@ -24,7 +27,9 @@ _INSTANTS: Final = "write mtime, 2026-11-22T09:30:00+01:00, or milliseconds sinc
 
 STANDARD: Final = Path("-")
 
-Source = Annotated[Path, typer.Argument(metavar="FILE", help="A sessions.json; - is standard input.")]
+Source = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A sessions.json, or another tool's file; - is standard input.")
+]
 Destination = Annotated[
     Path, typer.Argument(metavar="FILE", help="Where to write; replaced if it exists; - is standard output.")
 ]
@@ -34,9 +39,30 @@ UsedAt = Annotated[
         "--assume-used-at",
         "mtime|INSTANT",
         "When entries without a time were last used: mtime for when FILE was written, ISO 8601, or milliseconds "
-        "since 1970. Without it they count as expired.",
+        "since 1970. Without it they are expired in a sessions.json, and rejected in another tool's file.",
     ),
 ]
+From = Annotated[
+    str | None,
+    value("--from", "TOOL", "Tool that wrote FILE: openclaw, … (redis-sessions docs moving); or give the options below."),
+]
+Entries = Annotated[
+    str | None,
+    value("--entries", "PATH", "Where the map or list of conversations is, such as state.chats; * stands for any name."),
+]
+KeyField = Annotated[
+    str | None,
+    value("--key-field", "PATH", "Where an entry has its conversation key.", show_default="@key, its name in the map"),
+]
+IDField = Annotated[
+    list[str] | None,
+    value("--id-field", "PATH", "Where it has its session ID; the first one that is there.", show_default="id"),
+]
+UsedField = Annotated[
+    list[str] | None,
+    value("--used-field", "PATH", "Where it has its time of last use, in the same way.", show_default="last_used_at"),
+]
+Agent = Annotated[str | None, value("--agent", "NAME", "Reject IDs that can't be of this runtime: claude, codex, …")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing to Redis; report what would be done.")]
 Rejects = Annotated[
     Path | None,
@@ -46,43 +72,95 @@ Rejects = Annotated[
 
 @on_a_store
 def import_(
-    at: Options, file: Source, *, assume_used_at: UsedAt = None, dry_run: DryRun = False, rejects: Rejects = None
+    at: Options,
+    file: Source,
+    *,
+    from_: From = None,
+    entries: Entries = None,
+    key_field: KeyField = None,
+    id_field: IDField = None,
+    used_field: UsedField = None,
+    agent: Agent = None,
+    assume_used_at: UsedAt = None,
+    dry_run: DryRun = False,
+    rejects: Rejects = None,
 ) -> int:
-    """Import a sessions.json, with a verdict for every entry.
+    """Import a sessions.json, or another tool's file, with a verdict for every entry.
 
-    The file is an object from conversation keys to session IDs, or to records of "id" and "last_used_at" (milliseconds since
-    1970). An entry that was used within the max age is imported for the rest of it; one that was used before that is
-    expired; a live session ID that Redis has already is kept; an invalid entry is rejected. Times are compared with the
-    server's clock. Importing a file again changes nothing.
+    A sessions.json is an object from conversation keys to session IDs, or to records of "id" and "last_used_at". An entry
+    that was used within the max age is imported for the rest of it; one that was used before that is expired; a live session
+    ID that Redis has already is kept; an invalid entry is rejected. Times may be seconds, milliseconds, microseconds or
+    ISO 8601, and are compared with the server's clock. Importing a file again changes nothing.
+
+    A file of another shape is refused, with the options that read it.
 
     The file of rejects is written only if there are any, also on a dry run.
 
     Examples:
       redis-sessions import --dry-run sessions.json
       redis-sessions import sessions.json --assume-used-at mtime --rejects rejects.json
+      redis-sessions import --from openclaw ~/.openclaw/agents/main/sessions/sessions.json
+      redis-sessions import chats.json --entries state.chats --id-field sessionId --used-field updatedAt --agent claude
       redis-sessions import sessions.json --json | jq .imported
       ssh old-host cat sessions.json | redis-sessions import -
     """
     from redis_sessions.legacy import file as legacy
+    from redis_sessions.legacy.atomic_file import check_writable
 
     assumed = None if assume_used_at is None else used_at(assume_used_at)
     if file == STANDARD and assumed == "mtime":
         raise InvalidSettings("standard input has no modification time", remedy=_INSTANTS)
+    shape = _shape(from_, entries=entries, key_field=key_field, id_fields=id_field, used_fields=used_field)
+    if agent is not None:
+        register_users_runtimes()
     file = Path("/dev/stdin") if file == STANDARD else file
     if rejects is not None and rejects.absolute().resolve() == file.absolute().resolve():
         raise InvalidSettings("--rejects names the file that is imported", remedy="name another")
-    with at.store() as store, show.progress("importing") as progress:
-        result = store.import_legacy(file, assume_used_at=assumed, dry_run=dry_run, progress=progress)
+    if rejects is not None:
+        check_writable(rejects)
+    with at.store() as store, show.progress("importing") as progress, show.logged_warnings(show.complain):
+        try:
+            result = store.import_legacy(
+                file, shape=shape, agent=agent, assume_used_at=assumed, dry_run=dry_run, progress=progress
+            )
+        except LegacyFileError as error:
+            raise LegacyFileError(
+                error.message, line=error.line, column=error.column, remedy=_in_flags(error.remedy or "")
+            ) from None
+    result = result.model_copy(
+        update={"rejects": tuple([it.model_copy(update={"reason": _in_flags(it.reason)}) for it in result.rejects])}
+    )
     if at.as_json:
-        at.put_json(result.model_dump(mode="json", exclude={"rejects": {"__all__": {"source"}}}))
+        at.put_json(result.model_dump(mode="json", exclude={"rejects": {"__all__": {"source", "within"}}}))
     else:
         tables.show_import(result, dry_run=dry_run)
     if rejects is not None and result.rejects:
-        legacy.write_rejects(rejects, (reject.source for reject in result.rejects))
+        legacy.write_rejects(rejects, ((reject.within, reject.source) for reject in result.rejects))
         show.complain(f"rejected entries are in {rejects}")
     elif rejects is not None:
         show.complain(f"nothing was rejected, {rejects} was not written")
     return exits.PARTLY if result.rejected else exits.DONE
+
+
+def _shape(name: str | None, **fields: Any) -> "Shape":
+    """The known shape of that name, or that of a sessions.json, with what else was given. Raises InvalidSettings."""
+    from redis_sessions.legacy.shape import Shape, as_shape
+
+    given = {field: value for field, value in fields.items() if value}
+    return Shape(**as_shape(name).model_dump() | given) if given else as_shape(name)
+
+
+def _in_flags(text: str) -> str:
+    """What a hint of the library says in keyword arguments, in options."""
+    text = re.sub(r"(id|used)_fields=\(([^()]*?),?\)", lambda it: _flags(f"{it[1]}-field", f"[{it[2]}]"), text)
+    text = re.sub(r'(entries|key_field)=("[^"]*")', lambda it: _flags(it[1].replace("_", "-"), f"[{it[2]}]"), text)
+    text = re.sub(r'shape=("[^"]*"(?: or "[^"]*")*)', lambda it: "--from " + it[1].replace('"', ""), text)
+    text = re.sub(r"\bShape\((--[^()]*)\)", lambda it: it[1].replace(", --", " --"), text)
+    return text.replace("assume_used_at", "--assume-used-at").replace("entries must", "--entries must")
+
+
+def _flags(name: str, values: str) -> str:
+    return " ".join(f"--{name} {shlex.quote(value)}" for value in json.loads(values))
 
 
 @on_a_store

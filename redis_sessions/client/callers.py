@@ -17,6 +17,8 @@ from redis_sessions.client.pool import SafePool
 log = logging.getLogger("redis_sessions")
 
 _KNOWN: Final = (redis.Redis, redis.RedisCluster, redis.asyncio.Redis, redis.asyncio.RedisCluster)
+# Packages with clients that look like redis-py's.
+_FOREIGN: Final = {"valkey", "coredis", "aioredis"}
 _LONG_S: Final = 15
 _warned: set[str] = set()
 
@@ -24,6 +26,18 @@ _warned: set[str] = set()
 def risks(client: Any) -> tuple[str, ...] | None:
     """What is risky in a client; None if that can't be known, as for an emulation or a mock."""
     return tuple(_risks(client)) if isinstance(client, _KNOWN) and not is_fake(client) else None
+
+
+def check(client: Any) -> None:
+    """Raise TypeError for a client of another library, and for one that caches replies."""
+    foreign = {str(part.__module__).split(".")[0] for part in type(client).__mro__} & _FOREIGN
+    if foreign:
+        raise TypeError(
+            f"a client of {foreign.pop()} raises errors of its own: pass one of redis-py, such as redis.Redis(…)"
+        )
+    holders = [getattr(client, "__dict__", {}).get(name) for name in ("connection_pool", "nodes_manager")]
+    if any(isinstance(getattr(holder, name, None), CacheInterface) for holder in holders for name in ("cache", "_cache")):
+        raise TypeError("a client that caches serves session IDs that have expired: build it without cache and cache_config")
 
 
 def speaks_tls(client: Any) -> bool:
@@ -81,8 +95,6 @@ def _pooling(client: Any) -> Iterator[str]:
         pool: Any = client.connection_pool
         if pool.maint_notifications_enabled() in (True, "auto"):
             yield "has maintenance notifications on: after an interrupted call one conversation may get another's session ID"
-        if isinstance(getattr(pool, "cache", None), CacheInterface):
-            yield "caches replies in the client: it serves session IDs that have expired"
         if isinstance(pool, redis.ConnectionPool) and not isinstance(pool, SafePool):
             yield "has a pool that a signal can make leak connections or mix up replies: redis_sessions.client.pool"
 

@@ -14,7 +14,7 @@ from typing import Any
 import redis
 import redis.asyncio
 
-from redis_sessions.client.pool import AdmissionLimit, checked
+from redis_sessions.client.pool import BROKEN, AdmissionLimit, add_endpoint, checked
 
 
 class Cluster(redis.RedisCluster):
@@ -129,7 +129,13 @@ class _CheckedBeforeSending:
         if check_health and self.used_s is not None and connection.is_connected:
             with contextlib.suppress(redis.ConnectionError):  # it has disconnected, and sending connects it again
                 await connection.can_read()
-        await super().send_packed_command(command, check_health)  # type: ignore[misc] # the connection's
+        connected = connection.is_connected
+        try:
+            await super().send_packed_command(command, check_health)  # type: ignore[misc] # the connection's
+        except BROKEN as error:
+            if not connected:
+                add_endpoint(error, self)
+            raise
         self.used_s = time.monotonic()
 
 

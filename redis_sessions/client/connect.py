@@ -76,7 +76,8 @@ def link(target: Target, settings: StoreSettings) -> Link:
 def callers_link(client: Any, settings: StoreSettings, *, awaits: bool) -> Link:
     """How to use a client that the caller built: its own retries apply. What is risky in it is logged once.
 
-    Raises TypeError for a client of the other flavor, and for anything else; InvalidSettings for what it can't do.
+    Raises TypeError for a client of the other flavor, for one that caches replies, and for anything else; InvalidSettings
+    for settings that it can't have.
     """
     store, other = ("AsyncSessionStore", "SessionStore") if awaits else ("SessionStore", "AsyncSessionStore")
     if isinstance(client, SyncClient if awaits else AsyncClient):
@@ -86,6 +87,7 @@ def callers_link(client: Any, settings: StoreSettings, *, awaits: bool) -> Link:
         raise TypeError(f"{store} takes a redis-py client, not a {type(client).__name__}: {store}.from_url(url) makes one")
     if settings.replicas and callers.is_fake(client):
         raise InvalidSettings("fakeredis has no replicas to wait for", remedy="set replicas to 0, or use a real server")
+    callers.check(client)
     callers.warn(client)
     return Link(
         cluster=hasattr(client, "get_primaries"),

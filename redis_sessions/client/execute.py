@@ -184,7 +184,7 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
             step = step._replace(with_source=True)
             began_s = time.monotonic()
             continue
-        translation = translate(failure, commands[0].key, link.address, cluster=link.cluster)
+        translation = translate(failure, commands[0].key, link.address, cluster=link.cluster, sent=_name(step))
         if translation is None:
             raise failure
         error, passing, unsent = translation
@@ -204,6 +204,11 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
                 step = step._replace(again=True)
         yield Wait(pause_s * random.uniform(0.5, 1))
         began_s = time.monotonic()
+
+
+def _name(step: Step) -> str:
+    """The name of the command that is sent, for errors."""
+    return str(step.arguments()[0]) if isinstance(step, Send) else "a command"
 
 
 def _pause_s(backoff_s: tuple[float, float], number: int) -> float:

@@ -87,6 +87,12 @@ class PerProcess(Generic[C]):
         self._clients, self._lock = {}, threading.RLock()
 
 
+def add_endpoint(error: BaseException, connection: Any) -> None:
+    """Note on an error which address could not be reached: a cluster announces others than those of the URL."""
+    if isinstance(error, BROKEN) and hasattr(connection, "host"):
+        error.endpoint = f"{connection.host}:{connection.port}"  # type: ignore[union-attr] # read by `translate`
+
+
 def _needs_ping(idle_s: float) -> bool:
     return idle_s > PING_AFTER_S or (idle_s > FRESH_S and sent_once.get())
 
@@ -188,8 +194,9 @@ class SafePool:
                 self.disconnect_free_connections()
                 connection.disconnect()
                 connection.connect()
-        except BaseException:
+        except BaseException as error:
             self._drop(connection)
+            add_endpoint(error, connection)
             raise
         return connection
 

@@ -18,7 +18,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.sentinel import MasterNotFoundError
 
-from redis_sessions.errors import AccessDenied, CorruptValue, SessionStoreError, StoreUnavailable
+from redis_sessions.errors import AccessDenied, CommandRefused, CorruptValue, SessionStoreError, StoreUnavailable
 
 # Codes of a server that can't serve now: where waiting a moment may help, and where it does not.
 _PASSING: Final = {"LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "READONLY", "NOREPLICAS"}
@@ -44,26 +44,78 @@ _CODES_BY_CLASS: Final = (
     (redis_errors.MovedError, "MOVED"),
     (redis_errors.AskError, "ASK"),
 )
-# What waiting doesn't help: how the server or redis-py says it, how we do, and the remedy.
-_SETTLED: Final = (
-    ("cluster support disabled", "is not a cluster", "write redis:// in place of redis+cluster://"),
-    (
-        r"unknown command .SENTINEL\b",
+
+
+class _Known(NamedTuple):
+    """How a server, a proxy or redis-py says what is wrong, how we do, and the remedy."""
+
+    pattern: re.Pattern[str]
+    words: str
+    remedy: str
+    kind: type[SessionStoreError] = StoreUnavailable
+    passing: bool = False
+
+
+_KNOWN: Final = (
+    _Known(
+        re.compile(r"cluster support disabled|Cluster mode is not enabled|unknown command .CLUSTER\b"),
+        "is not a cluster",
+        "write redis:// in place of redis+cluster://",
+    ),
+    _Known(
+        re.compile(r"unknown command .SENTINEL\b"),
         "is not a Sentinel",
         "name Sentinel's own addresses (default port: 26379), or write redis:// in place of redis+sentinel://",
     ),
-    (
-        r"DB index is out of range|SELECT is not allowed in cluster",
+    _Known(
+        re.compile(r"DB index is out of range|SELECT is not allowed in cluster|unknown command .SELECT\b"),
         "has no database of that number",
-        "fix the end of the URL",
+        "fix the end of the URL: a proxy or a cluster may have no other than 0",
+    ),
+    _Known(
+        re.compile(r"max number of clients reached"),
+        "has no connection left",
+        "raise its maxclients, or use fewer workers or a smaller max_connections",
+        passing=True,
+    ),
+    _Known(
+        re.compile(r"AUTH <password> called without any password|Client sent AUTH, but no password is set"),
+        "asks for no password, and was given one",
+        "leave the password out, or set one on the server",
+        AccessDenied,
+    ),
+    _Known(
+        re.compile(r"unknown command .HELLO\b|NOPROTO|unsupported protocol version"),
+        "does not speak RESP3",
+        "build the client with protocol=2, or by SessionStore.from_url",
+        CommandRefused,
+    ),
+    _Known(
+        re.compile(r"\b(quota|(request|rate|bandwidth|throughput)s? limit)\b", re.IGNORECASE),
+        "refuses what is over its quota",
+        "raise the limit with its provider, or wait until it is renewed",
+        CommandRefused,
     ),
 )
+# The commands that may be named where a server says that it doesn't know them; what else it quotes is never shown.
+_UNKNOWN = re.compile(r"unknown command [`'\"]?([A-Za-z]+)(?![A-Za-z])", re.IGNORECASE)
+_UNKNOWN_IN_SCRIPT = re.compile(r"Unknown Redis command called from script", re.IGNORECASE)
+_NAMES: Final = re.compile(
+    "ASKING|AUTH|CLIENT|CLUSTER|COMMAND|CONFIG|DBSIZE|DEL|EVAL|EVALSHA|EXISTS|GET|INCR|INFO|MGET|PERSIST|PEXPIRE|PING|PTTL|"
+    "READONLY|SCAN|SET|TIME|TYPE|WAIT|WAITAOF"
+)
+# OpenSSL: the certificate is valid, but for another host name (62) or address (64).
+_FOR_ANOTHER_NAME: Final = (62, 64)
 # RedisClusterException is not a RedisError.
 _EXPECTED: Final = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError)
 # Raised because of what every node, or every sentinel, said.
 _BECAUSE: Final = (redis_errors.RedisClusterException, MasterNotFoundError, AsyncMasterNotFoundError)
 _UNREACHED: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.RedisClusterException, OSError)
 
+_NO_REDIS: Final = "check that the URL names a Redis server"
+_ALLOW: Final = (
+    "allow it in the settings of the server, or of the proxy before it (rename-command); redis-sessions doctor tries each"
+)
 _SILENT: Final = "no answer in time"
 _HUNG_UP: Final = "it hung up"
 
@@ -84,6 +136,8 @@ class CutOff(redis_errors.ConnectionError):
 # What redis-py's cluster client raises by mistake while nodes come and go (redis/redis-py #3835, #4287, #4288; up to 8.1).
 # From anywhere else these are mistakes of ours.
 _MISTAKES: Final = (AttributeError, TypeError, KeyError, IndexError)
+# Where redis-py raises what it can't read in a reply, such as a MOVED without a node.
+_PARSERS: Final = ("redis._parsers", "redis.exceptions")
 _OTHER_LOOP = re.compile(r"event loop is closed|different (event )?loop", re.IGNORECASE)
 
 
@@ -95,12 +149,15 @@ class Translation(NamedTuple):
     unsent: bool = False
 
 
-def translate(error: Exception, key: str | None, address: str, *, cluster: bool = False) -> Translation | None:
+def translate(
+    error: Exception, key: str | None, address: str, *, cluster: bool = False, sent: str = "a command"
+) -> Translation | None:
     """Translate an error of redis-py or of the operating system; None if it is neither.
 
-    Args: what was raised; the conversation and the server it was about, for the message; whether it is a cluster client's.
+    Args: what was raised; the conversation, the server and the command it was about, for the message; whether it is a
+    cluster client's.
     """
-    found = _read(error, key, address, cluster=cluster)
+    found = _read(error, key, address, sent, cluster=cluster)
     if found is None:
         return None
     kind, message, remedy, passing = found
@@ -109,23 +166,27 @@ def translate(error: Exception, key: str | None, address: str, *, cluster: bool 
 
 
 def _read(
-    error: Exception, key: str | None, address: str, *, cluster: bool
+    error: Exception, key: str | None, address: str, sent: str, *, cluster: bool
 ) -> tuple[type[SessionStoreError], str, str, bool] | None:
     """The kind of our error, its message and remedy, and whether the same command may succeed a moment later."""
     if not isinstance(error, _EXPECTED):
         if isinstance(error, RuntimeError) and _OTHER_LOOP.search(str(error)):
             remedy = "make one AsyncSessionStore for each event loop, and close it there"
             return SessionStoreError, f"the connection to {address} belongs to another event loop", remedy, False
-        if cluster and isinstance(error, _MISTAKES) and _raised_by_redis_py(error):
+        raiser = _raiser(error)
+        # A client of the caller's that decodes replies may meet bytes that are not text, which no server is to blame for.
+        if raiser.startswith(_PARSERS) and not isinstance(error, UnicodeDecodeError):
+            return StoreUnavailable, f"{address} answers, but not as Redis does", _NO_REDIS, True
+        if cluster and isinstance(error, _MISTAKES) and raiser.split(".")[0] == "redis":
             confused = f"the client was confused by changes of the cluster at {address} ({type(error).__name__})"
             return StoreUnavailable, confused, "try again when the changes have ended", True
         return None
     if isinstance(error, redis_errors.MaxConnectionsError):
         remedy = "raise max_connections, or use fewer threads"
         return StoreUnavailable, f"all connections to {address} are in use", remedy, True
-    for pattern, words, remedy in _SETTLED:
-        if any(re.search(pattern, str(cause)) for cause in _chain(error)):
-            return StoreUnavailable, f"{address} {words}", remedy, False
+    for known in _KNOWN:
+        if any(known.pattern.search(str(cause)) for cause in _chain(error)):
+            return known.kind, f"{address} {known.words}", known.remedy, known.passing
     code = _code(error)
     if isinstance(error, _BECAUSE):
         code = next((cause for cause in map(_code, _chain(error)) if cause in _DENIED), None)
@@ -136,9 +197,23 @@ def _read(
     if code in _PASSING | _LASTING:
         return StoreUnavailable, f"{address} can't serve now ({code})", "look at the server's log", code in _PASSING
     if isinstance(error, redis_errors.InvalidResponse):
-        remedy = "check that the URL names a Redis server"
-        return StoreUnavailable, f"{address} answers, but not as Redis does", remedy, True
+        return StoreUnavailable, f"{address} answers, but not as Redis does", _NO_REDIS, True
     if isinstance(error, _UNREACHED):
+        announced = next((place for cause in _chain(error) if (place := getattr(cause, "endpoint", None))), None)
+        if not cluster or (announced and announced in address.split(",")):
+            announced = None
+        if any(getattr(cause, "verify_code", None) in _FOR_ANOTHER_NAME for cause in _chain(error)):
+            remedy = "use a name or an address that is in the certificate"
+            if announced:
+                remedy += ": set cluster-announce-hostname, and cluster-preferred-endpoint-type hostname"
+            what = f"{announced or address} can't be reached (TLS failed: its certificate is for another name)"
+            return StoreUnavailable, what, remedy, False
+        if announced:
+            remedy = (
+                "check that it runs; if it does, set cluster-announce-ip or cluster-announce-hostname to what clients reach"
+            )
+            what = f"{address} announces {announced}, which can't be reached ({_socket_words(error)})"
+            return StoreUnavailable, what, remedy, not _tls_refused(error)
         if _tls_refused(error):
             return StoreUnavailable, f"{address} can't be reached (TLS failed)", "check its certificate and yours", False
         words = _socket_words(error)
@@ -149,8 +224,15 @@ def _read(
     if code == "WRONGTYPE" or "not an integer" in str(error):
         what = "a counter is not an integer" if key is None else f"the key of conversation {key!r} is not a string"
         return CorruptValue, what, "find out who wrote it, and delete it", False
-    said = code or type(error).__name__
-    return SessionStoreError, f"{address} refused a command ({said})", "check the server's version and log", False
+    if not isinstance(error, redis_errors.ResponseError):
+        return SessionStoreError, f"redis-py refused {sent} ({type(error).__name__})", "check its version", False
+    if _UNKNOWN_IN_SCRIPT.search(str(error)):
+        return CommandRefused, f"{address} does not know a command of a script", _ALLOW, False
+    if unknown := _UNKNOWN.search(str(error)):
+        name = unknown[1].upper() if _NAMES.fullmatch(unknown[1].upper()) else sent
+        return CommandRefused, f"{address} does not know {name}", _ALLOW, False
+    remedy = "look at its log, or ask who runs it, and run redis-sessions doctor"
+    return CommandRefused, f"{address} refuses {sent} ({code})", remedy, False
 
 
 def answers(error: redis_errors.ResponseError) -> bool:
@@ -161,9 +243,10 @@ def answers(error: redis_errors.ResponseError) -> bool:
     return _code(error) == "MISCONF"
 
 
-def _raised_by_redis_py(error: Exception) -> bool:
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return bool(modules) and modules[-1].split(".")[0] == "redis"
+def _raiser(error: Exception) -> str:
+    """The module that raised an error; empty if it was not raised."""
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return names[-1] if names else ""
 
 
 def _code(error: BaseException) -> str | None:

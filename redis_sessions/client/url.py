@@ -100,7 +100,7 @@ def read_password(file: Path | None) -> str | None:
         return InvalidSettings(f"{file} {why}", setting="password_file", remedy=remedy)
 
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8-sig").splitlines()  # editors on Windows write a mark before the first character
     except OSError as error:
         raise refused(f"can't be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -154,7 +154,7 @@ def _parse(url: str) -> Target:
         raise _refused(f"has more path than a database number{hint}", scheme)
     database = _database(segments[0] if segments else "", scheme)
     if kind == "cluster" and database:
-        raise _refused("names a database, and a cluster has only 0", scheme)
+        raise _refused("names a database, and redis-py's cluster client has only 0: use a namespace instead", scheme)
     return Target(
         kind,
         hosts=hosts,

@@ -9,9 +9,9 @@ from typing import Final
 
 from redis_sessions.doctor.findings import BROKEN, OK, WARNING, Outcome, check
 from redis_sessions.doctor.server import Examination, Fields, Server, named, number, text
-from redis_sessions.errors import SessionStoreError, StoreUnavailable
+from redis_sessions.errors import AccessDenied, CommandRefused, SessionStoreError
 from redis_sessions.operations.acl import words
-from redis_sessions.operations.command import Command, Op
+from redis_sessions.operations.command import Command, Op, Script
 
 SLOW_MS: Final = 50
 CLOCK_MS: Final = 1_000
@@ -32,13 +32,38 @@ _REPLAYED: Final = words(
 def sentinel(about: Examination) -> Outcome:
     total, lacking = len(about.quorums), [each for each in about.quorums if isinstance(each, SessionStoreError)]
     fix = "start the sentinels that are down, or remove those that are gone from the URL"
-    if any(not isinstance(answer, StoreUnavailable) for answer in lacking):
+    if any(isinstance(answer, CommandRefused) for answer in lacking):
         return BROKEN, "no quorum for a failover", fix
     if len(lacking) == total:
         raise lacking[0]
     if lacking:
         return WARNING, f"{len(lacking)} of {total} can't be reached", fix
     return OK, f"{total} of {total} see a quorum", None
+
+
+@check("commands", why="a command that is removed, renamed or over a quota makes every turn run fresh, and nothing is saved")
+def commands(about: Examination) -> Op[Outcome]:
+    """Whether the server, or a proxy before it, takes what the operations send. SELECT was sent before any of these."""
+    redis_key, node, source = about.keys.lease("redis-sessions doctor"), about.server.handle, "return 1"
+    tried = [
+        Command(("EVAL", source, 1, redis_key), optional=True),
+        Command(("EVALSHA", Script(source).sha, 1, redis_key), optional=True),
+        *(Command(each, node=node, optional=True) for each in (("TIME",), ("SCAN", 0, "MATCH", redis_key), ("INFO",))),
+    ]
+    refused: dict[str, CommandRefused] = {}
+    for command in tried:
+        [reply] = yield [command]
+        if isinstance(reply, AccessDenied) and command in tried[:2]:  # the others are not granted to every kind of user
+            raise reply
+        # Without EVAL no script is there for EVALSHA, which then says so.
+        if isinstance(reply, CommandRefused) and not reply.message.endswith("(NOSCRIPT)"):
+            refused[str(command.args[0])] = reply
+    if not refused:
+        return OK, "scripts, TIME, SCAN and INFO are not refused", None
+    first = next(iter(refused.values()))
+    also = "".join(f"; {name} is refused, too" for name in list(refused)[1:])
+    # A scan needs all of them, a turn the first three.
+    return BROKEN if refused.keys() - {"SCAN", "INFO"} else WARNING, f"{first.message}{also}", first.remedy
 
 
 @check("login", why="anyone who can log in may read, change and flush")
@@ -135,7 +160,7 @@ def client(about: Examination) -> Outcome:
     return (WARNING, found, "use SessionStore.from_url, which builds a safe one") if about.client.risks else safe
 
 
-CHECKS: Final = (sentinel, login, replay, rights, tls, round_trip, clock, client)
+CHECKS: Final = (sentinel, commands, login, replay, rights, tls, round_trip, clock, client)
 
 
 def _client_info(server: Server) -> Op[Fields]:

@@ -5,10 +5,12 @@ A process that is killed meanwhile leaves its draft beside the file, as `.NAME.x
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, Self
 
@@ -34,6 +36,8 @@ class Replacement:
             self._target = None if _is_stream(self._path) else self._path.resolve()
             if self._target is None:
                 self.file: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")
+            elif self._target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             else:
                 handle, draft = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.name}.")
                 self._draft = Path(draft)
@@ -75,6 +79,16 @@ def _open_stream(path: Path) -> IO[str]:
         number = {"stdout": 1, "stderr": 2}.get(is_open[1]) or int(is_open[2])
         return os.fdopen(os.dup(number), "w", encoding="utf-8")
     return path.open("w", encoding="utf-8")
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise FileNotWritten if a file can't be written there; changes nothing."""
+    with suppress(_NotWanted), Replacement(path):
+        raise _NotWanted
+
+
+class _NotWanted(Exception):
+    pass
 
 
 def replace_file(path: str | Path, text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from operator import attrgetter
@@ -11,7 +13,8 @@ from pydantic import BaseModel
 
 from redis_sessions.errors import InvalidSettings, StoreUnavailable
 from redis_sessions.keys import Keys
-from redis_sessions.legacy.file import LegacyFile, expires_at_ms, time_problem
+from redis_sessions.legacy.file import LegacyFile, expires_at_ms
+from redis_sessions.legacy.shape import time_problem
 from redis_sessions.operations.command import PRIMARIES, Command, Op, Resent
 from redis_sessions.operations.scan import Progress, Scan, session_rows
 from redis_sessions.operations.scripts import IMPORT
@@ -21,6 +24,7 @@ AssumeUsedAt: TypeAlias = Literal["mtime"] | int | None
 # Conversation key, session ID, time of last use, idle time.
 Row: TypeAlias = tuple[str, str, int, int | None]
 
+_logger = logging.getLogger(__name__)
 _ROW: Final = attrgetter("key", "session_id", "last_used_at_ms", "idle_ms")
 _CACHE_KIB: Final = 16_384
 
@@ -31,12 +35,14 @@ class Reject(BaseModel, frozen=True, defer_build=True):
     Attributes:
         key: its conversation key, as it stands in the file.
         reason: why.
-        source: its own JSON text, name and value, unaltered.
+        source: its own JSON text, unaltered: name and value, or the value alone if it stands in a list.
+        within: the names that lead to the map or list that it stands in.
     """
 
     key: str
     reason: str
     source: str
+    within: tuple[str, ...] = ()
 
 
 class ImportResult(BaseModel, frozen=True, defer_build=True):
@@ -49,6 +55,7 @@ class ImportResult(BaseModel, frozen=True, defer_build=True):
         kept: the conversation was live in Redis already, and was left as it is.
         rejected: entries with a problem; not written.
         rejects: each of the rejected, in the order of the file.
+        times: by what times of last use were given in ("seconds", "ISO 8601"): how many of the entries without a problem.
     """
 
     total: int
@@ -57,6 +64,7 @@ class ImportResult(BaseModel, frozen=True, defer_build=True):
     kept: int
     rejected: int
     rejects: tuple[Reject, ...]
+    times: dict[str, int] = {}
 
 
 class ExportResult(BaseModel, frozen=True, defer_build=True):
@@ -81,11 +89,13 @@ def import_entries(
     assume_used_at: AssumeUsedAt = None,
     progress: Progress | None = None,
     *,
+    accepts: Callable[[str], bool] | None = None,
     dry_run: bool = False,
 ) -> Op[ImportResult]:
     """Write what has not expired, one batch a round trip; the package's docstring lists the outcome for each kind of entry.
 
-    "Now" is the server's time, read for every batch, so a client's wrong clock changes no TTL. Raises InvalidSettings for an
+    "Now" is the server's time, read for every batch, so a client's wrong clock changes no TTL. If it is interrupted, a
+    warning says how far it got. `accepts` says whether the agent can have a session of an ID. Raises InvalidSettings for an
     `assume_used_at` that is not a time.
     """
     if assume_used_at != "mtime" and (problem := time_problem(assume_used_at)):
@@ -93,65 +103,100 @@ def import_entries(
     [nodes] = yield [PRIMARIES]
     keys = Keys(settings.namespace)
     assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at
-    imported = expired = kept = done = 0
+    max_age_ms = settings.session_max_age_ms
+    imported = expired = kept = done = sent = 0
     rejects: list[Reject] = []
+    times: Counter[str] = Counter()
     entries = iter(legacy)
-    while batch := list(islice(entries, settings.batch_size)):
-        [(seconds, microseconds)] = yield [Command(("TIME",))]
-        now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-        due: list[tuple[bytes, str, int]] = []
-        for index, entry in enumerate(batch, done):
-            until = entry.problem or expires_at_ms(entry, now_ms, settings.session_max_age_ms, assumed_ms)
-            if isinstance(until, str):
-                rejects.append(Reject(key=entry.key, reason=until, source=legacy.source(index)))
-            elif until <= now_ms:
-                expired += 1
-            else:
-                due.append((keys.session_id(entry.key), entry.session_id, until))
-        if due:
-            written = yield from _written(due, alone=nodes == [None], dry_run=dry_run)
-            imported += written
-            kept += len(due) - written
-        done += len(batch)
-        if progress:
-            progress(done, len(legacy))
+    try:
+        while batch := list(islice(entries, settings.batch_size)):
+            [(seconds, microseconds)] = yield [Command(("TIME",))]
+            now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+            oldest_ms = now_ms - max_age_ms
+            due: list[tuple[str, str, int]] = []
+            units = []
+            for index, entry in enumerate(batch, done):
+                key, session_id, used_at_ms, problem, unit, _ = entry
+                until: int | str
+                if problem is None and used_at_ms is not None and oldest_ms < used_at_ms <= now_ms:
+                    until = used_at_ms + max_age_ms
+                else:
+                    until = problem or expires_at_ms(entry, now_ms, max_age_ms, assumed_ms)
+                if accepts is not None and not isinstance(until, str) and not accepts(session_id):
+                    until = f"{session_id!r} does not have the form of this agent's session IDs"
+                if isinstance(until, str):
+                    source, within = legacy.source(index), legacy.within(index)
+                    rejects.append(Reject(key=key, reason=until, source=source, within=within))
+                    continue
+                if used_at_ms is not None:
+                    units.append(unit)
+                if until <= now_ms:
+                    expired += 1
+                else:
+                    due.append((key, session_id, until))
+            times.update(units)
+            if due:
+                sent += len(due)
+                written = yield from _written(keys, due, alone=nodes == [None], dry_run=dry_run)
+                imported += written
+                kept += len(due) - written
+            done += len(batch)
+            if progress:
+                progress(done, len(legacy))
+    except BaseException:
+        if sent and not dry_run:
+            early = "the import ended early: of %d entries at least %d were written; import the file again for the rest"
+            _logger.warning(early, len(legacy), imported)
+        raise
     return ImportResult(
-        total=len(legacy), imported=imported, expired=expired, kept=kept, rejected=len(rejects), rejects=tuple(rejects)
+        total=len(legacy),
+        imported=imported,
+        expired=expired,
+        kept=kept,
+        rejected=len(rejects),
+        rejects=tuple(rejects),
+        times=dict(times),
     )
 
 
-def _written(due: list[tuple[bytes, str, int]], *, alone: bool, dry_run: bool) -> Op[int]:
-    """Write these redis keys, session IDs and expiry times; how many were written, or would be."""
+def _written(keys: Keys, due: list[tuple[str, str, int]], *, alone: bool, dry_run: bool) -> Op[int]:
+    """Write these session IDs, with their expiry times, by conversation key; how many were written, or would be."""
+    redis_keys = keys.session_ids([key for key, _, _ in due])
     if dry_run:
-        return (yield [Command(("EXISTS", redis_key)) for redis_key, _, _ in due]).count(0)
+        return (yield [Command(("EXISTS", redis_key)) for redis_key in redis_keys]).count(0)
     if alone:
-        redis_keys = tuple(redis_key for redis_key, _, _ in due)
-        args = tuple(arg for _, session_id, until_ms in due for arg in (session_id, until_ms))
-        replies = yield [Command(args, script=IMPORT, redis_keys=redis_keys)]
+        args = tuple([arg for _, session_id, until_ms in due for arg in (session_id, until_ms)])
+        replies = yield [Command(args, script=IMPORT, redis_keys=tuple(redis_keys))]
         written = replies[0]
     else:
         # On a cluster each key has its own slot, and a script can't reach more than one.
         replies = yield [
-            Command(("SET", redis_key, session_id, "PXAT", until_ms, "NX")) for redis_key, session_id, until_ms in due
+            Command(("SET", redis_key, session_id, "PXAT", until_ms, "NX"))
+            for redis_key, (_, session_id, until_ms) in zip(redis_keys, due, strict=True)
         ]
         written = [reply is not None for reply in replies]
-    there = [item for item, wrote in zip(due, written, strict=True) if not wrote]
-    if there and isinstance(replies, Resent):
-        return len(due) - len(there) + (yield from _written_before(there))
-    return len(due) - len(there)
+    count = sum(map(bool, written))
+    if count < len(due) and isinstance(replies, Resent):
+        there = [
+            (redis_key, session_id)
+            for redis_key, (_, session_id, _), wrote in zip(redis_keys, due, written, strict=True)
+            if not wrote
+        ]
+        count += yield from _written_before(there)
+    return count
 
 
-def _written_before(there: list[tuple[bytes, str, int]]) -> Op[int]:
+def _written_before(there: list[tuple[bytes, str]]) -> Op[int]:
     """How many of these, which existed when they were sent again, hold what was sent: an earlier sending wrote them.
 
     A conversation that was live with the same ID before is counted too; what Redis holds is the same.
     """
     # One by one: MGET can't be used on a cluster, and a key of the wrong type is refused and is not one of these.
-    found = yield [Command(("GET", redis_key), optional=True) for redis_key, _, _ in there]
+    found = yield [Command(("GET", redis_key), optional=True) for redis_key, _ in there]
     for reply in found:
         if isinstance(reply, StoreUnavailable):
             raise reply
-    return sum(reply == session_id.encode() for reply, (_, session_id, _) in zip(found, there, strict=True))
+    return sum(reply == session_id.encode() for reply, (_, session_id) in zip(found, there, strict=True))
 
 
 def export_entries(

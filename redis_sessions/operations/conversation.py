@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -238,6 +237,9 @@ class Operations:
         self.counts_in_scripts = counts_in_scripts
         self.keys = Keys(settings.namespace)
         self._lease_ttl_ms = settings.lease_ms + LEASE_GRACE_MS
+        # Whether a claim asks for the time and for the record, and the lock's times, as arguments of a script.
+        wants_now = settings.max_lifetime_ms is not None
+        self._claiming = (self._lease_ttl_ms, LEASE_GRACE_MS, int(wants_now), int(settings.records))
         # When a save is to compare the max age with that of the namespace: from the first on, until that was done.
         self._compare_at_s = 0.0
         # A reply must come before the client gives up on the connection.
@@ -305,9 +307,7 @@ class Operations:
 
     def acquire(self, key: str, token: str | None = None) -> Op[Lease | Held]:
         token = token or new_token()
-        wants_now = int(self.settings.max_lifetime_ms is not None)
-        fields = RECORD_FIELDS if self.settings.records else ()
-        [reply] = yield [self._leased(scripts.ACQUIRE, key, token, self._lease_ttl_ms, LEASE_GRACE_MS, wants_now, *fields)]
+        [reply] = yield [Command((token, *self._claiming), key, scripts.ACQUIRE, self.keys.leased(key))]
         if reply[0] == 0:
             return _held(key, reply[1], int(reply[2]))
         _, raw, now_ms, *values = reply
@@ -360,19 +360,16 @@ class Operations:
                 known += [part for pair in packed.items() if pair[1] or any(lease.values[1:3]) for part in pair]
             known += () if context_tokens is None else ("c", context_tokens)
             known += () if complete else ("i", 1)
-        command = self._leased(
-            scripts.SAVE,
-            lease.key,
-            lease.token,
+        args = (
             value,
             self.settings.session_max_age_ms,
             self._lease_ttl_ms if keep_lease else "",
             continues or "",
             failures if self.settings.records else "",
             *known,
-            counters=counters,
         )
-        reply, lacking = yield from self._replicated(lease.key, command._replace(tell_again=True))
+        command = self._leased(scripts.SAVE, lease, *args, counters=counters)
+        reply, lacking = yield from self._replicated(lease.key, command)
         written = _written(reply)
         if not written.mine:
             return written
@@ -412,8 +409,7 @@ class Operations:
     def reject(self, lease: Lease, counters: Sequence[str] = ()) -> Op[Written]:
         _check_lease(lease)
         asked = lease.session_id or ""
-        command = self._leased(scripts.REJECT, lease.key, lease.token, asked, self._lease_ttl_ms, counters=counters)
-        [reply] = yield [command._replace(tell_again=True)]
+        [reply] = yield [self._leased(scripts.REJECT, lease, asked, self._lease_ttl_ms, counters=counters)]
         return _written(reply)
 
     def fail(self, lease: Lease) -> Op[bool]:
@@ -421,8 +417,7 @@ class Operations:
         if not self.settings.records:
             return (yield from self.release(lease)).mine
         asked = lease.session_id or ""
-        command = self._leased(scripts.FAIL, lease.key, lease.token, asked, self.settings.session_max_age_ms)
-        [mine] = yield [command._replace(tell_again=True)]
+        [mine] = yield [self._leased(scripts.FAIL, lease, asked, self.settings.session_max_age_ms)]
         return bool(mine)
 
     def release(self, lease: Lease, counters: Sequence[str] = ()) -> Op[Written]:
@@ -464,11 +459,11 @@ class Operations:
             raise count
         return count
 
-    def _leased(
-        self, script: Script, key: str, token: str, *args: bytes | str | int, counters: Sequence[str] = ()
-    ) -> Command:
-        redis_keys = (self.keys.lease(key), self.keys.session_id(key), self.keys.record(key))
-        return Command((token, *args), key, script, (*redis_keys, *map(self.keys.counter, counters)))
+    def _leased(self, script: Script, lease: Lease, *args: bytes | str | int, counters: Sequence[str] = ()) -> Command:
+        redis_keys = self.keys.leased(lease.key)
+        if counters:
+            redis_keys += tuple(map(self.keys.counter, counters))
+        return Command((lease.token, *args), lease.key, script, redis_keys, tell_again=True)
 
 
 def _held(key: str, holder: bytes, remaining_ms: int) -> Held:
@@ -517,7 +512,7 @@ def _found(key: str, raw: bytes | None) -> str | None:
 
 def new_token() -> str:
     """A token that names one claim, `host:pid:random`: host, process and 64 random bits."""
-    return f"{_host()}:{os.getpid()}:{secrets.token_hex(8)}"
+    return f"{_host()}:{os.getpid()}:{os.urandom(8).hex()}"
 
 
 @cache

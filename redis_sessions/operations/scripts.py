@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from redis_sessions.keys import RECORD_FIELDS
 from redis_sessions.operations.command import Script
 
 # Same as redis.pcall, for commands that read, but only WRONGTYPE is returned as an error: to a user without the permission
@@ -59,7 +60,7 @@ local function now()
 end
 """
 
-# KEYS lease, id, record; ARGV token, lease TTL, grace, 1 if the time is wanted, fields of the record, ...
+# KEYS lease, id, record; ARGV token, lease TTL, grace, 1 if the time is wanted, 1 if the record is wanted
 # -> {1, id or nil, now ms or nil, value of each field or nil} or {0, holder, remaining ms}
 # A lease without a TTL (after PERSIST by hand) gets one, so that it can't block a conversation forever.
 # The first field is the session ID: a record of another session, or a key of another type, has no fields.
@@ -89,16 +90,16 @@ elseif id then
   id = string.sub(id, 1, 257)
 end
 local found = {1, id, ARGV[4] == '1' and string.format('%.0f', now())}
-if id and #ARGV > 4 then
-  local values = peek('HMGET', KEYS[3], unpack(ARGV, 5))
+if id and ARGV[5] == '1' then
+  local values = peek('HMGET', KEYS[3], FIELDS)
   if not values.err and values[1] == id then
     for i, value in ipairs(values) do
-      found[i + 3] = value and string.sub(value, 1, 40000)
+      found[i + 3] = value and #value > 40000 and string.sub(value, 1, 40000) or value
     end
   end
 end
 return found
-"""
+""".replace("FIELDS", ", ".join(f"'{name}'" for name in RECORD_FIELDS))
 )
 
 # KEYS lease; ARGV token, lease TTL. -> 1 if it is ours, even if it has lapsed, as long as nobody else has taken it
@@ -118,8 +119,9 @@ return 0
 # whether it is sent again. -> {1 saved or 0 lost, number of counters that were not incremented}
 # Sent again, it also looks at the ID: the first sending may have released the lease already, and has counted then. Sent once
 # it must not, or a worker that comes late with the same ID that its successor resumed or saved would never learn that it was
-# taken over. `t` counts the saves that end a turn. What this turn did not report is not kept from the one before, but agent
-# and place are.
+# taken over. It writes then, too: WAIT is about the last write of its connection, and says nothing of replicas if there was
+# none. `t` counts the saves that end a turn. What this turn did not report is not kept from the one before, but agent and
+# place are.
 SAVE: Final = Script(
     _PEEK
     + _NOW
@@ -128,6 +130,8 @@ SAVE: Final = Script(
 local id, again = ARGV[2], ARGV[#ARGV]
 if peek('GET', KEYS[1]) ~= ARGV[1] then
   if again == '1' and peek('GET', KEYS[2]) == id then
+    redis.call('PEXPIRE', KEYS[2], ARGV[3])
+    redis.call('PEXPIRE', KEYS[3], ARGV[3])
     return {1, 0}
   end
   return {0, #KEYS - 3}

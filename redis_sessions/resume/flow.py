@@ -55,7 +55,7 @@ from redis_sessions.errors import (
 )
 from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
 from redis_sessions.operations.command import Op
-from redis_sessions.operations.conversation import Failures, Held, Lease, Operations, Record, Written, new_token
+from redis_sessions.operations.conversation import Failures, Held, Lease, Operations, Place, Record, Written, new_token
 from redis_sessions.resume.turn import (
     How,
     InvalidTurn,
@@ -435,15 +435,19 @@ class _RunningTurn:
     def _saving(
         self, session_id: str, *, complete: bool, context_tokens: int | None = None, keep_lease: bool = False
     ) -> Op[Written]:
-        before = self.record if self.how == "resumed" else Record()
+        agent, place = self.request.agent, self.request.place
+        if self.how != "resumed":
+            place = place or Place()
+        elif agent or place:  # what is known of the other goes on, and without any of them all does
+            agent, place = agent or self.record.agent, place or self.record.place
         return self.ops.save(
             self.claim,
             session_id,
             keep_lease=keep_lease,
             continues=self.previous if self.how == "resumed" else None,
             failures=Failures.reset if complete else Failures.add if self.undecided else Failures.keep,
-            agent=self.request.agent or before.agent,
-            place=self.request.place or before.place,
+            agent=agent,
+            place=place,
             context_tokens=context_tokens,
             complete=complete,
             counters=() if keep_lease else self._counted_in_script(self.uncounted),

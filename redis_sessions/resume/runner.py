@@ -1,5 +1,7 @@
 """Runs the resume flow: two drivers, sync and async, and the renewal of the turn's lease while the agent runs.
 
+`leased` and `aleased` hold and renew a lease around the single steps of a caller.
+
 A forked child that unwinds through here neither renews nor releases its parent's lease.
 """
 
@@ -13,16 +15,17 @@ import time
 import weakref
 from _thread import get_ident, start_new_thread
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
-from redis_sessions.errors import SessionStoreError
+from redis_sessions.errors import LeaseHeld, SessionStoreError
 from redis_sessions.operations.command import Op
-from redis_sessions.operations.conversation import Lease, Operations
+from redis_sessions.operations.conversation import Held, Lease, Operations, new_token
 from redis_sessions.resume.flow import Do, Flow, Pause, Run
 from redis_sessions.resume.turn import InvalidTurn, ResumeResult
+from redis_sessions.text import duration
 
 log = logging.getLogger("redis_sessions")
 
@@ -263,8 +266,11 @@ class _Renewal:
         self._renewer.add(self)
 
     def __exit__(self, *_: object) -> None:
-        self.over = True
+        self.end()
         self._renewer.remove(self)
+
+    def end(self) -> None:
+        self.over = True
 
 
 class _AsyncRenewal:
@@ -274,7 +280,9 @@ class _AsyncRenewal:
         self._ops = ops
         self._execute = execute
         self._lease = lease
-        self._over = False
+        self._interval_s = ops.settings.lease_ms / 3000
+        self.over = False
+        self._due_s: float | None = None  # when the next renewal is due, by the loop's clock; None while one runs
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
 
@@ -283,16 +291,34 @@ class _AsyncRenewal:
 
     async def __aexit__(self, *_: object) -> None:
         # Checked after each renewal too: a cancellation that comes together with a reply can get lost in the client.
-        self._over = True
+        self.end()
         self._timer.cancel()
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
 
     def _set_timer(self) -> None:
-        self._timer = self._loop.call_later(self._ops.settings.lease_ms / 3000, self._start)
+        self._due_s = self._loop.time() + self._interval_s
+        self._timer = self._loop.call_at(self._due_s, self._start)
+
+    def end(self) -> None:
+        self._report_lateness()
+        self.over = True
+
+    def _report_lateness(self) -> None:
+        """Log that the lease has ended because the loop did not get to its renewal."""
+        late_s = 0.0 if self._due_s is None or self.over else self._loop.time() - self._due_s
+        self._due_s = None
+        if late_s > 2 * self._interval_s:
+            log.error(
+                "the event loop was blocked for %s while conversation %r ran, so its lease ended and another worker could "
+                "run it too: run what blocks in a thread, by asyncio.to_thread",
+                duration(round(late_s * 1000)),
+                self._lease.key,
+            )
 
     def _start(self) -> None:
+        self._report_lateness()
         self._task = self._loop.create_task(self._renew())
 
     async def _renew(self) -> None:
@@ -301,7 +327,7 @@ class _AsyncRenewal:
             outcome = await self._execute(self._ops.renew(self._lease))
         except Exception as error:  # noqa: BLE001 - whatever it was, the lease is tried again in a third of its time
             outcome = error
-        if _log_renewal(self._lease, outcome, over=self._over) and not self._over:
+        if _log_renewal(self._lease, outcome, over=self.over) and not self.over:
             self._set_timer()
 
 
@@ -316,3 +342,64 @@ def _log_renewal(lease: Lease, outcome: object, *, over: bool) -> bool:
         "lease of %r was not renewed: %s", lease.key, outcome if isinstance(outcome, SessionStoreError) else repr(outcome)
     )
     return True
+
+
+# The renewals of the leases that blocks hold, by token. What ends a lease within its block calls `end`.
+Renewals: TypeAlias = MutableMapping[str, "_Renewal | _AsyncRenewal"]
+
+
+def _claim(ops: Operations, claim: Lease) -> Op[Lease]:
+    found = yield from ops.acquire(claim.key, claim.token)
+    if isinstance(found, Held):
+        raise LeaseHeld(found.key, holder=found.holder, remaining_ms=found.remaining_ms)
+    return found
+
+
+def _leave(ops: Operations, lease: Lease) -> Op[None]:
+    try:
+        yield from ops.release(lease)
+    except SessionStoreError as error:
+        log.warning("lease of %r was not released, it will expire: %s", lease.key, error)
+
+
+@contextmanager
+def leased(renewer: LeaseRenewer, ops: Operations, renewals: Renewals, key: str) -> Iterator[Lease]:
+    """Hold the lease of a conversation for a block, renewed, and release it at the end if it was not. Raises LeaseHeld."""
+    # Its token is chosen here, so that a claim that was interrupted before its reply came is released as well.
+    claim, held, parent = Lease(key, new_token()), True, os.getpid()
+    try:
+        try:
+            lease = renewer.execute(_claim(ops, claim))
+        except SessionStoreError:
+            held = False
+            raise
+        renewals[lease.token] = renewal = renewer.renewing(ops, lease)
+        with renewal:
+            try:
+                yield lease
+            finally:
+                held = not renewal.over
+    finally:
+        if held and os.getpid() == parent:
+            renewer.execute(_leave(ops, claim))
+
+
+@asynccontextmanager
+async def aleased(execute: AsyncExecute, ops: Operations, renewals: Renewals, key: str) -> AsyncIterator[Lease]:
+    """Same as leased, for asyncio. A cancellation takes effect once the current operation on Redis has ended."""
+    claim, held, parent = Lease(key, new_token()), True, os.getpid()
+    try:
+        try:
+            lease = await _uncancelled(execute(_claim(ops, claim)))
+        except SessionStoreError:
+            held = False
+            raise
+        renewals[lease.token] = renewal = _AsyncRenewal(ops, execute, lease)
+        async with renewal:
+            try:
+                yield lease
+            finally:
+                held = not renewal.over
+    finally:
+        if held and os.getpid() == parent:
+            await _uncancelled(execute(_leave(ops, claim)))

@@ -182,7 +182,7 @@ class Request:
             raise InvalidSettings("must be a number of milliseconds", setting="wait_ms", remedy="pass an int, 0 or more")
         if not callable(self.judge):
             # A runtime or its name, which is what `agent` takes.
-            runtime = isinstance(self.judge, str) or hasattr(self.judge, "judge")
+            runtime = type(self.judge) is str or hasattr(self.judge, "judge")
             remedy = "pass agent= instead" if runtime else "pass a function that takes an exception"
             raise InvalidSettings("can't be called", setting="judge", remedy=remedy)
         if self.accepts is not None and not callable(self.accepts):

@@ -17,7 +17,7 @@ LOOK = LOOK_RIGHTS.split()
 NEEDED = " ".join(f"+{word}" for word in ADMIN.commands | ADMIN.alone | ADMIN.on_cluster if f"+{word}" not in LOOK)
 CHECKS = [
     *("server", "role", "cluster", "eviction", "memory", "append-only", "appendfsync", "disk", "replicas"),
-    *("login", "replay", "rights", "tls", "round-trip", "clock", "client"),
+    *("commands", "login", "replay", "rights", "tls", "round-trip", "clock", "client"),
     *("no-ttl", "max-age", "values", "leases", "counters", "agent"),
 ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, StoreUnavailable
 from redis_sessions.doctor.connection import sentinel as quorum_check
-from redis_sessions.errors import SessionStoreError
+from redis_sessions.errors import CommandRefused
 from redis_sessions.server import EmbeddedServer
 from tests.doctor.support import about, finding_of, found, healthy, troubles
 from tests.servers import find_redis_server, wait_until
@@ -51,7 +51,7 @@ def test_a_cluster_with_an_unserved_slot(tmp_path):
             assert troubles(clustered.doctor()) == {}
             raw.execute_command("CLUSTER DELSLOTS", 16_383)
             diagnosis = clustered.doctor()
-            keys = ("no-ttl", "max-age", "values", "leases", "counters")
+            keys = ("commands", "no-ttl", "max-age", "values", "leases", "counters")
             assert troubles(diagnosis) == {"cluster": "broken"} | dict.fromkeys(keys, "unknown")
             assert found(diagnosis, "cluster").found == "state fail, 16,383 of 16,384 slots served"
         raw.execute_command("CLUSTER ADDSLOTS", 16_383)
@@ -61,7 +61,7 @@ def test_a_cluster_with_an_unserved_slot(tmp_path):
 
 
 def test_sentinels_without_a_quorum():
-    away, denied = StoreUnavailable("away"), SessionStoreError("h refused a command (NOQUORUM)")
+    away, denied = StoreUnavailable("away"), CommandRefused("h refuses a command (NOQUORUM)")
     cases = (([True, True], "ok"), ([True, away], "warning"), ([away, denied], "broken"), ([away, away], "unknown"))
     for quorums, status in cases:
         assert finding_of(quorum_check, about(quorums=quorums)).status == status

@@ -19,7 +19,11 @@ pytestmark = pytest.mark.plants_immortal_keys
 def test_fakeredis_answers_few_questions(places):
     diagnosis = places.get("fakeredis").sync(StoreSettings()).doctor()
     unknown = [*CHECKS[:9], "login", "replay"]
-    assert troubles(diagnosis) == dict.fromkeys(unknown, "unknown") | {"rights": "warning", "client": "unknown"}
+    assert troubles(diagnosis) == dict.fromkeys(unknown, "unknown") | {
+        "commands": "warning",
+        "rights": "warning",
+        "client": "unknown",
+    }
 
 
 def test_refused_questions_are_unknown(tmp_path):
@@ -30,7 +34,7 @@ def test_refused_questions_are_unknown(tmp_path):
         assert "does not grant" in found(diagnosis, "memory").found
         assert LOOK_RIGHTS in found(diagnosis, "memory").remedy
     with healthy(tmp_path / "data", rights=f"+get +ping +select {LOOK_RIGHTS}") as (store, _):
-        unseen = ["round-trip", "clock", "no-ttl", "max-age", "values", "leases", "counters"]
+        unseen = ["commands", "round-trip", "clock", "no-ttl", "max-age", "values", "leases", "counters"]
         assert troubles(store.doctor()) == dict.fromkeys(unseen, "unknown")
     with healthy(tmp_path / "data", rights=LOOK_RIGHTS) as (store, _), pytest.raises(StoreUnavailable):
         store.doctor()

@@ -144,13 +144,14 @@ class Load:
         """How many operations have ended, whichever way."""
         return self._operations
 
-    def settle(self, store: Any, tally: Tally, *, young_s: float = 0.0) -> Findings:
+    def settle(self, store: Any, tally: Tally, *, young_s: float = 0.0, young_counts_s: float = 0.0) -> Findings:
         """Hold what is there against what was acknowledged, and add it all up in the tally.
 
         Args:
             store: to read with; the fault is over.
             tally: of this fault.
             young_s: what was acknowledged this shortly before a fault may be gone, as replication is asynchronous.
+            young_counts_s: the same for single counts alone, which wait for no replica.
         """
         for key in self.saves:
             self._look(key, store.get(key))
@@ -164,7 +165,8 @@ class Load:
         total = store.resume_failures_total()
         same = len(self.counted) - len({count for count, _ in self.counted})
         short = max(same, len(self.counted) - total, 0)
-        excused = min(short, sum(self._is_young(acked_s, acked_s, young_s) for _, acked_s in self.counted))
+        counts_s = max(young_s, young_counts_s)
+        excused = min(short, sum(self._is_young(acked_s, acked_s, counts_s) for _, acked_s in self.counted))
         over = max(0, total - self._counts_tried)
         if short > excused or over:
             self._findings.errors.append(f"counted {len(self.counted)} of {self._counts_tried}, twice {same}, found {total}")
@@ -211,7 +213,8 @@ class Load:
 
         result: ResumeResult[None] | None = self._try(name, lambda: store.resume(key, run, wait_ms=300), "resume")
         if result is not None:
-            ran[0].saved, ran[0].reason = result.saved, result.reason
+            # Only a save that replicas have, where they were asked for, counts as acknowledged.
+            ran[0].saved, ran[0].reason = result.saved and result.replicated is not False, result.reason
             ran[0].returned_s = time.monotonic()
 
     def _count(self, store: Any, name: str, number: int) -> None:
@@ -240,7 +243,7 @@ class Load:
                 if len(self._findings.errors) < 5:
                     self._findings.errors.append(traceback.format_exc())
         else:
-            if not isinstance(result, ResumeResult) or result.saved:
+            if not isinstance(result, ResumeResult) or (result.saved and result.replicated is not False):
                 self.acked_s[name] = began_s
         with self._lock:
             self._operations += 1

@@ -6,7 +6,8 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import redis
 import redis.asyncio
 from redis.crc import key_slot
 
-from redis_sessions import AsyncSessionStore, InexactScan, Lease, SessionStore, StoreSettings, Turn
+from redis_sessions import AsyncSessionStore, InexactScan, Lease, NotReplicated, SessionStore, StoreSettings, Turn
 from redis_sessions.keys import Keys
 from tests.faults.ledger import Tally
-from tests.faults.load import Load, both
+from tests.faults.load import Load, Save, both
 from tests.faults.slots import Slots
 from tests.sentinels import role
 from tests.servers import CLUSTER_SETTINGS, SLOTS, Cluster, find_redis_server, stopped, wait_until
@@ -28,7 +29,7 @@ LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 ENTRIES = 500
 SMALL_PAGES = {"scan_count": 20, "batch_size": 25}
 PATIENCE = redis.RedisCluster.RedisClusterRequestTTL
-# What a primary has acknowledged and not yet passed on when it dies is lost: replication is asynchronous.
+# What a primary has acknowledged and not yet passed on when it dies is lost, unless replicas are waited for.
 PASSING_ON_S = 0.5
 # Redis' replicas wait half a second to a second before they stand for election, however short the node timeout.
 NODE_TIMEOUTS_MS = {"valkey": 1_000, "redis": 2_000}
@@ -211,7 +212,7 @@ def test_the_replicas_of_the_node_that_took_the_save_are_waited_for(cluster, slo
                 stack.callback(store.close)
             return made
 
-        for number, (store, quick) in enumerate(zip(stores(4_000), stores(200), strict=True)):
+        for number, (store, quick) in enumerate(zip(stores(4_000), stores(600), strict=True)):
             key = f"somebody{number}"
             slot, keys = slot_of(namespace, key), Keys(namespace)
             assert store.resume(key, lambda _: Turn("ID-1")).replicated
@@ -237,33 +238,46 @@ def told_to_try_again(cluster: Cluster) -> int:
     return count
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=LONG)])
-def test_a_primary_is_killed_and_its_slots_are_back_within_three_node_timeouts(
-    cluster, stores, kind, rounds, namespace, ledger
+@pytest.mark.parametrize(
+    ("replicas", "fault", "rounds"),
+    [(1, "killed", 1), *(pytest.param(*case, 20, marks=LONG) for case in ((1, "killed"), (1, "stopped"), (0, "killed")))],
+)
+def test_a_primary_dies_and_its_slots_are_back_within_three_node_timeouts(
+    cluster, loop, kind, replicas, fault, rounds, namespace, ledger
 ):
-    tally = ledger("cluster primary killed")
+    """A stopped one comes back after it was replaced, and still takes itself for the primary."""
+    tally = ledger(f"cluster primary {fault}{', saves waited for a replica' if replicas else ''}")
     back_s: list[float] = []
-    with Load(stores) as load:
-        for _ in range(rounds):
-            load.goes_on()
-            victim = cluster.primary_of(slot_of(namespace, next(iter(load.saves))))
-            orphans = cluster.slots_of(victim)
-            fault_s = load.fault()
-            victim.kill()
+    with both(cluster.url, loop, namespace, replicas=replicas) as stores:
+        with Load(stores) as load:
+            for _ in range(rounds):
+                load.goes_on()
+                victim = cluster.primary_of(slot_of(namespace, next(iter(load.saves))))
+                orphans, refused = cluster.slots_of(victim), len(load.refusals)
 
-            def saved(orphans=orphans, fault_s=fault_s) -> list[float]:
-                saves = [
-                    save for key, of_key in list(load.saves.items()) if slot_of(namespace, key) in orphans for save in of_key
-                ]
-                return [save.acked_s for save in saves if save.acked_s and save.began_s > fault_s]
+                def saved(fault_s: float, orphans=orphans, refused=refused) -> bool:
+                    """Whether a save was taken there: it has no replica now, so that nothing more can be said of it."""
+                    taken = {key for key, saves in list(load.saves.items()) if last_acked_s(saves) > fault_s}
+                    taken |= {error.key for _, error in load.refusals[refused:] if isinstance(error, NotReplicated)}
+                    return any(slot_of(namespace, key) in orphans for key in taken)
 
-            wait_until(lambda saved=saved: bool(saved()), "keys of its slots are saved again")
-            back_s.append(min(saved()) - fault_s)
-            load.goes_on(fault_s)
-            victim.start()
-            cluster.settle()
-    findings = load.settle(stores[0], tally, young_s=PASSING_ON_S)
+                fault_s = load.fault()
+                with stopped(victim.pid) if fault == "stopped" else nullcontext():
+                    if fault == "killed":
+                        victim.kill()
+                    wait_until(partial(saved, fault_s), "keys of its slots are saved again")
+                    back_s.append(time.monotonic() - fault_s)
+                    load.goes_on(fault_s)
+                victim.start()
+                load.goes_on()
+                cluster.settle()
+        findings = load.settle(stores[0], tally, young_s=0 if replicas else PASSING_ON_S, young_counts_s=PASSING_ON_S)
     assert not findings.errors
-    assert {what for what, _ in load.refusals} <= {"count"}
+    assert {what for what, error in load.refusals if not isinstance(error, NotReplicated)} <= {"count"}
     assert max(back_s) < 3 * NODE_TIMEOUTS_MS[kind] / 1000
     tally.check()
+
+
+def last_acked_s(saves: list[Save]) -> float:
+    """When the last one of these that was acknowledged began; 0 if none was."""
+    return max((save.began_s for save in list(saves) if save.acked_s), default=0.0)

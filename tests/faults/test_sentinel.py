@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import redis
 
-from redis_sessions import StoreUnavailable, Turn
+from redis_sessions import NotReplicated, StoreUnavailable, Turn
 from redis_sessions.keys import Keys
 from tests.faults.ledger import Tally
-from tests.faults.load import Load, both
+from tests.faults.load import Findings, Load, both
 from tests.sentinels import SERVICE, Watched, role
 from tests.servers import find_redis_7, stopped, wait_until
 
 LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 USER, PASSWORD = "worker", "s3cret"
-# What a primary has acknowledged and not yet passed on when it dies is lost: replication is asynchronous.
+# What a primary has acknowledged and not yet passed on when it dies is lost, unless replicas are waited for.
 PASSING_ON_S = 0.5
 
 
@@ -100,10 +100,26 @@ def only(watcher: Any) -> str:
     return f"redis+sentinel://127.0.0.1:{watcher.port}/{SERVICE}"
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=LONG)])
-def test_the_primary_is_killed(watched, rounds, loop, namespace, ledger):
-    tally, before = ledger("Sentinel's primary killed"), watched.failovers()
-    with both(watched.url, loop, namespace) as stores:
+CASES = [(1, 1), pytest.param(1, 20, marks=LONG), pytest.param(0, 20, marks=LONG)]
+
+
+def row(fault: str, replicas: int) -> str:
+    return f"Sentinel's primary {fault}{', saves waited for a replica' if replicas else ''}"
+
+
+def settle(load: Load, store: Any, tally: Tally, replicas: int) -> Findings:
+    return load.settle(store, tally, young_s=0 if replicas else PASSING_ON_S, young_counts_s=PASSING_ON_S)
+
+
+def refused(load: Load) -> set[str]:
+    """What was refused, other than by a lack of replicas during the failover."""
+    return {what for what, error in load.refusals if not isinstance(error, NotReplicated)}
+
+
+@pytest.mark.parametrize(("replicas", "rounds"), CASES)
+def test_the_primary_is_killed(watched, replicas, rounds, loop, namespace, ledger):
+    tally, before = ledger(row("killed", replicas)), watched.failovers()
+    with both(watched.url, loop, namespace, replicas=replicas) as stores:
         with Load(stores) as load:
             for _ in range(rounds):
                 load.goes_on()
@@ -113,21 +129,21 @@ def test_the_primary_is_killed(watched, rounds, loop, namespace, ledger):
                 load.goes_on(fault_s)
                 # It comes back empty: while a sentinel or a replica still held it for the primary, it would empty that, too.
                 watched.rejoin(watched.primary(besides=primary))
-        findings = load.settle(stores[0], tally, young_s=PASSING_ON_S)
+        findings = settle(load, stores[0], tally, replicas)
     # More failovers than faults: Sentinel took a primary that this machine held up for a dead one.
     assert not findings.errors, f"{watched.failovers() - before} failovers"
     # Only a count is refused: it is sent once. What may be sent again rides the failover out.
-    assert {what for what, _ in load.refusals} <= {"count"}
+    assert refused(load) <= {"count"}
     tally.check()
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=LONG)])
-def test_the_primary_is_stopped_and_comes_back_replaced(watched, rounds, loop, namespace, ledger):
-    tally = ledger("Sentinel's primary stopped, back after the failover")
+@pytest.mark.parametrize(("replicas", "rounds"), CASES)
+def test_the_primary_is_stopped_and_comes_back_replaced(watched, replicas, rounds, loop, namespace, ledger):
+    tally = ledger(row("stopped, back after the failover", replicas))
     for number in range(rounds):
         # Some stores are at work all the time; some were idle since before it was stopped, and still have connections to it.
         where = (watched.url, loop, f"{namespace}-{number}")
-        with both(*where) as stores, both(*where) as idle:
+        with both(*where, replicas=replicas) as stores, both(*where, replicas=replicas) as idle:
             stop_and_go_on(watched, stores, idle, tally)
     tally.check()
 
@@ -151,9 +167,9 @@ def stop_and_go_on(watched: Watched, stores: tuple[Any, Any], idle: tuple[Any, A
         keys = Keys(stores[0].settings.namespace)
         tally.lost += sum(raw.get(keys.session_id(f"idle{number}")) != b"after" for number in range(len(idle)))
     watched.rejoin(new)
-    findings = load.settle(stores[0], tally, young_s=PASSING_ON_S)
+    findings = settle(load, stores[0], tally, stores[0].settings.replicas)
     assert not findings.errors
-    assert {what for what, _ in load.refusals} <= {"count"}
+    assert refused(load) <= {"count"}
 
 
 def test_a_lease_lost_in_a_failover_is_reported_and_overwrites_nothing(watched, loop, namespace, ledger):

@@ -7,6 +7,7 @@ import redis
 from redis_sessions.client.execute import Link
 
 PATIENT = Link(address="test", deadline_s=5)
+HASTY = PATIENT._replace(deadline_s=0.1)
 LOSSES = [["before"], ["after"], ["after", "after"], ["before", "after", "before"]]
 
 

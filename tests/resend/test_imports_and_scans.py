@@ -11,7 +11,7 @@ from redis_sessions import SessionStore, StoreSettings, StoreUnavailable
 from redis_sessions.client.execute import run
 from redis_sessions.legacy.transfer import export_entries
 from redis_sessions.operations.scripts import IMPORT
-from tests.resend.losses import LOSSES, PATIENT
+from tests.resend.losses import HASTY, LOSSES, PATIENT
 
 
 class TestAnImport:
@@ -50,7 +50,8 @@ class TestAnImport:
         client._client.delete(f"{namespace}:id:{{a}}")
 
     def test_does_not_guess_where_it_cannot_look(self, store, client, path):
-        client.losses = [None, "after", None, *["before"] * 5]
+        client.losses = [None, "after", None, *["before"] * 100]
+        store = SessionStore(client, store.settings, _link=HASTY)
         with pytest.raises(StoreUnavailable):
             store.import_legacy(path, assume_used_at="mtime")
 
@@ -87,6 +88,7 @@ def test_a_scan_that_could_not_check_for_a_server_change_is_not_exact(store, cli
         return send(*args, **options)
 
     monkeypatch.setattr(client, "execute_command", execute_command)
+    store = SessionStore(client, store.settings, _link=HASTY)
     for scan in (store.report, store.live_session_ids):
         with pytest.raises(StoreUnavailable):
             scan()
@@ -94,8 +96,8 @@ def test_a_scan_that_could_not_check_for_a_server_change_is_not_exact(store, cli
 
 def test_an_export_that_fails_leaves_nothing_open(store, client, tmp_path):
     """Its rows are in a database that only this thread can close, and not the one that comes to collect garbage."""
-    client.losses = [None, *["before"] * 5]  # the first asks what the server is, the rest is a page
+    client.losses = [None, *["before"] * 100]  # the first asks what the server is, the rest is a page
     operation = export_entries(store.settings, lambda *_: None)
     with pytest.raises(StoreUnavailable):
-        run(client, operation, PATIENT)
+        run(client, operation, HASTY)
     assert inspect.getgeneratorstate(operation) == inspect.GEN_CLOSED

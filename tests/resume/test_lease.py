@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from redis_sessions import Held, Lease, LeaseHeld, Turn, Verdict
+from redis_sessions import Held, InvalidSessionID, Lease, LeaseHeld, StoreSettings, Turn, Verdict
 from redis_sessions.keys import Keys
 from redis_sessions.resume import flow as resume
 from redis_sessions.resume.flow import Pause
+from redis_sessions.testing import fake_async_store
 from tests.resume.stand_in import KEY, Agent, AgentError, says
 from tests.servers import wait_until
 
@@ -136,3 +139,72 @@ def test_without_a_lease_an_invalid_value_is_nothing_to_resume(store, raw, names
     result = store.resume(KEY, Agent("E"), lease=False)
     assert (result.how, result.saved) == ("fresh", True)
     assert result.reason
+
+
+class TestOfABlock:
+    """`with store.lease(key) as lease:`, around the single steps."""
+
+    def test_it_keeps_others_out_and_is_released_at_the_end_however_that_comes(self, store, free):
+        store.set(KEY, "R")
+        with store.lease(KEY) as lease:
+            assert lease.session_id == "R"
+            with pytest.raises(LeaseHeld) as caught, store.lease(KEY):
+                pytest.fail("must not run")
+            assert (caught.value.holder, caught.value.key) == (lease.token, KEY)
+            assert re.search(r" for \d+ s more: ", str(caught.value))
+        assert free()
+        with pytest.raises(AgentError), store.lease(KEY):
+            raise AgentError
+        assert free()
+
+    @pytest.mark.parametrize("step", ["save", "fail", "release"])
+    def test_a_step_that_ends_it_lets_others_in_at_once(self, make_store, raw, namespace, caplog, step):
+        store = make_store(lease_ms=90)
+        with store.lease(KEY) as lease:
+            assert getattr(store, step)(lease, *["E"] if step == "save" else [])
+            other = store.acquire(KEY)
+            assert isinstance(other, Lease)
+            with store.lease("clock"):
+                for _ in range(2):
+                    raw.pexpire(Keys(namespace).lease("clock"), 40 * 86_400_000)
+                    wait_until(lambda: raw.pttl(Keys(namespace).lease("clock")) < 31 * 86_400_000, "a renewal")
+        assert store.release(other)
+        assert not [each for each in caplog.messages if "taken over" in each]
+
+    def test_it_is_renewed_while_the_block_lasts_and_after_a_step_that_failed(self, make_store, raw, namespace):
+        store = make_store(lease_ms=90)
+        lease_key = Keys(namespace).lease(KEY)
+        with store.lease(KEY) as lease:
+            with pytest.raises(InvalidSessionID):
+                store.save(lease, "two words")
+            raw.pexpire(lease_key, 40 * 86_400_000)
+            wait_until(lambda: raw.pttl(lease_key) < 31 * 86_400_000, "a renewal")
+            assert store.save(lease, "E")
+
+    def test_a_takeover_is_logged_and_left_alone(self, make_store, raw, namespace, caplog):
+        store = make_store(lease_ms=90)
+        with store.lease(KEY) as lease:
+            raw.set(Keys(namespace).lease(KEY), "another", px=40 * 86_400_000)
+            wait_until(lambda: any("was taken over" in each for each in caplog.messages), "a renewal in vain")
+            assert not store.save(lease, "E")
+        assert raw.get(Keys(namespace).lease(KEY)) in (b"another", "another")
+
+
+@pytest.mark.parametrize(("lease_ms", "logged"), [(60, 1), (60_000, 0)])
+def test_an_event_loop_that_is_blocked_longer_than_the_lease_is_logged(loop, caplog, lease_ms, logged):
+    async def run(session_id):
+        time.sleep(0.2)  # noqa: ASYNC251 - the mistake
+        return Turn("E", None)
+
+    async def misused():
+        async with fake_async_store(StoreSettings(lease_ms=lease_ms)) as store:
+            result = await store.resume(KEY, run)
+            async with store.lease(KEY) as lease:
+                await run(None)
+                await store.save(lease, "E")
+            return result
+
+    assert loop.run(misused()).saved
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == logged * 2
+    assert all("the event loop was blocked for " in each and "asyncio.to_thread" in each for each in said)

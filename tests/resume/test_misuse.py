@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from redis_sessions import AsyncSessionStore, InvalidSettings, Judgement, SessionStore, StoreSettings, Turn, Verdict
+from redis_sessions.agents import get_agent
 from redis_sessions.testing import fake_async_store
 from tests.resume.stand_in import KEY, AgentError, says
 
@@ -37,6 +38,14 @@ def test_an_invalid_option_is_refused_before_anything_is_run(store, options):
         store.resume(KEY, lambda _: pytest.fail("must not run"), **options)
     assert caught.value.remedy
     assert store.get(KEY) is None
+
+
+@pytest.mark.parametrize("judge", [get_agent("claude"), "claude"], ids=["runtime", "name"])
+def test_a_runtime_is_no_judge(store, judge):
+    with pytest.raises(InvalidSettings) as caught:
+        store.resume(KEY, lambda _: pytest.fail("must not run"), judge=judge)
+    assert str(caught.value) == "judge can't be called: pass agent= instead"
+    assert (caught.value.setting, caught.value.problem) == ("judge", "can't be called")
 
 
 @pytest.mark.parametrize("given", [True, None, Verdict.gone, "gone"])

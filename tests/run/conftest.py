@@ -10,7 +10,7 @@ from tests.run.stage import Stage, staged
 from tests.stores import Place
 from tests.test_cli_support import Cli
 
-cli, no_variables = test_cli_support.cli, test_cli_support.no_variables
+cli, hasty, no_variables = test_cli_support.cli, test_cli_support.hasty, test_cli_support.no_variables
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +30,7 @@ def guarded() -> Iterator[str]:
 # -- without Redis
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("code", [0, 9])
 def test_without_redis_one_line_says_what_that_costs(stage: Stage, code: int) -> None:
     stage.script(fresh=[*SAID, ["exit", code]])
@@ -41,6 +41,7 @@ def test_without_redis_one_line_says_what_that_costs(stage: Stage, code: int) ->
     assert said.endswith("the turn runs fresh, without a lease, and unless that changes by its end nothing is saved")
 
 
+@pytest.mark.usefixtures("hasty")
 def test_an_outage_is_reported_before_the_agent_has_ended(stage: Stage) -> None:
     stage.script(fresh=READY)
     process = stage.start(*NOWHERE)
@@ -71,6 +72,7 @@ def test_access_refused_and_on_outage_raise(stage: Stage, guarded: str, *, quiet
     assert stage.starts == []
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("quiet", [False, True])
 def test_redis_goes_away_during_a_turn(stage: Stage, *, quiet: bool) -> None:
     stage.script(fresh=READY)
@@ -90,17 +92,8 @@ def test_redis_goes_away_during_a_turn(stage: Stage, *, quiet: bool) -> None:
         assert said.endswith(f"session {E} may never be resumed")
 
 
-SHORT_LEASE = """
-from redis_sessions.cli import main, options
-settings = options.Options.settings
-short = {"lease_ms": 30, "deadline_ms": 10}
-options.Options.settings = lambda self: settings(self).model_copy(update=short)
-main()
-"""
-
-
 def test_a_failed_renewal_is_reported_while_the_agent_runs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", SHORT_LEASE])
+    monkeypatch.setattr(test_cli_support, "PROGRAM", test_cli_support.program_with(lease_ms=30, deadline_ms=10))
     stage.script(fresh=READY)
     with EmbeddedServer() as server:
         process = stage.start("--url", server.url)
@@ -124,6 +117,7 @@ def test_a_repeated_warning_is_reported_once() -> None:
     assert said == ["the store is away", "the store is back"]
 
 
+@pytest.mark.usefixtures("hasty")
 def test_quiet_leaves_out_everything_but_failures(stage: Stage) -> None:
     assert stage.run(*NOWHERE, "--quiet").err == b""
     stage.script(fresh=[["out", "hi\n"]])

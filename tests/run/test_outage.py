@@ -7,6 +7,7 @@ import pytest
 from redis_sessions.server import EmbeddedServer
 from tests.run.stage import DEADLINE_S, SAID, TURN, Stage
 
+pytestmark = pytest.mark.usefixtures("hasty")
 NOWHERE = ["--url", "unix:///nowhere/redis.sock"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 
 import pytest
 
@@ -57,16 +56,8 @@ def test_the_second_of_two_waits_and_resumes_what_the_first_began(stage: Stage) 
     assert stage.counters == (1, 1, 0)
 
 
-SHORT_LEASE = """
-from redis_sessions.cli import main, options
-settings = options.Options.settings
-options.Options.settings = lambda self: settings(self).model_copy(update={"lease_ms": 600})
-main()
-"""
-
-
 def test_the_lease_is_renewed_while_the_run_lasts(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", SHORT_LEASE])
+    monkeypatch.setattr(test_cli_support, "PROGRAM", test_cli_support.program_with(lease_ms=600))
     stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID])
     process = stage.start()
     stage.hear("ready")

@@ -25,11 +25,11 @@ def test_a_connection_cut_in_the_handshake_is_made_again(serve, certificates, lo
 @KINDS
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])
 def test_the_wrong_kind_of_port_is_suggested_in_the_remedy(serve, certificates, loop, kind, scheme):
-    """A port that hangs up or is silent may be a server that restarts: it is tried again, as often as any other."""
+    """A port that hangs up or is silent may be a server that restarts: it is tried again, until the deadline."""
     server = serve()
     target = int(server.extra["tls-port"]) if scheme == "redis" else server.port
     options = certificates.options() if scheme == "rediss" else ""
-    brief = {"socket_timeout_ms": 100, "connect_timeout_ms": 100, "deadline_ms": 1000}
+    brief = {"socket_timeout_ms": 100, "connect_timeout_ms": 100, "deadline_ms": 300}
     with (
         door(target, loop) as (port, came),
         opened(kind, f"{scheme}://127.0.0.1:{port}/0{options}", loop, **brief) as store,
@@ -37,7 +37,7 @@ def test_the_wrong_kind_of_port_is_suggested_in_the_remedy(serve, certificates, 
     ):
         store.get("a")
     assert "rediss://" in caught.value.remedy
-    assert 1 <= len(came) <= 3
+    assert came
 
 
 @KINDS
@@ -45,7 +45,7 @@ def test_a_server_that_was_killed_is_waited_for(binary, certificates, loop, name
     """A connection that is cut is not a refusal of a certificate, and is made again."""
     with EmbeddedServer(binary=binary, extra=certificates.settings("server", "yes")) as server:
         url = f"rediss://127.0.0.1:{server.extra['tls-port']}/0{certificates.options()}"
-        with opened(kind, url, loop, namespace=namespace) as store:
+        with opened(kind, url, loop, namespace=namespace, deadline_ms=200) as store:
             store.set("a", "ID-1")
             server.kill()
             with pytest.raises(StoreUnavailable, match=r"\(Connection refused\)|\(it hung up\)"):

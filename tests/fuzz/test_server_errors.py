@@ -1,0 +1,105 @@
+"""Whatever error a server or a proxy answers, to any command: it leaves as ours, quotes nothing, and stops no agent."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+from hypothesis import strategies as st
+from redis._parsers.base import BaseParser
+
+from redis_sessions import AsyncSessionStore, CorruptValue, Lease, SessionStore, SessionStoreError, StoreUnavailable, Turn
+from tests.faults.resp import Messages
+from tests.fuzz.texts import amounts, fuzz
+from tests.stores import opened
+
+SECRET = "s3cret"
+CODES = [*BaseParser.EXCEPTION_CLASSES, "BUSY", "MISCONF", "NOREPLICAS", "WRONGTYPE", "NOPROTO", "PROXYERR", "Err", "", "-"]
+WORDS = [
+    *("unknown command 'EVALSHA'", "unknown command", "wrong number of arguments for 'auth' command", "1 h:1", "1", "x y"),
+    *(
+        "max number of clients reached",
+        "max daily request limit exceeded",
+        "value is not an integer",
+        "DB index is out of range",
+    ),
+    *(
+        "Error running script (call to f_1): @user_script:1:",
+        "ACL failure in script: ",
+        " access the 's3cret' key",
+        "\xff\r\t",
+    ),
+]
+errors = st.builds(
+    lambda code, words: " ".join([code, *words, SECRET]), st.sampled_from(CODES), st.lists(st.sampled_from(WORDS))
+)
+
+
+class Refusing:
+    """A server that answers every command with the same error. Use it in a `with`."""
+
+    error = b""
+
+    def __enter__(self):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        for each in self._open:
+            each.close()
+
+    def _accept(self):
+        while True:
+            try:
+                self._open.append(client := self._listener.accept()[0])
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(client,), daemon=True).start()
+
+    def _answer(self, client):
+        messages = Messages()
+        try:
+            while data := client.recv(65_536):
+                client.sendall(self.error * len(messages.feed(data)))
+        except OSError:
+            return  # the client hung up
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "redis+sentinel"])
+@pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore], ids=["sync", "async"])
+@amounts(15, 1_000)
+def test_any_error_of_any_command(kind, scheme, loop, tmp_path, amount):
+    lease = Lease("k", "host:1:x", "ID")
+    (tmp_path / "in.json").write_text('{"a": "ID-1"}')
+    end = "/main" if scheme == "redis+sentinel" else ""
+    with Refusing() as server, opened(kind, f"{scheme}://127.0.0.1:{server.port}{end}", loop, deadline_ms=1) as store:
+        operations = [
+            *(lambda: store.get("k"), lambda: store.peek("k"), lambda: store.set("k", "ID"), lambda: store.delete("k")),
+            *(lambda: store.acquire("k"), lambda: store.renew(lease), lambda: store.save(lease, "ID")),
+            *(lambda: store.reject(lease), lambda: store.fail(lease), lambda: store.release(lease), store.report),
+            *(store.increment_resume_failures, store.resume_failures_total, store.counters, store.live_session_ids),
+            *(lambda: list(store.sessions()), lambda: store.export(tmp_path / "out.json")),
+            *(lambda: store.import_legacy(tmp_path / "in.json"), store.doctor),
+            lambda: store.resume("k", lambda _: pytest.fail("must not run"), on_outage="raise"),
+        ]
+
+        def check(text):
+            server.error = b"-" + text.replace("\r", "").replace("\n", "").encode("latin-1") + b"\r\n"
+            for operation in operations:
+                try:
+                    operation()
+                except SessionStoreError as error:
+                    assert SECRET not in str(error)
+                    assert error.remedy
+                    assert error.__cause__ is error.__context__ is None
+                    assert isinstance(error, StoreUnavailable | CorruptValue)
+            if not any(words in text for words in ("WRONGTYPE", "not an integer")):
+                result = store.resume("k", lambda session_id: Turn("E", session_id))
+                assert (result.value, result.how, result.saved) == (None, "fresh", False)
+                assert SECRET not in result.reason
+
+        fuzz(amount, errors, check)

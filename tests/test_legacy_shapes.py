@@ -1,0 +1,318 @@
+"""Other tools' files: the known shapes, the shapes that options describe, and files that are refused. Most without Redis."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from redis_sessions import InvalidSettings, LegacyFileError
+from redis_sessions.cli import exit_codes as exits
+from redis_sessions.legacy import Shape, known_shapes, session_ids
+from redis_sessions.legacy import file as legacy
+from tests import test_cli_support
+from tests.test_cli_support import Cli, spawn
+
+url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
+
+NOW_MS = time.time_ns() // 1_000_000 - 3_600_000
+ISO = datetime.fromtimestamp(NOW_MS / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def an_id(number):
+    return f"{number:08x}-5b1f-4a44-9d1e-3f6f0b8f2a00"
+
+
+# What real tools write, with invented keys.
+KNOWN = {
+    "openclaw": {
+        f"agent:main:{key}": {
+            "sessionId": an_id(number),
+            "sessionFile": f"/data/{an_id(number)}.jsonl",
+            "updatedAt": NOW_MS,
+            "totalTokens": 18233,
+            "cliSessionIds": {"claude-cli": an_id(number + 100)},
+            "claudeCliSessionId": an_id(number + 100),
+            "deliveryContext": {"channel": "mail", "to": "mail:1"},
+        }
+        for number, key in enumerate(("main", "mail:group:1:topic:2", "cron:0a"))
+    },
+    "tele-claude": {
+        "version": 1,
+        "sessions": {
+            "mail:1:2": {
+                "claude_session_id": an_id(1),
+                "cwd": "/data/p",
+                "created_at": NOW_MS / 1000 - 60,
+                "last_activity": NOW_MS / 1000,
+                "message_count": 15,
+            }
+        },
+    },
+    "per-chat-record": {"version": 1, "chat_id": 17, "session_id": "abc123", "working_dir": "/data/a", "saved_at": ISO},
+    "channels": {"channels": {"C1": {"sessionId": an_id(1), "workingDir": "/data", "mode": "plan", "threads": {}}}},
+    "sessions-iso": {
+        "sessions": {
+            "thread-1": {
+                "sessionId": an_id(1),
+                "threadId": "thread-1",
+                "createdAt": "2026-01-01T00:00:00Z",
+                "lastUsedAt": ISO,
+            }
+        }
+    },
+    "codex-registry": {"sessions": [{"id": an_id(1), "status": "active", "task_summary": "x", "last_used": ISO}]},
+}
+KNOWN["openclaw-claude"] = KNOWN["openclaw"]
+
+# A document, what reads it, and the (key, session ID) that it then has. All are used at NOW_MS.
+RECORD = {"sessionId": an_id(1), "updatedAt": NOW_MS}
+CAMEL = {"id_fields": ("sessionId",), "used_fields": ("updatedAt",)}
+SHAPES = {
+    "two deep": ({"state": {"chats": {"c:1": RECORD}}, "v": 3}, {"entries": "state.chats", **CAMEL}, [("c:1", an_id(1))]),
+    "any name": (
+        {"hosts": {"a": {"c1": RECORD}, "b": {"c1": RECORD}}},
+        {"entries": "hosts.*", **CAMEL},
+        [("a:c1", an_id(1)), ("b:c1", an_id(1))],
+    ),
+    "below each record": (
+        {"channels": {"C1": {"threads": {"17": RECORD}}, "C2": {"threads": {}}, "C3": {}}},
+        {"entries": "channels.*.threads", **CAMEL},
+        [("C1:17", an_id(1))],
+    ),
+    "list of records": (
+        [{"chat": "c1", "session_id": "s1", "ts": NOW_MS * 1000}, {"chat": 2, "session_id": "s2", "ts": NOW_MS * 1000}],
+        {"key_field": "chat", "id_fields": ("session_id",), "used_fields": ("ts",)},
+        [("c1", "s1"), ("2", "s2")],
+    ),
+    "rows of a database": (
+        {"columns": ["chat", "session", "used"], "rows": [["c1", "s1", NOW_MS], ["c2", "s2", NOW_MS]]},
+        {"entries": "rows", "key_field": "0", "id_fields": ("1",), "used_fields": ("2",)},
+        [("c1", "s1"), ("c2", "s2")],
+    ),
+    "keyed by session ID": (
+        {an_id(1): {"conversation": {"id": "c1"}, "seen": ISO}},
+        {"key_field": "conversation.id", "id_fields": ("@key",), "used_fields": ("seen",)},
+        [("c1", an_id(1))],
+    ),
+    "snake_case and camelCase mixed": (
+        {"c1": {"session_id": "s1", "last_used": NOW_MS}, "c2": {"sessionId": "s2", "lastUsed": NOW_MS}},
+        {"id_fields": ("session_id", "sessionId"), "used_fields": ("last_used", "lastUsed")},
+        [("c1", "s1"), ("c2", "s2")],
+    ),
+    "nested fields, and a name with dots": (
+        {"c1": {"agent": {"session": "s1"}, "times": {"last.used": {"$date": ISO}}}},
+        {"id_fields": ("agent.session",), "used_fields": ("times.last.used.$date",)},
+        [("c1", "s1")],
+    ),
+    "one record": (
+        {"user": "u1", "sid": "s1", "at": NOW_MS},
+        {"key_field": "user", "id_fields": ("sid",), "used_fields": ("at",)},
+        [("u1", "s1")],
+    ),
+    "empty map": ({"version": 1, "sessions": {}}, {"entries": "sessions"}, []),
+    "empty list": ({"sessions": []}, {"entries": "sessions", "key_field": "chat"}, []),
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(document):
+        path = tmp_path / "in.json"
+        path.write_text(json.dumps(document))
+        return path
+
+    return written
+
+
+def rows(path, shape):
+    return [(entry.key, entry.session_id, entry.used_at_ms, entry.problem) for entry in legacy.read(path, shape)]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_options_read_a_shape_and_what_is_wrong_stays_readable(write, tmp_path, name):
+    document, fields, expected = SHAPES[name]
+    shape, path = Shape(**fields), write(document)
+    assert rows(path, shape) == [(key, session_id, NOW_MS, None) for key, session_id in expected]
+    assert session_ids(path, shape) == {session_id for _, session_id in expected}
+    # A file of rejects is read by the same options.
+    read = legacy.read(path, shape)
+    legacy.write_rejects(tmp_path / "rejects.json", [(read.within(n), read.source(n)) for n in range(len(read))])
+    if expected:
+        assert rows(tmp_path / "rejects.json", shape) == rows(path, shape)
+        assert json.loads((tmp_path / "rejects.json").read_text())
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_known_file_is_refused_with_the_options_that_import_it(cli: Cli, write, name):
+    path = write(KNOWN[name])
+    refused = cli("import", path, code=exits.USAGE).stderr
+    assert "nothing was written: read it with --from " in refused
+    assert re.search(rf"--from [a-z -]*\b{name}\b", refused)
+    options = ["--from", name]
+    if name == "channels":
+        assert "it has no times: add --assume-used-at" in refused
+        [reject] = cli.json("import", *options, path, code=exits.PARTLY)["rejects"]
+        assert reject["reason"] == "no lastUsedAt or updatedAt: --assume-used-at gives it a time"
+        options += ["--assume-used-at", "mtime"]
+    count = 3 if "openclaw" in name else 1
+    result = cli.json("import", *options, path)
+    assert (result["imported"], result["total"]) == (count, count)
+    assert sum(result["times"].values()) == (0 if name == "channels" else count)
+    # The other options that were named read the same.
+    spelled = re.search(r", or (--.*?)[;\n]", refused)
+    if name not in ("openclaw-claude", "codex-registry"):
+        again = cli.json("import", *spelled[1].split(), *options[2:], path)
+        assert again == {**result, "imported": 0, "kept": count}
+    assert cli.value({"openclaw": "agent:main:main", "openclaw-claude": "agent:main:main", "tele-claude": "mail:1:2",
+                      "per-chat-record": "17", "channels": "C1", "sessions-iso": "thread-1",
+                      "codex-registry": an_id(1)}[name]).decode() == {
+        "openclaw": an_id(0), "openclaw-claude": an_id(100), "per-chat-record": "abc123"}.get(name, an_id(1))  # fmt: skip
+
+
+def test_the_known_shapes_are_all_tried_and_described(write):
+    assert {shape.name for shape in known_shapes()} == set(KNOWN)
+    for shape in known_shapes():
+        assert shape.about
+    with pytest.raises(InvalidSettings, match="name one of channels, "):
+        session_ids(write({}), "nothing")
+    with pytest.raises(InvalidSettings, match="id_fields"):
+        Shape(id_fields=())
+
+
+REFUSED = {
+    "metadata": ({"version": "1.2.0", "app": "some-program"}, "name a file of conversations"),
+    "nested": ({"state": {"chats": {"c1": RECORD}}}, 'Shape(entries="state.chats", id_fields=("sessionId",), '),
+    "two of them": ({"hosts": {"a": {"c1": RECORD}, "b": {"c1": RECORD}}}, 'entries="hosts.*"'),
+    "bare IDs beside metadata": ({"version": 1, "sessions": {"c1": "some-session"}}, 'entries="sessions"'),
+    "empty": ({"version": 1, "sessions": {}}, 'entries="sessions"'),
+    "list": ([{"chat": "c1", **RECORD}], 'key_field="chat"'),
+    "keyed by session ID": ({an_id(1): {"chat": "c1", "updatedAt": NOW_MS}}, 'key_field="chat", id_fields=("@key",)'),
+    "one record": ({"session_id": "abcdefgh", "user": "abcdefgh"}, 'key_field="user", id_fields=("session_id",)'),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_file_of_another_shape_is_refused_with_what_reads_it(write, name):
+    document, says = REFUSED[name]
+    path = write(document)
+    with pytest.raises(LegacyFileError) as caught:
+        legacy.read(path)
+    assert says in caught.value.remedy
+    if found := re.search(r"Shape\(.*\)", caught.value.remedy):
+        assert all(problem is None for *_, problem in rows(path, eval(found[0], {"Shape": Shape})))
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ("sessions.*.x", r"has nothing at sessions"),
+        ("chats", r"has no chats.*entries must name one of version, sessions"),
+        ("version", r"version in .* is a number"),
+    ],
+)
+def test_a_place_that_is_not_there(write, entries, says):
+    with pytest.raises(LegacyFileError, match=says):
+        legacy.read(write({"version": 1, "sessions": {"a": {}}}), Shape(entries=entries))
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        (
+            {"id": "ID-1", "lastUsedAt": NOW_MS, "createdAt": 1},
+            'no last_used_at, but lastUsedAt: used_fields=("lastUsedAt",)',
+        ),
+        ({"id": "ID-1", "created": NOW_MS // 1000, "updated_at": ISO}, 'used_fields=("updated_at",)'),
+        ({"id": "ID-1", "count": NOW_MS}, None),
+        ({"session_id": "ID-1", "last_used_at": NOW_MS}, 'with session_id: id_fields=("session_id",)'),
+    ],
+)
+def test_a_record_with_an_unknown_time_is_never_expired(make_store, write, document, reason):
+    store, path = make_store(), write({"good": {"id": "ID-0", "last_used_at": NOW_MS}, "a": document})
+    result = store.import_legacy(path, dry_run=True)
+    assert (result.imported, result.expired, result.rejected) == (1, 0 if reason else 1, 1 if reason else 0)
+    assert reason is None or reason in result.rejects[0].reason
+    if "id" in document:
+        assert store.import_legacy(path, assume_used_at=NOW_MS, dry_run=True).imported == 2
+
+
+TIMES = {
+    "seconds": (NOW_MS // 1000, "seconds"),
+    "float seconds": (NOW_MS / 1000, "seconds"),
+    "float milliseconds": (float(NOW_MS), "milliseconds"),
+    "text": (str(NOW_MS), "milliseconds"),
+    "microseconds": (NOW_MS * 1000, "microseconds"),
+    "nanoseconds": (NOW_MS * 10**6, "nanoseconds"),
+    "ISO": (ISO, "ISO 8601"),
+    "ISO with offset": (ISO.replace("Z", "+00:00"), "ISO 8601"),
+    "ISO local": (
+        datetime.fromtimestamp(NOW_MS / 1000).isoformat(),  # noqa: DTZ006
+        "ISO 8601 without time zone, taken as local",
+    ),
+}
+
+
+def test_each_time_is_recognized_and_counted(make_store, write):
+    document = {name: {"id": "ID-1", "last_used_at": value} for name, (value, _) in TIMES.items()}
+    entries = {entry.key: entry for entry in legacy.read(write(document))}
+    for name, (_, unit) in TIMES.items():
+        assert (entries[name].problem, entries[name].unit) == (None, unit)
+        assert entries[name].used_at_ms in (NOW_MS, NOW_MS // 1000 * 1000)
+    result = make_store().import_legacy(write(document))
+    units = [unit for _, unit in TIMES.values()]
+    assert result.times == {unit: units.count(unit) for unit in units}
+    assert result.imported == len(TIMES)
+
+
+def test_ids_of_another_agent_are_rejected(make_store, write):
+    store, path = make_store(), write({"a": an_id(1), "b": "ses_1234"})
+    [reject] = store.import_legacy(path, agent="claude", assume_used_at=NOW_MS).rejects
+    assert (reject.key, "form" in reject.reason) == ("b", True)
+    [reject] = store.import_legacy(path, agent="opencode", assume_used_at=NOW_MS, dry_run=True).rejects
+    assert reject.key == "a"
+
+
+def test_usual_records_behave_the_same_in_long_runs(write, tmp_path):
+    """They are read many at once; odd ones, repeated keys and rejects among them must not be mixed up."""
+    document = {f"k{n}": {"id": f"ID-{n}", "last_used_at": NOW_MS + n} for n in range(2500)}
+    pairs = [f'"{key}": {json.dumps(value)}' for key, value in document.items()]
+    pairs.insert(1200, '"odd": "ID-odd"')
+    pairs.append('"k7": {"id": "ID-7", "last_used_at": 1732250000000}')
+    path = tmp_path / "in.json"
+    path.write_text("{" + ",\n".join(pairs) + "}")
+    read = legacy.read(path)
+    entries = list(read)
+    assert len(entries) == len(read) == 2502
+    assert [read.source(n) for n in range(2502)] == pairs
+    assert [entry.key for entry in entries if entry.problem] == ["k7", "k7"]
+    assert entries[1200].session_id == "ID-odd"
+    assert entries[2501 - 1].used_at_ms == NOW_MS + 2499
+
+
+def test_an_interrupted_import_says_how_much_was_written(cli: Cli, tmp_path):
+    file = tmp_path / "in.json"
+    file.write_text(json.dumps({f"k{n}": {"id": f"ID-{n}", "last_used_at": NOW_MS} for n in range(300_000)}))
+    process = spawn("import", str(file), *cli.options, stderr=subprocess.PIPE)
+    while not cli.value("k600"):
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == exits.INTERRUPTED
+    found = re.search(rb"ended early: of 300000 entries at least ([0-9]+) were written", said)
+    there = sum(1 for _ in cli.raw.scan_iter(f"{cli.namespace}:id:*", count=10_000))
+    assert 0 <= there - int(found[1]) <= 500
+
+
+def test_rejects_are_checked_before_anything_is_imported(cli: Cli, write, tmp_path):
+    path = write({"k": {"id": "ID-1", "last_used_at": NOW_MS}, "bad": "-"})
+    for place in (tmp_path / "nowhere/x", tmp_path):
+        assert "can't be written" in cli("import", "--rejects", place, path, code=exits.USAGE).stderr
+    assert cli.value("k") is None
+    assert sorted(os.listdir(tmp_path)) == ["in.json"]

@@ -1,0 +1,132 @@
+"""What keeps a store from working is named with its true reason and a remedy, at once where waiting can't help."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+import redis
+from redis.cache import CacheConfig
+
+from redis_sessions import AccessDenied, AsyncSessionStore, CommandRefused, SessionStore, StoreUnavailable, Turn
+from redis_sessions.client.translate import translate
+from redis_sessions.client.url import parse, read_password
+from redis_sessions.errors import InvalidSettings
+from redis_sessions.server import EmbeddedServer
+from tests.doctor.support import found
+from tests.servers import wait_until
+from tests.stores import Blocking, opened
+
+KINDS = pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore], ids=["sync", "async"])
+LONG = {"deadline_ms": 600_000}  # what is not told at once would run into the time limit of the test
+
+
+def lacking(command, directory):
+    """A server on which an operator has removed a command."""
+    (file := directory / "more.conf").write_text(f'rename-command {command} ""\n')
+    return EmbeddedServer(extra={"include": str(file)})
+
+
+@pytest.fixture(scope="module", params=["EVALSHA", "EVAL", "TIME", "SCAN", "INFO"])
+def without(request, tmp_path_factory):
+    with lacking(request.param, tmp_path_factory.mktemp("without")) as server:
+        yield server, request.param
+
+
+@KINDS
+def test_a_server_without_a_command(without, kind, loop, namespace):
+    server, command = without
+    with opened(kind, server.url, loop, namespace=namespace, **LONG) as store:
+        if command in ("EVALSHA", "EVAL", "TIME"):
+            result = store.resume("k", lambda session_id: Turn("E", session_id))
+            assert (result.value, result.saved) == (None, False)
+            assert "does not know" in result.reason
+        if command in ("EVALSHA", "EVAL"):
+            with pytest.raises(CommandRefused, match=f"does not know {command}: allow it") as caught:
+                store.resume("k", lambda _: pytest.fail("must not run"), on_outage="raise")
+            assert caught.value.key == "k"
+        finding = found(store.doctor(), "commands")
+        assert finding.status == ("warning" if command in ("SCAN", "INFO") else "broken")
+        assert finding.found.endswith(f"does not know {command}")
+        assert "allow it" in finding.remedy
+
+
+def test_clients_of_another_library():
+    valkey = pytest.importorskip("valkey")
+    for kind, module in ((SessionStore, valkey), (AsyncSessionStore, valkey.asyncio)):
+        with pytest.raises(TypeError, match="redis-py"):
+            kind(module.Valkey())
+
+
+def test_a_client_that_caches():
+    with pytest.raises(TypeError, match="without cache and cache_config"):
+        SessionStore(redis.Redis(protocol=3, cache_config=CacheConfig()))
+
+
+@KINDS
+def test_maxclients(kind, loop):
+    with EmbeddedServer() as server, redis.Redis.from_url(server.url) as raw:
+        raw.config_set("maxclients", 1)
+        with opened(kind, server.url, loop, deadline_ms=100) as store:
+            with pytest.raises(StoreUnavailable, match=r"no connection left.*maxclients"):
+                store.get("k")
+            raw.config_set("maxclients", 10)
+            assert store.get("k") is None
+
+
+@KINDS
+def test_resp3_where_hello_is_refused(kind, loop, tmp_path):
+    with lacking("HELLO", tmp_path) as server:
+        module = redis if kind is SessionStore else redis.asyncio
+        store = kind(module.Redis.from_url(server.url, protocol=3))
+        store = store if kind is SessionStore else Blocking(store, loop)
+        with pytest.raises(CommandRefused, match=r"does not speak RESP3.*protocol=2"):
+            store.get("k")
+        assert store.resume("k", lambda _: Turn("E")).saved is False
+        store.close()
+
+
+def test_a_cluster_that_announces_what_can_not_be_reached(loop):
+    with EmbeddedServer(extra={"cluster-enabled": "yes", "cluster-announce-port": "1"}) as server:
+        with redis.Redis.from_url(server.url) as raw:
+            raw.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16_383)
+            wait_until(lambda: b"cluster_state:ok" in raw.execute_command("CLUSTER", "INFO"), "the cluster serves")
+        for kind in (SessionStore, AsyncSessionStore):
+            with (
+                opened(kind, f"redis+cluster://127.0.0.1:{server.port}", loop, deadline_ms=300) as store,
+                pytest.raises(StoreUnavailable) as caught,
+            ):
+                store.get("k")
+            assert (
+                f":{server.port} announces 127.0.0.1:1, which can't be reached (Connection refused" in caught.value.message
+            )
+            assert "cluster-announce-ip" in caught.value.remedy
+
+
+def test_a_cluster_that_announces_addresses_and_has_certificates_for_names():
+    reason = ssl.SSLCertVerificationError()
+    reason.verify_code = 64
+    error = redis.ConnectionError("Error 1 connecting to 10.0.0.1:6379.")
+    error.endpoint, error.__cause__ = "10.0.0.1:6379", reason
+    told = translate(error, None, "redis.example.org:6379", cluster=True)
+    assert told.passing is False
+    assert "10.0.0.1:6379 can't be reached (TLS failed: its certificate is for another name)" in told.error.message
+    assert "cluster-announce-hostname" in told.error.remedy
+
+
+@KINDS
+def test_a_password_where_none_is_asked_for(kind, loop, valkey):
+    url = valkey.url.replace("://", "://:s3cret@")
+    with opened(kind, url, loop, **LONG) as store, pytest.raises(AccessDenied, match="asks for no password") as caught:
+        store.get("k")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_numbered_database_of_a_cluster():
+    with pytest.raises(InvalidSettings, match="redis-py's cluster client has only 0: use a namespace"):
+        parse("redis+cluster://h:1/3")
+
+
+def test_a_password_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "password").write_bytes(b"\xef\xbb\xbfs3cret\r\n")
+    assert read_password(tmp_path / "password") == "s3cret"
