@@ -25,7 +25,6 @@ try:
     from prometheus_client import REGISTRY, CollectorRegistry, Metric, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeHistogramMetricFamily, GaugeMetricFamily
     from prometheus_client.samples import Sample
-    from prometheus_client.utils import floatToGoString
 except ImportError:
     raise MissingExtra("metrics need prometheus_client", remedy="pip install 'redis-sessions[prometheus]'") from None
 
@@ -377,7 +376,8 @@ def _histogram(name: str, text: str, values: Iterable[tuple[str, list[tuple[floa
             bounds, totals = [*bounds, math.inf], [*totals, totals[-1]]
         for bound, total in zip(bounds, totals, strict=True):
             # Its add_metric needs a sum, which is not known.
-            family.samples.append(Sample(f"{family.name}_bucket", {_LABEL: namespace, "le": floatToGoString(bound)}, total))
+            le = "+Inf" if math.isinf(bound) else str(float(bound))
+            family.samples.append(Sample(f"{family.name}_bucket", {_LABEL: namespace, "le": le}, total))
     return family
 
 
