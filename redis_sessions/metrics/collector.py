@@ -71,7 +71,7 @@ _GAUGES: Final[tuple[_Gauge, ...]] = (
 )
 
 
-class Scanned(NamedTuple, Generic[T]):
+class LastScan(NamedTuple, Generic[T]):
     """The result of a scan that succeeded."""
 
     found: T
@@ -89,8 +89,8 @@ class Reading(NamedTuple):
 
     namespace: str
     counters: dict[str, int | None] | None  # None if they could not be read
-    report: Scanned[Report] | None  # of the last key scan that succeeded, None before the first
-    leases: Scanned[tuple[LeaseRow, ...]] | None  # the same of the leases that are held
+    report: LastScan[Report] | None  # of the last key scan that succeeded, None before the first
+    leases: LastScan[tuple[LeaseRow, ...]] | None  # the same of the leases that are held
     error: SessionStoreError | None  # why the counters, or else a newer scan, could not be had
 
 
@@ -117,7 +117,7 @@ class RepeatedScan(Generic[T]):
 
     what: str  # in messages
     run: Callable[[], T]
-    last: Scanned[T] | None = None
+    last: LastScan[T] | None = None
     error: SessionStoreError | None = None
 
     def is_older_than(self, max_age_s: float) -> bool:
@@ -196,7 +196,7 @@ class StoreMonitor:
                     self._stop_if_closed()
                     began_s = time.monotonic()
                     found = scan.run()
-                    scan.last = Scanned(found, time.monotonic(), time.monotonic() - began_s)
+                    scan.last = LastScan(found, time.monotonic(), time.monotonic() - began_s)
             except SessionStoreError as failure:
                 error = failure
             except Exception:

@@ -65,8 +65,9 @@ class Exporter(ThreadingHTTPServer):
         if self.keys_are_local and not self.is_loopback:
             self.server_close()
             raise InvalidSettings(
-                f"everyone who reaches {self.place} could read conversation keys",
-                remedy="listen on 127.0.0.1, or allow it with --show-keys-to-others",
+                f"lets everyone who reaches {self.place} read conversation keys",
+                setting="show_keys",
+                remedy="listen on 127.0.0.1, or pass to_others=True",
             )
 
     def _listen(self, host: str, port: int, handler: Any) -> None:
