@@ -160,12 +160,14 @@ class TestWriter:
         path = tmp_path / "out.json"
         path.write_text("old")
         with legacy.Writer(path) as writer:
-            writer.add("a", "ID-1", NOW_MS)
-            writer.add('spät "b"\n', "ID-2", NOW_MS + 1)
+            writer.add([("a", "ID-1", NOW_MS, 0)])
+            writer.add([])
+            writer.add([('spät "b"\n', "ID-2", NOW_MS + 1, None), ("c", "ID-3", 0, 0)])
             assert path.read_text() == "old"
         assert json.loads(path.read_text()) == {
             "a": {"id": "ID-1", "last_used_at": NOW_MS},
             'spät "b"\n': {"id": "ID-2", "last_used_at": NOW_MS + 1},
+            "c": {"id": "ID-3", "last_used_at": 0},
         }
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert os.listdir(tmp_path) == ["out.json"]
@@ -174,7 +176,7 @@ class TestWriter:
         path = tmp_path / "out.json"
         path.write_text("old")
         with pytest.raises(ZeroDivisionError), legacy.Writer(path) as writer:
-            writer.add("a", "ID-1", 1 // 0)
+            writer.add([("a", "ID-1", 1 // 0, 0)])
         assert path.read_text() == "old"
         assert os.listdir(tmp_path) == ["out.json"]
 

@@ -19,12 +19,14 @@ def test_sorted_and_the_last_of_each_key(pages):
     with Sorter() as sorter:
         for page in pages:
             sorter.put(page)
-        assert list(sorter) == sorted({row[0]: row for page in pages for row in page}.values())
+        assert [row for batch in sorter.batches() for row in batch] == sorted(
+            {row[0]: row for page in pages for row in page}.values()
+        )
 
 
 def test_nothing_is_left_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
     with Sorter() as sorter:
         sorter.put((f"key{n}", "ID-1" * 50, n, None) for n in range(100_000))
-        assert sum(1 for _ in sorter) == 100_000
+        assert sum(map(len, sorter.batches())) == 100_000
         assert os.listdir(tmp_path) == []

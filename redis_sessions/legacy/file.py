@@ -7,7 +7,7 @@ import os
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from json import JSONDecodeError
 from pathlib import Path
@@ -39,6 +39,7 @@ _decode = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
 
 _SPACE = r"[ \t\r\n]*"
 _SPACES = re.compile(_SPACE)
+_ESCAPED = re.compile(r'["\\\x00-\x1f]')
 # The usual pair: a key that needs no check, a valid ID, and a time that can only be milliseconds. Many of them are matched
 # at once, in a tenth of the time of `json`, which reads all others.
 _LONG_ID = "[A-Za-z0-9][A-Za-z0-9_:-]{27,255}+"  # too long for a date, and without the dot of a version or a file's name
@@ -308,9 +309,18 @@ class Writer(Replacement):
 
     _before = "{\n  "
 
-    def add(self, key: str, session_id: str, used_at_ms: int) -> None:
-        """Write one record. The session ID must be valid: nothing in it needs escaping."""
-        self.file.write(f'{self._before}{json_text(key)}: {{"id": "{session_id}", "last_used_at": {used_at_ms}}}')
+    def add(self, rows: Sequence[tuple[str, str, int, Any]]) -> None:
+        """Write records of key, session ID and time. The IDs must be valid: nothing in them needs escaping."""
+        if not rows:
+            return
+        names = [row[0] for row in rows]
+        if _ESCAPED.search("".join(names)):
+            names = [json_text(name)[1:-1] for name in names]
+        records = [
+            f'"{name}": {{"id": "{session_id}", "last_used_at": {used_at_ms}}}'
+            for name, (_, session_id, used_at_ms, _) in zip(names, rows, strict=True)
+        ]
+        self.file.write(self._before + ",\n  ".join(records))
         self._before = ",\n  "
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

@@ -27,6 +27,7 @@ Row: TypeAlias = tuple[str, str, int, int | None]
 _logger = logging.getLogger(__name__)
 _ROW: Final = attrgetter("key", "session_id", "last_used_at_ms", "idle_ms")
 _CACHE_KIB: Final = 16_384
+_BATCH: Final = 1_000
 
 
 class Reject(BaseModel, frozen=True, defer_build=True):
@@ -200,9 +201,9 @@ def _written_before(there: list[tuple[bytes, str]]) -> Op[int]:
 
 
 def export_entries(
-    settings: StoreSettings, add: Callable[[str, str, int], None], progress: Progress | None = None
+    settings: StoreSettings, add: Callable[[list[Row]], None], progress: Progress | None = None
 ) -> Op[ExportResult]:
-    """Pass each live session to `add(key, session_id, used_at_ms)`, sorted by key, once even if the scan finds it twice."""
+    """Pass the live sessions to `add`, many at a time, sorted by key, each once even if the scan finds it twice."""
     scan = Scan(settings, progress)
     skipped = 0
     with Sorter() as sorter:
@@ -212,10 +213,10 @@ def export_entries(
                 skipped += len(page.redis_keys) - len(sessions)
                 sorter.put(map(_ROW, sessions))
         exported = not_timed = 0
-        for key, session_id, used_at_ms, idle_ms in sorter:
-            add(key, session_id, used_at_ms)
-            exported += 1
-            not_timed += idle_ms is None
+        for rows in sorter.batches():
+            add(rows)
+            exported += len(rows)
+            not_timed += [idle_ms for _, _, _, idle_ms in rows].count(None)
     return ExportResult(exported=exported, not_timed=not_timed, skipped=skipped, approximate=not scan.exact)
 
 
@@ -243,10 +244,14 @@ class Sorter:
         """Add rows; of those with the same key the last one stays."""
         self._database.executemany("INSERT INTO row VALUES (?, ?, ?, ?)", rows)
 
-    def __iter__(self) -> Iterator[Row]:
+    def batches(self) -> Iterator[list[Row]]:
+        """All rows in order, many at a time."""
         # Sorting once at the end takes half the time of a table that is kept sorted.
+        sorted_rows = self._database.execute("SELECT * FROM row ORDER BY key, rowid DESC")
         before = None
-        for row in self._database.execute("SELECT * FROM row ORDER BY key, rowid DESC"):
-            if row[0] != before:
-                before = row[0]
-                yield row
+        while rows := sorted_rows.fetchmany(_BATCH):
+            keys = [row[0] for row in rows]
+            if keys[0] == before or len(set(keys)) < len(keys):
+                rows = [row for row, previous in zip(rows, [before, *keys], strict=False) if row[0] != previous]
+            before = keys[-1]
+            yield rows

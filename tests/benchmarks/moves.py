@@ -37,7 +37,7 @@ def import_(lab: Lab) -> Iterator[Row]:
     ours = lab.job(server, "command-line", "import", "--json", "--url", server.url, records, then=empty)
     contest = lab.contest("import", {"ours": ours, floor: piped}, lab.scale.long_rounds)
     work = f"import, {count:,} records"
-    yield timed(work, contest, "ours", floor, 4.0)
+    yield timed(work, contest, "ours", floor, 3.0)
     peak_bytes, file_bytes = contest.peak_bytes("ours"), records.stat().st_size
     limit_bytes = 3 * file_bytes + EXTRA_BYTES
     compared = f"the file: {mebibytes(file_bytes)}"
@@ -72,7 +72,7 @@ def export(lab: Lab) -> Iterator[Row]:
     }
     work = f"export, {count:,} sessions"
     contest = lab.contest("export", sides, lab.scale.long_rounds)
-    yield timed(work, contest, "ours", FLOOR, 5.0)
+    yield timed(work, contest, "ours", FLOOR, 4.0)
     tenth = lab.contest(
         "export of a tenth", {"ours": lab.job(small, "command-line", "export", "--url", small.url, target)}, 1
     ).peak_bytes("ours")
