@@ -150,6 +150,7 @@ _MEANT: Final = {
     "session_max_age_ms": ("max_age", f"write {DURATIONS}, a century at most"),
     "to_others": ("--show-keys-to-others", "listen on 127.0.0.1, or give it"),
     "wait_ms": ("wait", f"write {DURATIONS}"),
+    "show_keys": ("show_keys", "listen on 127.0.0.1, or give --show-keys-to-others"),
 }
 
 

@@ -165,7 +165,7 @@ class ReportFold:
             counters=counters,
             approximate=approximate,
             scan_ms=round((time.monotonic() - self._began_s) * 1000),
-            records=self._records and self._records.finish(),
+            records=self._records.finish() if self._records else None,
         )
 
     def _add_invalid(self, redis_key: bytes, pttl_ms: int, value: bytes | None) -> None:
