@@ -6,7 +6,10 @@ a server's reply, because errors end up in logs.
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Final, TypeGuard
+
+# The remedy where operations of some keys are refused, and a scan would find a part.
+ONE_NODE: Final = "write redis+cluster:// in place of redis://"
 
 
 class SessionStoreError(Exception):
@@ -64,6 +67,10 @@ class AccessDenied(StoreUnavailable):
     """Redis refuses this user: a wrong password, or a command that its ACL doesn't grant. Never retried."""
 
 
+class KeysScattered(StoreUnavailable):
+    """A proxy sends the keys of one conversation to several servers, where no script can reach them all."""
+
+
 def is_away(fact: object) -> TypeGuard[StoreUnavailable]:
     """Whether this is the error of a server that could not be reached, as opposed to one that refuses the user."""
     return isinstance(fact, StoreUnavailable) and not isinstance(fact, AccessDenied)
@@ -105,7 +112,7 @@ class SessionBusy(SessionStoreError):
 
 
 class InexactScan(SessionStoreError):
-    """A scan that has to be exact may have missed keys: slots moved, or the server changed during the scan."""
+    """A scan may have missed keys, or can't be made at all: slots moved, or the server changed or can't be identified."""
 
 
 class MissingExtra(SessionStoreError, ImportError):

@@ -46,6 +46,13 @@ COUNTERS: Final = (RESUME_FAILURES, RESUMES, FRESH_STARTS, GAVE_UP)
 RECORD_FIELDS: Final = ("session_id", "agent", "started_ms", "used_ms", "turns", "context_tokens", "failures", "complete")
 """The fields of a record. Only what is known is there; `complete` is there, as 0, after a turn that was cut short."""
 
+PROBES: Final = tuple(f"{number} is a probe for proxies" for number in range(32))
+"""Conversations that nobody has: a proxy that spreads keys over servers sends some of so many to another.
+
+They differ at the front, since what follows spreads the difference: twemproxy's fnv1a hashes of keys that differ at the end
+are close together, and choose the same server.
+"""
+
 _ESCAPED = re.compile(r"[%{}\x00-\x1f\x7f-\x9f]")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
 SESSION_ID: Final = "[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
@@ -61,6 +68,7 @@ class Keys:
 
     Attributes:
         prefix: of the names of all session keys, for a scan.
+        record_prefix: of the names of all records.
         lease_prefix: of the names of all lease keys.
     """
 
@@ -70,6 +78,7 @@ class Keys:
         self._lease_prefix = f"{namespace}:lease:{{"
         self._counter_prefix = f"{namespace}:counter:"
         self.prefix: Final = self._id_prefix.encode()
+        self.record_prefix: Final = self._record_prefix.encode()
         self.lease_prefix: Final = self._lease_prefix.encode()
         self._plain_keys = re.compile(rb"(?:%b%b\}\n)*" % (re.escape(self.prefix), _PLAIN))
 
@@ -91,9 +100,16 @@ class Keys:
 
     def conversation(self, redis_key: bytes) -> str | None:
         """The conversation key of a scanned `ns:id:{…}` key; None if the key doesn't belong to the scheme."""
-        if not (redis_key.startswith(self.prefix) and redis_key.endswith(b"}")):
+        return self._named(self.prefix, redis_key)
+
+    def leased(self, redis_key: bytes) -> str | None:
+        """Same as `conversation`, of a `ns:lease:{…}` key."""
+        return self._named(self.lease_prefix, redis_key)
+
+    def _named(self, prefix: bytes, redis_key: bytes) -> str | None:
+        if not (redis_key.startswith(prefix) and redis_key.endswith(b"}")):
             return None
-        escaped = redis_key[len(self.prefix) : -1]
+        escaped = redis_key[len(prefix) : -1]
         try:
             key = _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()), escaped).decode()
             return key if _escaped(key).encode() == escaped else None

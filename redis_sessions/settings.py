@@ -18,10 +18,9 @@ _MAX_MS: Final = 36_525 * DAY_MS
 _MAX_COUNT: Final = 100_000
 _MAX_AGE_NAMES: Final = ("session_max_age_ms", "sessionMaxAgeMs")
 
+NAMESPACE: Final = "[A-Za-z0-9_.@-]{1,128}"
 # The descriptions are what an error tells the caller to give.
-Namespace = Annotated[
-    str, Field(strict=True, pattern=r"^[A-Za-z0-9_.@-]{1,128}$", description="1 to 128 of A-Z a-z 0-9 _ . @ -")
-]
+Namespace = Annotated[str, Field(strict=True, pattern=f"^{NAMESPACE}$", description="1 to 128 of A-Z a-z 0-9 _ . @ -")]
 Milliseconds = Annotated[
     int, Field(strict=True, ge=1, le=_MAX_MS, description=f"a whole number of milliseconds, 1 to {_MAX_MS}")
 ]

@@ -100,11 +100,11 @@ def list_(at: Options) -> int:
       redis-sessions list --json | jq -r 'select(.idle_ms > 3600000).key'
     """
     with at.store() as store:
-        if at.as_json:
-            show.put_sessions(store.sessions())
-        else:
-            tables.show_sessions(store.sessions())
-    return exits.DONE
+        rows = store.sessions()
+        (show.put_sessions if at.as_json else tables.show_sessions)(rows)
+    if not rows.exact:
+        show.complain(show.APPROXIMATE)
+    return exits.DONE if rows.exact else exits.PARTLY
 
 
 @on_a_store

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from redis_sessions.operations.scan import INEXACT
 from redis_sessions.text import safe
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 UNKNOWN: Final = "-"
 # A URL that was given as a key or a file may contain a password; as a path it has only one slash.
 _LOGIN = re.compile(r":/{1,2}[^\s/]\S*@")
-APPROXIMATE: Final = "approximate: cluster slots moved, the server changed or INFO is denied, so keys may have been missed"
+APPROXIMATE: Final = f"approximate: {INEXACT}"
 PLAIN_WIDTH: Final = 10_000
 
 
@@ -58,7 +59,7 @@ def put_sessions(rows: Iterable[SessionRow]) -> None:
     if sys.stdout is None:
         return
     encode, write = json.JSONEncoder().encode, sys.stdout.write
-    for key, session_id, idle_ms, expires_in_ms, _ in rows:
+    for key, session_id, idle_ms, expires_in_ms, *_ in rows:
         # No character of a session ID has to be escaped.
         idle, expires = ("null" if time is None else time for time in (idle_ms, expires_in_ms))
         write(f'{{"key": {encode(key)}, "session_id": "{session_id}", "idle_ms": {idle}, "expires_in_ms": {expires}}}\n')

@@ -23,7 +23,7 @@ _warned: set[str] = set()
 
 def risks(client: Any) -> tuple[str, ...] | None:
     """What is risky in a client; None if that can't be known, as for an emulation or a mock."""
-    return tuple(_risks(client)) if isinstance(client, _KNOWN) and not _is_fake(client) else None
+    return tuple(_risks(client)) if isinstance(client, _KNOWN) and not is_fake(client) else None
 
 
 def speaks_tls(client: Any) -> bool:
@@ -102,6 +102,7 @@ def _parsing(_: Any) -> Iterator[str]:
         yield "works without hiredis, which is slow and can mix up late replies: pip install 'redis[hiredis]'"
 
 
-def _is_fake(client: Any) -> bool:
+def is_fake(client: Any) -> bool:
+    """Whether a client is an emulation of a server inside this process, or speaks to one."""
     made_of = [*type(client).__mro__, getattr(getattr(client, "connection_pool", None), "connection_class", None)]
     return any(str(getattr(part, "__module__", "")).split(".")[0] == "fakeredis" for part in made_of)

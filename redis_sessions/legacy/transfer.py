@@ -13,7 +13,7 @@ from redis_sessions.errors import InvalidSettings, StoreUnavailable
 from redis_sessions.keys import Keys
 from redis_sessions.legacy.file import LegacyFile, expires_at_ms, time_problem
 from redis_sessions.operations.command import PRIMARIES, Command, Op, Resent
-from redis_sessions.operations.scan import Progress, Scan, session_rows
+from redis_sessions.operations.scan import Progress, Scan, session_rows, sole_server
 from redis_sessions.operations.scripts import IMPORT
 from redis_sessions.settings import StoreSettings
 
@@ -66,7 +66,7 @@ class ExportResult(BaseModel, frozen=True, defer_build=True):
         exported: records written.
         not_timed: of these, sessions without a TTL or with more of it than the max age; they are written as used now.
         skipped: keys without a valid session ID; `report` names them.
-        approximate: keys may have been missed, because cluster slots moved or the server changed during the scan.
+        approximate: keys may have been missed, as `Report.approximate` explains.
     """
 
     exported: int
@@ -90,8 +90,10 @@ def import_entries(
     """
     if assume_used_at != "mtime" and (problem := time_problem(assume_used_at)):
         raise InvalidSettings(f"assume_used_at {problem}", remedy='give "mtime", milliseconds since 1970, or None')
-    [nodes] = yield [PRIMARIES]
     keys = Keys(settings.namespace)
+    [nodes] = yield [PRIMARIES]
+    # Only where one server is proven to have all keys may a script have several.
+    alone = nodes == [None] and (yield from sole_server(keys)) is not None
     assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at
     imported = expired = kept = done = 0
     rejects: list[Reject] = []
@@ -109,7 +111,7 @@ def import_entries(
             else:
                 due.append((keys.session_id(entry.key), entry.session_id, until))
         if due:
-            written = yield from _written(due, alone=nodes == [None], dry_run=dry_run)
+            written = yield from _written(due, alone=alone, dry_run=dry_run)
             imported += written
             kept += len(due) - written
         done += len(batch)
@@ -130,7 +132,7 @@ def _written(due: list[tuple[bytes, str, int]], *, alone: bool, dry_run: bool) -
         replies = yield [Command(args, script=IMPORT, redis_keys=redis_keys)]
         written = replies[0]
     else:
-        # On a cluster each key has its own slot, and a script can't reach more than one.
+        # On a cluster each key has its own slot, behind some proxies its own server, and a script can't reach more than one.
         replies = yield [
             Command(("SET", redis_key, session_id, "PXAT", until_ms, "NX")) for redis_key, session_id, until_ms in due
         ]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
-from redis_sessions.errors import CorruptValue, InvalidSessionID, SessionStoreError
-from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, RECORD_FIELDS, Keys, check_session_id, is_session_id
+from redis_sessions.errors import CorruptValue, InvalidSessionID, KeysScattered, SessionStoreError
+from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, PROBES, RECORD_FIELDS, Keys, check_session_id, is_session_id
 from redis_sessions.operations import scripts
 from redis_sessions.operations.command import Command, Op, Script
 from redis_sessions.settings import StoreSettings
@@ -127,17 +127,20 @@ class Peek(NamedTuple):
 
 
 class Operations:
-    """The operations of one namespace. Immutable, so any number of threads may share it.
+    """The operations of one namespace. Any number of threads may share it.
 
     Attributes:
         counts_in_scripts: whether all keys are on one server, so that the script that saves or rejects can also count.
+
+    `together` says whether the keys of a conversation are known to be on one server. If not, the first claim finds out.
     """
 
-    def __init__(self, settings: StoreSettings, *, counts_in_scripts: bool = False) -> None:
+    def __init__(self, settings: StoreSettings, *, counts_in_scripts: bool = False, together: bool = True) -> None:
         self.settings = settings
         self.counts_in_scripts = counts_in_scripts
         self.keys = Keys(settings.namespace)
         self._lease_ttl_ms = settings.lease_ms + LEASE_GRACE_MS
+        self._together = together
 
     def get(self, key: str) -> Op[str | None]:
         [raw] = yield [Command(("GET", self.keys.session_id(key)), key)]
@@ -162,15 +165,41 @@ class Operations:
     def acquire(self, key: str, token: str | None = None) -> Op[Lease | Held]:
         token = token or new_token()
         fields = RECORD_FIELDS if self.settings.records else ()
-        [reply] = yield [self._leased(scripts.ACQUIRE, key, token, self._lease_ttl_ms, LEASE_GRACE_MS, *fields)]
-        if reply[0] == 0:
-            return Held(key, reply[1].decode("utf-8", "backslashreplace")[:200], int(reply[2]))
+        claim = self._leased(scripts.ACQUIRE, key, token, self._lease_ttl_ms, LEASE_GRACE_MS, *fields)
+        # Twice, since another worker may have taken over between the claim and the look.
+        for last in (False, True):
+            [reply] = yield [claim]
+            if reply[0] == 0:
+                return Held(key, reply[1].decode("utf-8", "backslashreplace")[:200], int(reply[2]))
+            if self._together or (yield from self._sees(key, token)):
+                self._together = True
+                break
+            if last:
+                yield from self.release(Lease(key, token))
+                raise KeysScattered(
+                    f"the keys of conversation {key!r} are on several servers, so what answers is a proxy that spreads keys",
+                    key=key,
+                    remedy='let it hash only what stands in braces (twemproxy: hash_tag: "{}"), or connect to one server',
+                )
         raw = reply[1]
         if raw is None:
             return Lease(key, token)
         if not is_session_id(raw):
             return Lease(key, token, unusable=True)
         return Lease(key, token, str(raw, "ascii"), record=Record.read(reply[2:]))
+
+    def _sees(self, key: str, token: str) -> Op[bool]:
+        """Whether the token of a claim is in the lease on the server that has the ID.
+
+        It also looks at the servers of many other keys: where one has another server, the counters may have, too.
+        """
+        lease, routes = self.keys.lease(key), map(self.keys.session_id, (key, *PROBES))
+        replies = yield [Command(("EVAL", scripts.READ_BACK, "2", route, lease), key, optional=True) for route in routes]
+        seen = [found in (token, token.encode()) for found in replies]
+        if not all(seen):
+            self.counts_in_scripts = False
+        # A refusal doesn't say where the keys are.
+        return seen[0] or isinstance(replies[0], SessionStoreError)
 
     def renew(self, lease: Lease) -> Op[bool]:
         _check_lease(lease)

@@ -12,6 +12,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from redis_sessions.errors import SessionStoreError, is_away
 from redis_sessions.keys import Keys
 from redis_sessions.operations.command import Command, Op
 from redis_sessions.operations.scan import Progress, Scan
@@ -32,7 +33,7 @@ class RetimeResult(BaseModel, frozen=True, defer_build=True):
         left: had at most the max age left.
         invalid: don't hold a session ID, or have a name outside the key scheme; never touched.
         invalid_no_ttl: those of the invalid that never expire.
-        approximate: keys may have been missed, because cluster slots moved or the server changed during the scan.
+        approximate: keys may have been missed, as `Report.approximate` explains.
     """
 
     looked_at: int
@@ -68,11 +69,18 @@ def retime(
             if dry_run:
                 done.update(GIVEN_TTL if pttl_ms == -1 else SHORTENED for _, pttl_ms in due)
             elif due:
-                args: tuple[bytes | int, ...] = (max_age_ms, *(redis_key for redis_key, _ in due))
-                commands.append(Command(args, script=RETIME, node=page.node))
-        if commands:
-            for reply in (yield commands):
-                done.update(reply)
+                redis_keys = tuple(redis_key for redis_key, _ in due)
+                # Only where one server has all keys may a script have several.
+                groups = [redis_keys] if scan.by_script else [(redis_key,) for redis_key in redis_keys]
+                commands += [
+                    Command((max_age_ms,), script=RETIME, redis_keys=group, node=page.node, optional=page.node is not None)
+                    for group in groups
+                ]
+        for reply in (yield commands) if commands else ():
+            if isinstance(reply, SessionStoreError) and not is_away(reply):
+                raise reply
+            # A key whose slot has moved away meanwhile is not changed.
+            done.update((0,) if is_away(reply) else reply)
     shortened, given_ttl = done[SHORTENED], done[GIVEN_TTL]
     return RetimeResult(
         looked_at=looked_at,
