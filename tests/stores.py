@@ -116,9 +116,8 @@ class DecodingPlace(Place):
 class ByUser:
     """One store made of three, each connected as one of the users of `acl.py`: methods go to the user that may call them."""
 
-    MEANT_FOR: Final = dict.fromkeys(
-        ("report", "sessions", "leases", "near_namespaces", "live_session_ids", "export"), "report"
-    ) | dict.fromkeys(("import_legacy", "retime", "doctor"), "admin")
+    SCANS: Final = ("report", "sessions", "leases", "near_namespaces", "live_session_ids", "export")
+    MEANT_FOR: Final = dict.fromkeys(SCANS, "report") | dict.fromkeys(("import_legacy", "retime", "doctor"), "admin")
 
     def __init__(self, connect: Callable[[str], Any]) -> None:
         self._stores = {user: connect(user) for user in USERS}
