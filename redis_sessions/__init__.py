@@ -18,8 +18,9 @@ The logger is `redis_sessions`. Its records are not shown until logging is confi
 - ERROR: a conversation was taken over by another worker while its turn ran.
 - WARNING: what an outage of Redis caused: a turn without a lease, not saved or not counted, a lease not renewed or not
   released, a failed scrape of the metrics; an invalid session ID; what is risky in a client that was passed in, once per
-  process.
-- INFO: a resume that the agent refused, a turn that gave no session ID.
+  process; a max age that is not the namespace's, once per store; a session that was given up, or that is gone as it was made
+  elsewhere.
+- INFO: a resume that the agent refused, a session that was rotated, a turn that gave no session ID.
 """
 
 import logging
@@ -39,11 +40,12 @@ from redis_sessions.errors import (
     LegacyFileError,
     MissingExtra,
     SessionBusy,
+    SessionElsewhere,
     SessionStoreError,
     StoreUnavailable,
 )
 from redis_sessions.legacy.transfer import ExportResult, ImportResult, Reject
-from redis_sessions.operations.conversation import Held, Lease, Peek
+from redis_sessions.operations.conversation import Held, Lease, Peek, Place, Record
 from redis_sessions.operations.report import IdleBucket, InvalidExample, Report
 from redis_sessions.operations.retime import RetimeResult
 from redis_sessions.operations.scan import Progress, SessionRow
@@ -78,12 +80,15 @@ __all__ = [
     "LegacyFileError",
     "MissingExtra",
     "Peek",
+    "Place",
     "Progress",
+    "Record",
     "Reject",
     "Report",
     "ResumeResult",
     "RetimeResult",
     "SessionBusy",
+    "SessionElsewhere",
     "SessionRow",
     "SessionStore",
     "SessionStoreError",

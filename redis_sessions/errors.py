@@ -6,7 +6,7 @@ a server's reply, because errors end up in logs.
 
 from __future__ import annotations
 
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 # The remedy where operations of some keys are refused, and a scan would find a part.
 ONE_NODE: Final = "write redis+cluster:// in place of redis://"
@@ -108,6 +108,27 @@ class SessionBusy(SessionStoreError):
             f"session {session_id} of conversation {key!r} is in use by another writer",
             key=key,
             remedy="try again when that run has ended",
+        )
+
+
+class SessionElsewhere(SessionStoreError):
+    """The live session was made where this worker can't resume it; nothing was run, and the session ID was kept.
+
+    Attributes:
+        session_id: the live session.
+        place: the redis_sessions.Place that it was made in.
+        agent: name of its runtime, or None if that is not recorded.
+    """
+
+    def __init__(self, key: str, *, session_id: str, place: Any, agent: str | None = None, differs: str = "place") -> None:
+        self.session_id = session_id
+        self.place = place
+        self.agent = agent
+        of_agent = f" of {agent}" if agent else ""
+        super().__init__(
+            f"session {session_id}{of_agent} of conversation {key!r} was made elsewhere ({differs}): {place}",
+            key=key,
+            remedy='run the turn there, or pass on_elsewhere="try"',
         )
 
 

@@ -3,21 +3,36 @@
 | key | type | expires | holds |
 | --- | --- | --- | --- |
 | `ns:id:{key}` | string | after the max age; each set starts a new TTL | the bare session ID |
-| `ns:record:{key}` | hash | with the ID | what is known of the session: see RECORD_FIELDS |
+| `ns:record:{key}` | hash | with the ID | what is known of the session: see below |
 | `ns:lease:{key}` | string | after the lease time + 30 days | the token of the last claim; held while PTTL > 30 days |
 | `ns:counter:resume_failures_total` | integer | never | number of refused resumes |
 | `ns:counter:resumes_total` | integer | never | number of turns that resumed |
 | `ns:counter:fresh_starts_total` | integer | never | number of turns that started fresh |
 | `ns:counter:gave_up_total` | integer | never | number of those that did because of earlier failures |
+| `ns:counter:rotations_total` | integer | never | number of those that did because the session had reached a limit |
+| `ns:settings` | hash | never | `max_age_ms`: the max age, written with a store's first save unless it is there |
 
 `ns` is the namespace. The conversation key stands in braces, which make it a hash tag: all keys of a conversation share a
 cluster slot. Only `%`, `{`, `}` and control characters in it are percent-escaped, so that people can read it. A scanned key
 belongs to the scheme only if unescaping it and escaping it again gives the same key.
 
-The time of last use is not stored: idle time = max age - PTTL, because every set writes a whole new TTL.
+Idle time = max age - PTTL, because every set writes a whole new TTL.
 
-The record may be absent, and counts only while its `session_id` is the ID in `ns:id:{key}`: a plain SET of the ID, by any
-program, leaves it behind without harm.
+The record may be absent, and counts only while its `id` is the ID in `ns:id:{key}`: a plain SET of the ID, by any program,
+leaves it behind without harm. Only what is known, and not what is usual, is in it. Its names and values are short, because a
+record would otherwise take more memory than everything else of a session:
+
+| field | holds |
+| --- | --- |
+| `id` | the session ID that it is about |
+| `w` | agent, host and agent home, separated by NUL; what follows the last one that is known is left out |
+| `d` | working directory; one that begins as the home does is `12:rest`: 12 characters of the home, then the rest |
+| `s` | when the session's first turn was saved, by the server's clock, milliseconds since 1970 |
+| `u` | how long after that its last turn was saved, in milliseconds |
+| `t` | number of turns that were saved |
+| `c` | size of the context after the last turn, in tokens |
+| `f` | undecided failures to resume it, in a row |
+| `i` | 1 if its last turn was cut short |
 
 The lease key outlives the lease for two reasons. A worker that was stopped and wakes late can tell "nobody came after me"
 from "somebody came and went". And `volatile-ttl` eviction, which removes the keys that expire soonest, spares leases (but
@@ -40,11 +55,12 @@ RESUME_FAILURES: Final = "resume_failures_total"
 RESUMES: Final = "resumes_total"
 FRESH_STARTS: Final = "fresh_starts_total"
 GAVE_UP: Final = "gave_up_total"
-COUNTERS: Final = (RESUME_FAILURES, RESUMES, FRESH_STARTS, GAVE_UP)
+ROTATIONS: Final = "rotations_total"
+COUNTERS: Final = (RESUME_FAILURES, RESUMES, FRESH_STARTS, GAVE_UP, ROTATIONS)
 """The names of the counters."""
 
-RECORD_FIELDS: Final = ("session_id", "agent", "started_ms", "used_ms", "turns", "context_tokens", "failures", "complete")
-"""The fields of a record. Only what is known is there; `complete` is there, as 0, after a turn that was cut short."""
+RECORD_FIELDS: Final = ("id", "w", "d", "s", "u", "t", "c", "f", "i")
+"""The fields of a record, in the order in which `Record.read` takes their values."""
 
 PROBES: Final = tuple(f"{number} is a probe for proxies" for number in range(32))
 """Conversations that nobody has: a proxy that spreads keys over servers sends some of so many to another.
@@ -77,6 +93,7 @@ class Keys:
         self._record_prefix = f"{namespace}:record:{{"
         self._lease_prefix = f"{namespace}:lease:{{"
         self._counter_prefix = f"{namespace}:counter:"
+        self._settings = f"{namespace}:settings".encode()
         self.prefix: Final = self._id_prefix.encode()
         self.record_prefix: Final = self._record_prefix.encode()
         self.lease_prefix: Final = self._lease_prefix.encode()
@@ -97,6 +114,10 @@ class Keys:
     def counter(self, name: str) -> bytes:
         """The Redis key of counter `name`, one of COUNTERS."""
         return f"{self._counter_prefix}{name}".encode()
+
+    def settings(self) -> bytes:
+        """The Redis key of what all workers of the namespace agree on."""
+        return self._settings
 
     def conversation(self, redis_key: bytes) -> str | None:
         """The conversation key of a scanned `ns:id:{…}` key; None if the key doesn't belong to the scheme."""

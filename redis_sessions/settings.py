@@ -16,7 +16,12 @@ DAY_MS: Final = 86_400_000
 # A century: far past any use, and far from where now + TTL would overflow the server's 64-bit milliseconds.
 _MAX_MS: Final = 36_525 * DAY_MS
 _MAX_COUNT: Final = 100_000
-_MAX_AGE_NAMES: Final = ("session_max_age_ms", "sessionMaxAgeMs")
+_MAX_TOKENS: Final = 1_000_000_000
+# The settings that a JSON file may have, each by either of two names.
+_IN_FILES: Final = {
+    name: (name, re.sub("_([a-z])", lambda found: found[1].upper(), name))
+    for name in ("session_max_age_ms", "max_turns", "max_lifetime_ms", "max_context_tokens")
+}
 
 NAMESPACE: Final = "[A-Za-z0-9_.@-]{1,128}"
 # The descriptions are what an error tells the caller to give.
@@ -26,6 +31,15 @@ Milliseconds = Annotated[
 ]
 Number = Annotated[int, Field(strict=True, ge=0, le=_MAX_COUNT, description=f"a whole number, 0 to {_MAX_COUNT}")]
 Count = Annotated[int, Field(strict=True, ge=1, le=_MAX_COUNT, description=f"a whole number, 1 to {_MAX_COUNT}")]
+# A field's own description takes precedence over that of what it may be.
+Limit = Annotated[Count | None, Field(description=f"a whole number, 1 to {_MAX_COUNT}, or None")]
+MillisecondsLimit = Annotated[
+    Milliseconds | None, Field(description=f"a whole number of milliseconds, 1 to {_MAX_MS}, or None")
+]
+TokensLimit = Annotated[
+    Annotated[int, Field(strict=True, ge=1, le=_MAX_TOKENS)] | None,
+    Field(description=f"a whole number, 1 to {_MAX_TOKENS}, or None"),
+]
 
 
 class StoreSettings(BaseModel, frozen=True, extra="forbid"):
@@ -39,8 +53,12 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
             it every third of that.
         give_up_after: undecided failures in a row to resume a session, after which the conversation's next turn runs fresh;
             default: 3; 0: never. They are counted in the record.
+        max_turns: turns of a session after which the conversation's next turn runs fresh, how="rotated"; default: None, no
+            limit. This and the next two are read from the record.
+        max_lifetime_ms: milliseconds since its first turn was saved, the same; default: None.
+        max_context_tokens: tokens of its context after its last turn (see `Turn.context_tokens`), the same; default: None.
         records: whether what is known of a session beside its ID is kept in a hash; default: True. Without it nothing is
-            given up.
+            given up or rotated.
         scan_count: keys that the server looks at for one page of a scan; default: 1000, which take it about 3 ms.
         batch_size: legacy records written in one round trip; default: 500.
         connect_timeout_ms: milliseconds that one connect may take; default: 1000 (1 s).
@@ -60,6 +78,9 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
     session_max_age_ms: Milliseconds = DAY_MS
     lease_ms: Milliseconds = 30_000
     give_up_after: Number = 3
+    max_turns: Limit = None
+    max_lifetime_ms: MillisecondsLimit = None
+    max_context_tokens: TokensLimit = None
     records: Annotated[bool, Field(strict=True, description="True or False")] = True
     scan_count: Count = 1_000
     batch_size: Count = 500
@@ -86,31 +107,33 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002 - pydantic's
         """These settings with the values of `update`. Raises InvalidSettings."""
-        return type(self)(**self.model_dump() | dict(update or {}))
+        return type(self)(**self.model_dump(exclude_unset=True) | dict(update or {}))
 
     @classmethod
     def from_json_file(cls, path: str | Path, **overrides: Any) -> Self:
-        """Settings whose max age comes from a JSON file, which may hold anything else too.
+        """Settings whose max age and limits of a session come from a JSON file, which may hold anything else too.
 
         Args:
-            path: a JSON object with `session_max_age_ms` or `sessionMaxAgeMs` at its top level, a positive integer of
-                milliseconds. Without either, the default applies; everything else in the file is ignored.
-            overrides: further settings, by name; a `session_max_age_ms` among them takes precedence over the file's.
+            path: a JSON object with any of `session_max_age_ms`, `max_turns`, `max_lifetime_ms` and `max_context_tokens` at
+                its top level, each also as `sessionMaxAgeMs` and so on. For what is not there the default applies;
+                everything else in the file is ignored.
+            overrides: further settings, by name; they take precedence over the file's.
 
         Raises:
-            InvalidSettings: the file can't be read, is not a JSON object, or its max age is invalid; or an override is.
+            InvalidSettings: the file can't be read, is not a JSON object, or one of these is invalid; or an override is.
         """
         document = _read_object(Path(path))
-        present = {name: document[name] for name in _MAX_AGE_NAMES if name in document}
-        if len(set(map(repr, present.values()))) > 1:
-            raise InvalidSettings(f"{path}: {' and '.join(_MAX_AGE_NAMES)} disagree", remedy="keep one of the two spellings")
-        for name, value in present.items():
-            try:
-                cls(session_max_age_ms=value)
-            except InvalidSettings as error:
-                what = error.message.removeprefix(_MAX_AGE_NAMES[0])
-                raise InvalidSettings(f"{path}: {name}{what}", remedy=error.remedy) from None
-            overrides.setdefault(_MAX_AGE_NAMES[0], value)
+        for setting, names in _IN_FILES.items():
+            present = {name: document[name] for name in names if name in document}
+            if len(set(map(repr, present.values()))) > 1:
+                raise InvalidSettings(f"{path}: {' and '.join(names)} disagree", remedy="keep one of the two spellings")
+            for name, value in present.items():
+                try:
+                    cls(**{setting: value})
+                except InvalidSettings as error:
+                    what = error.message.removeprefix(setting)
+                    raise InvalidSettings(f"{path}: {name}{what}", remedy=error.remedy) from None
+                overrides.setdefault(setting, value)
         return cls(**overrides)
 
     def with_max_age(self, max_age_ms: int | None) -> Self:

@@ -19,7 +19,7 @@ from redis_sessions.keys import RESUME_FAILURES, check_session_id
 from redis_sessions.legacy.file import Writer, read
 from redis_sessions.legacy.transfer import ExportResult, ImportResult, export_entries, import_entries
 from redis_sessions.operations.command import Op
-from redis_sessions.operations.conversation import Held, Lease, Operations, Peek
+from redis_sessions.operations.conversation import Held, Lease, Operations, Peek, Place
 from redis_sessions.operations.report import Report, live_session_ids, report
 from redis_sessions.operations.retime import RetimeResult, retime
 from redis_sessions.operations.scan import (
@@ -28,6 +28,7 @@ from redis_sessions.operations.scan import (
     Progress,
     Scan,
     SessionRow,
+    agreed,
     lease_rows,
     near_namespaces,
     session_rows,
@@ -140,7 +141,8 @@ class BaseStore(Generic[C]):
 
             runtime = get_agent(agent) if isinstance(agent, str) else agent
             judge, accepts = judge or runtime.judge, accepts or runtime.can_be
-            options |= {"agent": runtime.name, "keeps_id": runtime.keeps_id}
+            options |= {"agent": runtime.sessions_of or runtime.name, "keeps_id": runtime.keeps_id}
+            options |= {"bound_to": runtime.bound_to, "once_bound_to": runtime.once_bound_to}
         return Request(key, judge or judge_by_phrase, accepts=accepts, running=self._running, **options)
 
     def _check_open(self, where: object) -> None:
@@ -191,7 +193,7 @@ class SessionStore(BaseStore[SyncClient]):
         return self._run(self._ops.get(key))
 
     def peek(self, key: str) -> Peek | None:
-        """The live session ID and how long it has left, in one round trip; None if there is none.
+        """The live session ID, how long it has left, and its record, in one round trip; None if there is none.
 
         Raises InvalidSessionID and CorruptValue, the same as `get`.
         """
@@ -235,6 +237,13 @@ class SessionStore(BaseStore[SyncClient]):
         """Release a lease without saving; False if it was not held any more."""
         return self._run(self._ops.release(lease)).mine
 
+    def break_lease(self, key: str) -> Held | None:
+        """Take the lease away from whoever has the conversation, so that it is free: what was held, None if nothing was.
+
+        The run that had it goes on, is told "taken over" by its next renewal, and can't save. Takes two round trips.
+        """
+        return self._run(self._ops.break_lease(key))
+
     def increment_resume_failures(self) -> int:
         """Count one refused resume; the new total. Never sent twice: a lost reply may lose one. Raises CorruptValue."""
         return self._run(self._ops.increment(RESUME_FAILURES))
@@ -244,7 +253,7 @@ class SessionStore(BaseStore[SyncClient]):
         return self._run(self._ops.counter(RESUME_FAILURES))
 
     def counters(self) -> dict[str, int | None]:
-        """`resume_failures_total`, `resumes_total` and `fresh_starts_total`; None for one that is not an integer."""
+        """Every counter of redis_sessions.keys.COUNTERS by its name; None for one that is not an integer."""
         return self._run(self._ops.counters())
 
     def report(self, progress: Progress | None = None) -> Report:
@@ -329,21 +338,20 @@ class SessionStore(BaseStore[SyncClient]):
         client = ClientFacts(self._link.tls, self._link.risks)
         return self._run(examine(self.settings, client, quorums, agent, progress))
 
-    def retime(
-        self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
-    ) -> RetimeResult:
-        """Apply a lowered max age to the sessions that are already there. Run twice it changes nothing more.
+    def retime(self, max_age_ms: int, *, dry_run: bool = False, progress: Progress | None = None) -> RetimeResult:
+        """Set the max age of the namespace, and apply it to the sessions that are there. Run twice it changes nothing more.
 
         TTLs are only shortened, or set where a key had none; keys that don't hold a session ID are never touched.
 
         Args:
-            max_age_ms: milliseconds; default: the store's own.
+            max_age_ms: milliseconds. From then on, a worker with another max age is warned at its first save.
             dry_run: change nothing.
             progress: as for `report`.
 
         Raises InvalidSettings for an invalid `max_age_ms`, InexactScan where a proxy refuses a scan.
         """
-        return self._run(retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
+        settings = self.settings.model_copy(update={"session_max_age_ms": max_age_ms})
+        return self._run(retime(settings, progress, dry_run=dry_run))
 
     def resume(
         self,
@@ -356,6 +364,8 @@ class SessionStore(BaseStore[SyncClient]):
         wait_ms: int = 0,
         lease: bool = True,
         on_outage: Literal["run", "raise"] = "run",
+        place: Place | None = None,
+        on_elsewhere: Literal["try", "raise"] = "try",
     ) -> ResumeResult[V]:
         """Run one turn of a conversation: resume its live session, or start fresh.
 
@@ -363,7 +373,8 @@ class SessionStore(BaseStore[SyncClient]):
         - If the agent refuses the resume (`judge` says gone, invalid_id or unusable), the ID is deleted and the refusal
           counted; then `run` is called once more, with None, unless the turn had begun.
         - Any other failure leaves the ID as it is. After `give_up_after` of them in a row that nobody could decide, the next
-          turn runs fresh, and the old ID stands until that has been saved.
+          turn runs fresh, and the old ID stands until that has been saved. The same is done with a session that has reached
+          one of the settings' limits, such as `max_turns`.
         - A session in which the model has answered is real: its ID is saved even if the turn then fails or is cut short. The
           judge says so, or `run` by `save_early`. Before that, a run that fails saves nothing.
         - A turn that ran is never lost to an error of Redis: it is returned, with `saved=False` and the `reason`.
@@ -381,17 +392,23 @@ class SessionStore(BaseStore[SyncClient]):
             lease: whether to keep all other workers out meanwhile. With False two may run the conversation at once,
                 neither notices, and the one that ends last is saved.
             on_outage: "run" runs fresh and without a lease when Redis is away; "raise" raises StoreUnavailable.
+            place: where the agent runs, for the session's record: `Place(host, home, directory)`. With it, a refusal as gone
+                of a session that was made elsewhere counts as `moved`, and not as a resume failure.
+            on_elsewhere: "try" tries a session that was made elsewhere, in what its agent is bound to; "raise" raises
+                SessionElsewhere. Without an agent, it is bound to all of the place that is known.
 
         Raises:
             LeaseHeld: another worker has the conversation, or took it over before a refused resume could be run fresh.
             SessionBusy: the agent says that another writer has the session.
+            SessionElsewhere: the session was made elsewhere, and `on_elsewhere` is "raise"; nothing was run.
             StoreUnavailable, AccessDenied: Redis is away, or refuses this user, and `on_outage` is "raise".
             InvalidSettings: an argument is invalid; nothing was run.
             InvalidKey, CorruptValue: as for every method.
             TypeError: `run` did not return a Turn, or `judge` not a Judgement.
             Exception: what `run` raised, unless it was a refused resume. Whatever is raised, the lease is released first.
         """
-        request = self._request(key, judge, agent, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
+        options = {"wait_ms": wait_ms, "lease": lease, "on_outage": on_outage, "place": place, "on_elsewhere": on_elsewhere}
+        request = self._request(key, judge, agent, accepts, **options)
         return drive(self._renewer, resume(self._ops, request), run)
 
     def save_early(self, key: str, session_id: str) -> bool:
@@ -419,9 +436,10 @@ class SessionStore(BaseStore[SyncClient]):
 
     def _rows(self, scan: Scan, rows_of: Callable[[StoreSettings, Page], Iterator[R]]) -> Rows[R]:
         def rows() -> Iterator[R]:
+            settings = self._run(agreed(self.settings))
             while (pages := self._run(scan.next_pages())) is not None:
                 for page in pages:
-                    yield from rows_of(self.settings, page)
+                    yield from rows_of(settings, page)
 
         return Rows(scan, rows())
 
@@ -466,7 +484,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         return await self._run(self._ops.get(key))
 
     async def peek(self, key: str) -> Peek | None:
-        """The live session ID and how long it has left, in one round trip. Same as SessionStore.peek."""
+        """The live session ID, how long it has left, and its record. Same as SessionStore.peek."""
         return await self._run(self._ops.peek(key))
 
     async def set(self, key: str, session_id: str) -> None:
@@ -501,6 +519,10 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         """Release a lease without saving. Same as SessionStore.release."""
         return (await self._run(self._ops.release(lease))).mine
 
+    async def break_lease(self, key: str) -> Held | None:
+        """Take the lease away from whoever has the conversation. Same as SessionStore.break_lease."""
+        return await self._run(self._ops.break_lease(key))
+
     async def increment_resume_failures(self) -> int:
         """Count one refused resume. Same as SessionStore.increment_resume_failures."""
         return await self._run(self._ops.increment(RESUME_FAILURES))
@@ -510,7 +532,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         return await self._run(self._ops.counter(RESUME_FAILURES))
 
     async def counters(self) -> dict[str, int | None]:
-        """`resume_failures_total`, `resumes_total` and `fresh_starts_total`. Same as SessionStore.counters."""
+        """Every counter of redis_sessions.keys.COUNTERS by its name. Same as SessionStore.counters."""
         return await self._run(self._ops.counters())
 
     async def report(self, progress: Progress | None = None) -> Report:
@@ -561,11 +583,10 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         client = ClientFacts(self._link.tls, self._link.risks)
         return await self._run(examine(self.settings, client, quorums, agent, progress))
 
-    async def retime(
-        self, max_age_ms: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
-    ) -> RetimeResult:
-        """Apply a lowered max age to the sessions that are already there. Same as SessionStore.retime."""
-        return await self._run(retime(self.settings.with_max_age(max_age_ms), progress, dry_run=dry_run))
+    async def retime(self, max_age_ms: int, *, dry_run: bool = False, progress: Progress | None = None) -> RetimeResult:
+        """Set the max age of the namespace, and apply it to the sessions that are there. Same as SessionStore.retime."""
+        settings = self.settings.model_copy(update={"session_max_age_ms": max_age_ms})
+        return await self._run(retime(settings, progress, dry_run=dry_run))
 
     async def resume(
         self,
@@ -578,12 +599,15 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         wait_ms: int = 0,
         lease: bool = True,
         on_outage: Literal["run", "raise"] = "run",
+        place: Place | None = None,
+        on_elsewhere: Literal["try", "raise"] = "try",
     ) -> ResumeResult[V]:
         """Run one turn of a conversation. Same as SessionStore.resume.
 
         `run` is awaited. A cancellation, too, releases the lease before it takes effect.
         """
-        request = self._request(key, judge, agent, accepts, wait_ms=wait_ms, lease=lease, on_outage=on_outage)
+        options = {"wait_ms": wait_ms, "lease": lease, "on_outage": on_outage, "place": place, "on_elsewhere": on_elsewhere}
+        request = self._request(key, judge, agent, accepts, **options)
         return await adrive(self._ops, self._run, resume(self._ops, request), run)
 
     async def save_early(self, key: str, session_id: str) -> bool:
@@ -603,9 +627,10 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     def _rows(self, scan: Scan, rows_of: Callable[[StoreSettings, Page], Iterator[R]]) -> AsyncRows[R]:
         async def rows() -> AsyncIterator[R]:
+            settings = await self._run(agreed(self.settings))
             while (pages := await self._run(scan.next_pages())) is not None:
                 for page in pages:
-                    for row in rows_of(self.settings, page):
+                    for row in rows_of(settings, page):
                         yield row
 
         return AsyncRows(scan, rows())

@@ -21,7 +21,7 @@ from tests.faults.resp import Messages, words
 from tests.servers import wait_until
 
 # What Envoy before 1.35 sends to the server of the key that follows; of a script it is the third argument.
-_BY_KEY: Final = frozenset(b"DEL EXISTS GET GETRANGE HMGET INCR INCRBY PEXPIRE PTTL SET TTL".split())
+_BY_KEY: Final = frozenset(b"DEL EXISTS GET GETRANGE HGET HMGET HSET INCR INCRBY PEXPIRE PTTL SET TTL".split())
 
 
 @contextlib.contextmanager

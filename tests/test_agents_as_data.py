@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from redis_sessions import InvalidSettings, Verdict, agents
-from redis_sessions.agents import Agent, Place, RecordField, Refusal, UnknownAgent, Verified
+from redis_sessions.agents import Agent, RecordField, Refusal, ResumePlace, UnknownAgent, Verified
 from redis_sessions.agents.agent import KNOWN
 from redis_sessions.agents.evidence import of_claude_sdk
 from tests import test_cli_support
@@ -94,7 +94,7 @@ class TestKnown:
         example = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
         table = tomllib.loads(example)
         assert table.keys() == {*Agent.model_fields, "like"}
-        assert table["place"].keys() == {*Place._fields}
+        assert table["place"].keys() == {*ResumePlace._fields}
         assert table["verified"][0].keys() == {*Verified._fields}
         assert {key for each in table["refusals"] for key in each} == {*Refusal._fields}
         del table["like"]
@@ -132,7 +132,7 @@ class TestLoad:
             error_paths=("error.message",),
             refusals=(Refusal(Verdict.gone, "no session {id}"), Refusal(Verdict.unusable, "full", within_turn=True)),
             error_reader=of_claude_sdk,
-            place=Place(subcommands=("ask",)),
+            place=ResumePlace(subcommands=("ask",)),
             verified=(Verified(("1", "2"), "documents"),),
         )
 

@@ -115,6 +115,7 @@ def test_report(cli: Cli) -> None:
         "resumes_total": 3,
         "fresh_starts_total": 0,
         "gave_up_total": 0,
+        "rotations_total": 0,
     }
     assert {"up_to_ms": DAY_MS // 2, "count": 0} in report["idle_histogram"]
     result = cli("report")

@@ -35,9 +35,10 @@ def test_redis_holds_the_bare_id_with_the_max_age_as_ttl(make_store, raw, namesp
 def test_peek_returns_the_id_and_its_remaining_time(store, raw, namespace):
     assert store.peek("a") is None
     store.set("a", "ID-1")
-    session_id, expires_in_ms = store.peek("a")
+    session_id, expires_in_ms, record = store.peek("a")
     assert session_id == "ID-1"
     assert DAY_MS - 60_000 < expires_in_ms <= DAY_MS
+    assert record is None
     raw.pexpire(f"{namespace}:id:{{a}}", 60_000)
     assert store.peek("a").expires_in_ms <= 60_000  # peek doesn't extend the TTL either
     raw.set(f"{namespace}:id:{{a}}", "two words", px=60_000)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from redis_sessions import CorruptValue, Turn
+from redis_sessions.keys import COUNTERS, FRESH_STARTS, RESUME_FAILURES, RESUMES
 
 
 def test_the_counters(store):
-    assert store.counters() == {"resume_failures_total": 0, "resumes_total": 0, "fresh_starts_total": 0, "gave_up_total": 0}
+    assert store.counters() == dict.fromkeys(COUNTERS, 0)
     store.increment_resume_failures()
     store.resume("a", lambda _: Turn("E", None))
     store.resume("a", lambda _: Turn("E", None))
-    assert store.counters() == {"resume_failures_total": 1, "resumes_total": 1, "fresh_starts_total": 1, "gave_up_total": 0}
+    assert store.counters() == dict.fromkeys(COUNTERS, 0) | dict.fromkeys((RESUME_FAILURES, RESUMES, FRESH_STARTS), 1)
 
 
 @pytest.fixture(params=["string", "list"])
@@ -32,7 +33,7 @@ def test_a_corrupt_counter_is_named(store, corrupt):
 @pytest.mark.usefixtures("corrupt")
 def test_a_corrupt_counter_does_not_hide_the_others(store):
     store.resume("a", lambda _: Turn("E", None))
-    expected = {"resume_failures_total": None, "resumes_total": 0, "fresh_starts_total": 1, "gave_up_total": 0}
+    expected = dict.fromkeys(COUNTERS, 0) | {RESUME_FAILURES: None, FRESH_STARTS: 1}
     assert store.counters() == expected
     report = store.report()
     assert (report.live, report.counters) == (1, expected)

@@ -35,6 +35,7 @@ def test_eight_processes_hammering_one_conversation(name, places, namespace, tmp
             "resumes_total": WORKERS * TURNS - 1,
             "fresh_starts_total": 1,
             "gave_up_total": 0,
+            "rotations_total": 0,
         }
         store.delete("acme/shop#42")
     for counter in counters:

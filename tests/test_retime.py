@@ -47,6 +47,7 @@ def test_it_shortens_or_sets_ttls_and_leaves_the_rest(store, raw, namespace):
     raw.set(keys.session_id("long words"), "two words", px=DAY_MS)
     store.acquire("leased")
     store.increment_resume_failures()
+    raw.hset(keys.settings(), "max_age_ms", HOUR_MS)
     before = everything(raw, namespace)
     expected = result(looked_at=7 + poison, shortened=3, given_ttl=1, left=2, invalid=poison + 1, invalid_no_ttl=poison)
 
@@ -67,12 +68,15 @@ def test_it_shortens_or_sets_ttls_and_leaves_the_rest(store, raw, namespace):
     assert again == expected.model_copy(update={"shortened": 0, "given_ttl": 0, "left": 6})
 
 
-def test_the_default_is_the_stores_own_max_age(make_store, raw, namespace):
-    make_store().set("k", "ID-1")
-    store = make_store(session_max_age_ms=HOUR_MS)
-    assert store.retime() == result(looked_at=1, shortened=1)
-    assert raw.pttl(Keys(namespace).session_id("k")) <= HOUR_MS
-    assert make_store().retime() == result(looked_at=1, left=1)
+def test_it_sets_the_max_age_of_the_namespace(store, raw, namespace):
+    store.set("k", "ID-1")
+    agreed = Keys(namespace).settings()
+    assert store.retime(HOUR_MS, dry_run=True) == result(looked_at=1, shortened=1)
+    assert raw.hgetall(agreed) == {b"max_age_ms": b"%d" % DAY_MS}
+    assert store.retime(HOUR_MS) == result(looked_at=1, shortened=1)
+    assert raw.hgetall(agreed) == {b"max_age_ms": b"%d" % HOUR_MS}
+    assert store.retime(DAY_MS) == result(looked_at=1, left=1)
+    assert raw.hgetall(agreed) == {b"max_age_ms": b"%d" % DAY_MS}
     assert raw.pttl(Keys(namespace).session_id("k")) <= HOUR_MS
     for wrong in (0, -1, 1.5, "1h", True):
         with pytest.raises(InvalidSettings, match="session_max_age_ms"):
@@ -144,7 +148,7 @@ def test_a_key_that_has_expired_since_it_was_listed_does_not_count(values):
             return self.pages.pop() if self.pages else None
 
     with pytest.raises(StopIteration) as done:
-        next(retime(StoreSettings(namespace="ns"), scan=OnePage()))
+        next(retime(StoreSettings(namespace="ns"), dry_run=True, scan=OnePage()))
     assert done.value.value == result(looked_at=1, left=1)
 
 

@@ -1,4 +1,4 @@
-"""StoreSettings: defaults, what is refused and how the error says it, and the JSON file that gives a max age."""
+"""StoreSettings: defaults, what is refused and how the error says it, and the JSON file that some of them may come from."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def test_they_are_immutable_and_each_name_says_its_unit():
     assert all(
         name.endswith("_ms")
         or name in {"namespace", "scan_count", "batch_size", "max_connections", "give_up_after", "records"}
+        or name in {"max_turns", "max_context_tokens"}
         for name in StoreSettings.model_fields
     )
 
@@ -84,7 +85,8 @@ def test_a_refusal_says_what_was_given_and_what_to_give(wrong, says):
 
 @pytest.mark.parametrize("name", StoreSettings.model_fields)
 def test_every_one_is_checked(name):
-    for wrong in (-1, 2**62, 1.0, None, [1], "yes" if name == "records" else True):
+    nothing = 0 if StoreSettings.model_fields[name].default is None else None
+    for wrong in (-1, 2**62, 1.0, nothing, [1], "yes" if name == "records" else True):
         with pytest.raises(InvalidSettings, match=f"{name} .*: give "):
             StoreSettings(**{name: wrong})
 
@@ -93,6 +95,7 @@ def test_a_copy_is_checked_too():
     settings = StoreSettings(namespace="a")
     other = settings.model_copy(update={"lease_ms": 5})
     assert (other.namespace, other.lease_ms, settings.lease_ms) == ("a", 5, 30_000)
+    assert other.model_fields_set == {"namespace", "lease_ms"}, "so that a reader's own max age is told from the default"
     assert pickle.loads(pickle.dumps(other)) == copy.deepcopy(other) == other
     for wrong in ({"lease_ms": 0}, {"lease": 5}):
         with pytest.raises(InvalidSettings):
@@ -144,6 +147,13 @@ class TestFromJsonFile:
 
     def test_without_one_the_default_applies(self, file):
         assert StoreSettings.from_json_file(file({})).session_max_age_ms == 86_400_000
+
+    def test_the_limits_of_a_session_may_be_in_it_too(self, file):
+        path = file({"maxTurns": 40, "max_lifetime_ms": 5, "maxContextTokens": 150_000})
+        settings = StoreSettings.from_json_file(path, max_turns=None)
+        assert (settings.max_turns, settings.max_lifetime_ms, settings.max_context_tokens) == (None, 5, 150_000)
+        with pytest.raises(InvalidSettings, match=r"agents\.json: maxTurns is 0: give a whole number"):
+            StoreSettings.from_json_file(file({"maxTurns": 0}))
 
     def test_an_override_takes_precedence(self, file):
         path = file({"session_max_age_ms": 5})

@@ -9,7 +9,9 @@ r"""Agent runtimes as data: how each is called, where its output names the sessi
     executables = ["mine"]           # names of its program; none: it is called from Python
     packages = ["mine-cli"]          # npm or PyPI packages that npx, bunx, pnpm dlx or uvx run it from
     keeps_sessions = "30d"           # how long it keeps a session; left out: not established
+    sessions_of = "codex"            # the runtime whose sessions it continues; left out: it has its own
     bound_to = ["host", "home", "directory"]        # a session can be resumed only where these are the same
+    once_bound_to = ["directory"]    # the same of some of its versions
 
     session_id = '{uuid}'            # a regular expression for a whole session ID
     resume = ["--resume={id}"]       # arguments that resume the session {id}; [place], below, says where they go
@@ -74,7 +76,7 @@ from functools import cache
 from pathlib import Path
 
 from redis_sessions.agents.agent import KNOWN, Agent, ContextTokens, RecordField, Refusal, Verified, load
-from redis_sessions.agents.command_line import Place
+from redis_sessions.agents.command_line import ResumePlace
 from redis_sessions.agents.evidence import Evidence
 from redis_sessions.errors import InvalidSettings
 
@@ -82,9 +84,9 @@ __all__ = [
     "Agent",
     "ContextTokens",
     "Evidence",
-    "Place",
     "RecordField",
     "Refusal",
+    "ResumePlace",
     "UnknownAgent",
     "Verified",
     "file_of",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from redis_sessions.agents.command_line import Place, name_of
+from redis_sessions.agents.command_line import ResumePlace, name_of
 from redis_sessions.agents.evidence import READERS, Evidence, of_process
 from redis_sessions.agents.judge import RunObserver
 from redis_sessions.agents.output import ANY, Record, asks_for_json, compiled
@@ -79,6 +79,7 @@ Formats = bool | tuple[Literal["text", "json"], ...]
 # Pydantic says of None what it says of a wrong type, and `_explained` that it is empty.
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda paths: paths or None)]
 Versions = Annotated[tuple[str, ...], BeforeValidator(lambda versions: versions or None)]
+Binding = tuple[Literal["host", "home", "directory"], ...]
 Name = Annotated[str, BeforeValidator(lambda name: name or None)]
 
 
@@ -169,7 +170,7 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     Raises InvalidSettings, which names the key, for a description that can't be right.
 
     Attributes:
-        name, executables, packages, keeps_sessions, bound_to, verified: which runtime it is.
+        name, executables, packages, keeps_sessions, sessions_of, bound_to, once_bound_to, verified: which runtime it is.
         session_id, resume, place, print_mode, json_output: how it is called. `place` None: only `{resume}` can say.
         keeps_id, new_id_options, mint, ephemeral: what becomes of the session's ID.
         session_id_at, session_id_line, session_id_stdout_line: where it names the session.
@@ -186,11 +187,13 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     executables: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     keeps_sessions: Annotated[str, AfterValidator(_duration)] | None = None
-    bound_to: tuple[Literal["host", "home", "directory"], ...] = ()
+    sessions_of: Name | None = None
+    bound_to: Binding = ()
+    once_bound_to: Binding = ()
     verified: tuple[Verified, ...] = ()
     session_id: Pattern = r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
     resume: ResumeWords = ()
-    place: Place | None = None
+    place: ResumePlace | None = None
     keeps_id: bool = False
     new_id_options: Options = ()
     mint: ResumeWords = ()

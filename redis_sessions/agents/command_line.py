@@ -23,12 +23,12 @@ from redis_sessions.agents.launchers import (
     shown,
 )
 
-__all__ = ["MARK", "Place", "PlaceUnknown", "guess", "lacks", "name_of", "with_resume"]
+__all__ = ["MARK", "PlaceUnknown", "ResumePlace", "guess", "lacks", "name_of", "with_resume"]
 
 _WORDS: Final = re.compile(r"""[\s'"();&|]+""")
 
 
-class Place(NamedTuple):
+class ResumePlace(NamedTuple):
     """Where a runtime takes its resume arguments: right after the executable, if nothing more is said.
 
     Attributes:
@@ -119,7 +119,7 @@ class Place(NamedTuple):
                 raise PlaceUnknown(f"with {word} nothing can be resumed", remedy="leave it out")
 
 
-def with_resume(command: list[str], names: Collection[str], place: Place | None, arguments: list[str]) -> list[str]:
+def with_resume(command: list[str], names: Collection[str], place: ResumePlace | None, arguments: list[str]) -> list[str]:
     """A command with the resume arguments in their place; with none, the command for a fresh start.
 
     Args:

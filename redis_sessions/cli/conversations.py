@@ -33,7 +33,7 @@ def get(at: Options, key: Key) -> int:
             if not at.as_json:
                 session_id = store.get(key)
             elif found := store.peek(key):
-                session_id, expires_in_ms = found
+                session_id, expires_in_ms, _ = found
         except InvalidSessionID as error:
             show.complain(str(error))
             return exits.PARTLY

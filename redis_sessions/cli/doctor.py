@@ -79,7 +79,7 @@ def retime(at: Options, *, dry_run: DryRun = False) -> int:
       redis-sessions retime --config config/agents.json --json | jq .shortened
     """
     with at.store() as store, show.progress("looking" if dry_run else "shortening") as progress:
-        result = store.retime(dry_run=dry_run, progress=progress)
         max_age_ms = store.settings.session_max_age_ms
+        result = store.retime(max_age_ms, dry_run=dry_run, progress=progress)
     at.put_result(result, lambda: tables.show_retime(result, max_age_ms, dry_run=dry_run))
     return exits.PARTLY if result.approximate else exits.DONE

@@ -11,6 +11,7 @@ from redis_sessions.doctor.server import Examination, text
 from redis_sessions.errors import SessionStoreError, StoreUnavailable
 from redis_sessions.keys import COUNTERS
 from redis_sessions.operations.command import Command, Op
+from redis_sessions.operations.conversation import Operations
 from redis_sessions.operations.retime import RetimeResult, retime
 from redis_sessions.operations.scan import INEXACT
 from redis_sessions.settings import StoreSettings
@@ -24,11 +25,17 @@ def no_ttl(about: Examination) -> Op[Outcome]:
     return bad if lives.given_ttl else _none(lives, f"none of {count(lives.looked_at, 'key')}")
 
 
-@check("max-age", why="these were saved when the max age was longer, and still live that long")
+@check("max-age", why="a session that lives longer is tried for longer than meant, and how long it is idle is unknown")
 def max_age(about: Examination) -> Op[Outcome]:
-    lives, age = (yield from about.server.once("scan", _scan(about))), exact_duration(about.settings.session_max_age_ms)
-    bad = WARNING, f"more than {age} left: {count(lives.shortened, 'session')}", _retime(about.settings)
-    return bad if lives.shortened else _none(lives, f"no session has more than {age} left")
+    lives, max_age_ms = (yield from about.server.once("scan", _scan(about))), about.settings.session_max_age_ms
+    age, agreed_ms = exact_duration(max_age_ms), (yield from Operations(about.settings).max_age_ms())
+    if not lives.shortened:
+        return _none(lives, f"no session has more than {age} left")
+    found, remedy = f"more than {age} left: {count(lives.shortened, 'session')}", _retime(about.settings)
+    if agreed_ms is not None and agreed_ms != max_age_ms:
+        found += f"; the workers' max age is {exact_duration(agreed_ms)}"
+        remedy = f"leave out --max-age; or, to change what workers have agreed on: {remedy}"
+    return WARNING, found, remedy
 
 
 @check("values", why="a value that is not a session ID can't be resumed")

@@ -13,7 +13,7 @@ from redis_sessions.errors import InvalidSettings, StoreUnavailable
 from redis_sessions.keys import Keys
 from redis_sessions.legacy.file import LegacyFile, expires_at_ms, time_problem
 from redis_sessions.operations.command import PRIMARIES, Command, Op, Resent
-from redis_sessions.operations.scan import Progress, Scan, session_rows, sole_server
+from redis_sessions.operations.scan import Progress, Scan, agreed, session_rows, sole_server
 from redis_sessions.operations.scripts import IMPORT
 from redis_sessions.settings import StoreSettings
 
@@ -160,6 +160,7 @@ def export_entries(
     settings: StoreSettings, add: Callable[[str, str, int], None], progress: Progress | None = None
 ) -> Op[ExportResult]:
     """Pass each live session to `add(key, session_id, used_at_ms)`, sorted by key, once even if the scan finds it twice."""
+    settings = yield from agreed(settings)
     scan = Scan(settings, progress)
     skipped = 0
     with Sorter() as sorter:

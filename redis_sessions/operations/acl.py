@@ -1,10 +1,10 @@
 """Access lists of least privilege: three users for one or more namespaces, each with the commands it needs and no others.
 
-| user   | for                                                    | may write |
-| ------ | ------------------------------------------------------ | --------- |
-| worker | conversations: get, set, delete, leases, counters, run | yes       |
-| report | the scans: report, list, export; reads counters        | no        |
-| admin  | all of these, import, retime, and most of the doctor   | yes       |
+| user   | for                                                     | may write |
+| ------ | ------------------------------------------------------- | --------- |
+| worker | conversations: get, set, delete, leases, counters, run  | yes       |
+| report | the scans: report, list, leases, export; peek; counters | no        |
+| admin  | all of these, import, retime, and most of the doctor    | yes       |
 
 HELLO and AUTH are open to all. The list also applies inside scripts: a user that may run scripts gains no command and no
 key by them, but can keep the server busy. SCAN has no pattern: a user that scans sees the names of other keys on that
@@ -42,7 +42,8 @@ _SCRIPTS: Final = words("eval evalsha")
 _ALONE: Final = words("select")
 _SCAN_ALONE: Final = words("mget")
 _CONVERSE: Final = words("set del pexpire incr time hget hmget hset hdel hincrby")
-_SCAN: Final = words("scan time dbsize info|server hmget")
+_SCAN: Final = words("scan time dbsize hget hmget info|server")
+_READ: Final = ("id:*", "record:*", "lease:*", "counter:*", "settings")
 # A script that names keys that its user may only read. Redis 6.2 has neither.
 _READ_ONLY: Final = words("eval_ro")
 _IMPORT: Final = words("set exists time")
@@ -59,7 +60,7 @@ USERS: Final[Mapping[str, User]] = {
         _ALWAYS | _SCAN,
         _ALONE | _SCRIPTS | _SCAN_ALONE | _READ_ONLY,
         _ROUTE | _SCAN_ROUTE,
-        ("id:*", "record:*", "lease:*", "settings", "counter:*"),
+        _READ,
         writes=False,
     ),
     # Commands that change or inspect more than conversations add here what they send.

@@ -2,28 +2,84 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, Self
+from functools import cache
+from posixpath import commonprefix
+from typing import Any, Final, NamedTuple, Self
 
-from redis_sessions.errors import CorruptValue, InvalidSessionID, KeysScattered, SessionStoreError
+from redis_sessions.errors import (
+    CorruptValue,
+    InvalidSessionID,
+    InvalidSettings,
+    KeysScattered,
+    SessionStoreError,
+    is_away,
+)
 from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, PROBES, RECORD_FIELDS, Keys, check_session_id, is_session_id
 from redis_sessions.operations import scripts
 from redis_sessions.operations.command import Command, Op, Script
 from redis_sessions.settings import StoreSettings
 
+log = logging.getLogger("redis_sessions")
+
+_MAX_PLACE_CHARS: Final = 4096
+_SHARED: Final = re.compile(r"([0-9]{1,4}):")
+_MAX_AGE: Final = "max_age_ms"
+# How soon a store that could not reach the namespace's settings asks for them again, as each time may delay a save.
+_SETTINGS_PAUSE_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a session is made and can be resumed: None for what is not known, or doesn't matter.
+
+    Text that is not valid Unicode, such as a path that is not UTF-8, is backslash-escaped. Raises TypeError for what is not
+    a str, and InvalidSettings for a text with a NUL in it or of more than 4096 characters.
+
+    Attributes:
+        host: name of the host.
+        home: path of the directory where the agent keeps its sessions.
+        directory: path of the agent's working directory.
+    """
+
+    host: str | None = None
+    home: str | None = None
+    directory: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if not isinstance(value, str | None):
+                raise TypeError(f"{name} of a Place must be a str or None, not {type(value).__name__}: pass str({name})")
+            if value is not None and ("\0" in value or len(value) > _MAX_PLACE_CHARS):
+                raise InvalidSettings(
+                    f"{name} of a Place has a NUL or more than {_MAX_PLACE_CHARS} characters",
+                    remedy="pass the name of a host, or a path",
+                )
+            # An empty text names no place, and would be read back as None.
+            object.__setattr__(self, name, value.encode("utf-8", "backslashreplace").decode() if value else None)
+
+    def __str__(self) -> str:
+        known = [f"{name} {value!r}" for name in self.__slots__ if (value := getattr(self, name))]
+        return ", ".join(known) or "nothing is known of it"
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a session beside its ID; None or 0 for what is not. Times are the server's, milliseconds since 1970.
+    """What is known of a session; None or 0 for what is not. Times are the server's, milliseconds since 1970.
 
     Attributes:
-        agent: name of the runtime.
+        session_id: the session that it is about.
+        agent: name of the runtime whose session it is.
+        host, home, directory: the place of its last turn; see Place.
         started_ms: when its first turn was saved.
         used_ms: when its last turn was saved.
         turns: how many turns were saved.
@@ -32,7 +88,11 @@ class Record:
         complete: False if its last turn was cut short.
     """
 
+    session_id: str | None = None
     agent: str | None = None
+    host: str | None = None
+    home: str | None = None
+    directory: str | None = None
     started_ms: int | None = None
     used_ms: int | None = None
     turns: int = 0
@@ -43,21 +103,50 @@ class Record:
     @classmethod
     def read(cls, values: Sequence[bytes | None]) -> Self:
         """A record from the values of RECORD_FIELDS; what can't be read is not known."""
-        text = {
-            name: value.decode("utf-8", "replace")
-            for name, value in zip(RECORD_FIELDS, values, strict=False)
-            if value is not None
-        }
-        numbers = {name: int(value) for name, value in text.items() if re.fullmatch("[0-9]{1,18}", value)}
+        if not any(values):
+            return cls()
+        text = [None if value is None else value.decode("utf-8", "replace") for value in values]
+        session_id, who, directory, *figures, cut_short = text
+        started_ms, lasted_ms, turns, context_tokens, failures = map(_figure, figures)
+        agent, host, home = [*((who or "").split("\0", 2)), "", ""][:3]
         return cls(
-            agent=text.get("agent"),
-            started_ms=numbers.get("started_ms"),
-            used_ms=numbers.get("used_ms"),
-            turns=numbers.get("turns", 0),
-            context_tokens=numbers.get("context_tokens"),
-            failures=numbers.get("failures", 0),
-            complete=text.get("complete") != "0",
+            session_id,
+            agent or None,
+            host or None,
+            home or None,
+            _whole(directory, home) or None,
+            started_ms,
+            None if started_ms is None or lasted_ms is None else started_ms + lasted_ms,
+            turns or 0,
+            context_tokens,
+            failures or 0,
+            cut_short != "1",
         )
+
+    @property
+    def place(self) -> Place:
+        """The place of its last turn."""
+        return Place(self.host, self.home, self.directory)
+
+
+def _figure(text: str | None) -> int | None:
+    return int(text) if text and len(text) <= 18 and text.isascii() and text.isdigit() else None
+
+
+def _whole(directory: str | None, home: str) -> str | None:
+    """A directory as it stands in a record, with what it shares with the home put back."""
+    shared = directory and _SHARED.match(directory)
+    return home[: int(shared[1])] + directory[shared.end() :] if directory and shared else directory
+
+
+def _packed(agent: str | None, place: Place) -> dict[str, str]:
+    """Agent and place as fields of a record."""
+    who = "\0".join((agent or "", place.host or "", place.home or "")).rstrip("\0")
+    directory, home = place.directory or "", place.home or ""
+    shared = len(commonprefix((home, directory)))
+    if shared > 3 or _SHARED.match(directory):
+        directory = f"{shared}:{directory[shared:]}"
+    return {"w": who, "d": directory}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +158,21 @@ class Lease:
         token: names this claim, `host:pid:random`; new for every claim.
         session_id: the live session ID that was found, or None.
         unusable: Redis held a value that is not a session ID; it counts as nothing to resume.
-        record: what else is known of that session; an empty Record if nothing is.
+        values: of the session's record, as Redis holds them.
+        now_ms: the server's time of the claim, milliseconds since 1970, where `max_lifetime_ms` is set.
     """
 
     key: str
     token: str
     session_id: str | None = None
     unusable: bool = False
-    record: Record = field(default=Record(), repr=False)
+    values: tuple[bytes | None, ...] = field(default=(), repr=False)
+    now_ms: int | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def record(self) -> Record:
+        """What else is known of that session; an empty Record if nothing is."""
+        return Record.read(self.values)
 
 
 class Failures(StrEnum):
@@ -115,15 +211,17 @@ class Held:
 
 
 class Peek(NamedTuple):
-    """A live session ID, and how long it has left.
+    """A live session ID, how long it has left, and what else is known of the session.
 
     Attributes:
         session_id: the ID.
         expires_in_ms: milliseconds until it expires unless it is saved again; None if it never does.
+        record: None if there is none of this session.
     """
 
     session_id: str
     expires_in_ms: int | None
+    record: Record | None = None
 
 
 class Operations:
@@ -141,6 +239,8 @@ class Operations:
         self.keys = Keys(settings.namespace)
         self._lease_ttl_ms = settings.lease_ms + LEASE_GRACE_MS
         self._together = together
+        # When a save is to compare the max age with that of the namespace: from the first on, until that was done.
+        self._compare_at_s = 0.0
 
     def get(self, key: str) -> Op[str | None]:
         [raw] = yield [Command(("GET", self.keys.session_id(key)), key)]
@@ -148,14 +248,26 @@ class Operations:
 
     def peek(self, key: str) -> Op[Peek | None]:
         redis_key = self.keys.session_id(key)
-        [raw, pttl_ms] = yield [Command(("GET", redis_key), key), Command(("PTTL", redis_key), key)]
+        asked: list[tuple[bytes | str, ...]] = [("GET", redis_key), ("PTTL", redis_key)]
+        if self.settings.records:
+            asked.append(("HMGET", self.keys.record(key), *RECORD_FIELDS))
+        # Not a script: a user that may only read could not run it. Optional, as a record of another type is none.
+        raw, pttl_ms, *records = yield [Command(command, key, optional=True) for command in asked]
+        for reply in (raw, pttl_ms, *records):
+            if isinstance(reply, SessionStoreError) and not (reply in records and isinstance(reply, CorruptValue)):
+                raise reply
         session_id = _found(key, raw)
         # Below -1, it expired between the two.
-        return None if session_id is None or pttl_ms < -1 else Peek(session_id, pttl_ms if pttl_ms >= 0 else None)
+        if session_id is None or pttl_ms < -1:
+            return None
+        read = (Record.read(values) for values in records if isinstance(values, list))
+        record = next((record for record in read if record.session_id == session_id), None)
+        return Peek(session_id, pttl_ms if pttl_ms >= 0 else None, record)
 
     def set(self, key: str, session_id: str) -> Op[None]:
         value = check_session_id(key, session_id)
         yield [Command(("SET", self.keys.session_id(key), value, "PX", self.settings.session_max_age_ms), key)]
+        yield from self._compare_max_age()
 
     def delete(self, key: str, session_id: str | None = None) -> Op[bool]:
         value = b"" if session_id is None else check_session_id(key, session_id)
@@ -164,13 +276,14 @@ class Operations:
 
     def acquire(self, key: str, token: str | None = None) -> Op[Lease | Held]:
         token = token or new_token()
+        wants_now = int(self.settings.max_lifetime_ms is not None)
         fields = RECORD_FIELDS if self.settings.records else ()
-        claim = self._leased(scripts.ACQUIRE, key, token, self._lease_ttl_ms, LEASE_GRACE_MS, *fields)
+        claim = self._leased(scripts.ACQUIRE, key, token, self._lease_ttl_ms, LEASE_GRACE_MS, wants_now, *fields)
         # Twice, since another worker may have taken over between the claim and the look.
         for last in (False, True):
             [reply] = yield [claim]
             if reply[0] == 0:
-                return Held(key, reply[1].decode("utf-8", "backslashreplace")[:200], int(reply[2]))
+                return _held(key, reply[1], int(reply[2]))
             if self._together or (yield from self._sees(key, token)):
                 self._together = True
                 break
@@ -181,12 +294,12 @@ class Operations:
                     key=key,
                     remedy='let it hash only what stands in braces (twemproxy: hash_tag: "{}"), or connect to one server',
                 )
-        raw = reply[1]
+        _, raw, now_ms, *values = reply
         if raw is None:
             return Lease(key, token)
         if not is_session_id(raw):
             return Lease(key, token, unusable=True)
-        return Lease(key, token, str(raw, "ascii"), record=Record.read(reply[2:]))
+        return Lease(key, token, str(raw, "ascii"), values=tuple(values), now_ms=None if now_ms is None else int(now_ms))
 
     def _sees(self, key: str, token: str) -> Op[bool]:
         """Whether the token of a claim is in the lease on the server that has the ID.
@@ -214,7 +327,10 @@ class Operations:
         keep_lease: bool = False,
         continues: str | None = None,
         failures: Failures = Failures.reset,
-        fields: Mapping[str, str | int] | None = None,
+        agent: str | None = None,
+        place: Place | None = None,
+        context_tokens: int | None = None,
+        complete: bool = True,
         counters: Sequence[str] = (),
     ) -> Op[Written]:
         """Save a session ID, and what is known of it.
@@ -225,12 +341,22 @@ class Operations:
             keep_lease: renew the lease instead of releasing it: the turn goes on.
             continues: another ID of the same session, whose record goes on.
             failures: what to do with the number of undecided failures in a row.
-            fields: further fields of the record.
+            agent: the runtime, for the record. Without it and `place`, what the record has of both stays.
+            place: where the turn ran, for the record.
+            context_tokens: size of the context, for the record.
+            complete: False if the turn was cut short or goes on.
             counters: to increment, where `counts_in_scripts`.
         """
         _check_lease(lease)
         value = check_session_id(lease.key, session_id)
-        known = [part for name, value in (fields or {}).items() for part in (name, value)] if self.settings.records else []
+        known: list[str | int] = []
+        if self.settings.records:
+            if agent or place:
+                # An empty one takes the place of what the record has of another place.
+                packed = _packed(agent, place or Place())
+                known += [part for pair in packed.items() if pair[1] or any(lease.values[1:3]) for part in pair]
+            known += () if context_tokens is None else ("c", context_tokens)
+            known += () if complete else ("i", 1)
         command = self._leased(
             scripts.SAVE,
             lease.key,
@@ -244,7 +370,40 @@ class Operations:
             counters=counters,
         )
         [reply] = yield [command._replace(tell_again=True)]
-        return _written(reply)
+        written = _written(reply)
+        if written.mine:
+            yield from self._compare_max_age()
+        return written
+
+    def max_age_ms(self) -> Op[int | None]:
+        """The max age that the namespace's workers have agreed on; None if it is not known, or this user may not read it."""
+        [raw] = yield [Command(("HGET", self.keys.settings(), _MAX_AGE), optional=True)]
+        return None if raw is None or isinstance(raw, SessionStoreError) else _max_age(raw)
+
+    def _compare_max_age(self) -> Op[None]:
+        """After this store's first save: write the max age for all workers, or warn that it is not that of the others.
+
+        Whatever becomes of it, the save before it was carried out and must not fail.
+        """
+        if time.monotonic() < self._compare_at_s:
+            return
+        self._compare_at_s = float("inf")
+        mine_ms, redis_key = self.settings.session_max_age_ms, self.keys.settings()
+        [raw] = yield [
+            Command((_MAX_AGE, mine_ms), None, scripts.SETTINGS, (redis_key,), resend=False, optional=True, even_away=True)
+        ]
+        if isinstance(raw, SessionStoreError):
+            if is_away(raw):
+                self._compare_at_s = time.monotonic() + _SETTINGS_PAUSE_S
+            log.warning("%s: the max age was not compared with that of other workers: %s", redis_key.decode(), raw)
+        elif (theirs_ms := _max_age(raw)) != mine_ms:
+            log.warning(
+                "namespace %s: this worker's max age is %d ms, that of the namespace %s: give both the same, by "
+                "session_max_age_ms here, or for the namespace by retime",
+                self.settings.namespace,
+                mine_ms,
+                "is not a number" if theirs_ms is None else f"{theirs_ms} ms",
+            )
 
     def reject(self, lease: Lease, counters: Sequence[str] = ()) -> Op[Written]:
         _check_lease(lease)
@@ -267,6 +426,17 @@ class Operations:
         redis_keys = (self.keys.lease(lease.key), *map(self.keys.counter, counters))
         [reply] = yield [Command((lease.token,), lease.key, scripts.RELEASE, redis_keys, tell_again=True)]
         return _written(reply)
+
+    def break_lease(self, key: str) -> Op[Held | None]:
+        redis_key = self.keys.lease(key)
+        [holder, pttl_ms] = yield [Command(("GET", redis_key), key), Command(("PTTL", redis_key), key)]
+        remaining_ms = self.settings.lease_ms if pttl_ms == -1 else pttl_ms - LEASE_GRACE_MS
+        if holder is None or remaining_ms <= 0:
+            return None
+        # By its holder: a claim that comes between the two is not the one that was to be broken.
+        args = (holder, new_token(), LEASE_GRACE_MS)
+        [broken] = yield [Command(args, key, scripts.BREAK, (redis_key,), tell_again=True)]
+        return _held(key, holder, remaining_ms) if broken else None
 
     def increment(self, name: str) -> Op[int]:
         # Not sent again after a lost reply, because it might count twice: losing one is better.
@@ -295,6 +465,15 @@ class Operations:
     ) -> Command:
         redis_keys = (self.keys.lease(key), self.keys.session_id(key), self.keys.record(key))
         return Command((token, *args), key, script, (*redis_keys, *map(self.keys.counter, counters)))
+
+
+def _held(key: str, holder: bytes, remaining_ms: int) -> Held:
+    return Held(key, holder.decode("utf-8", "backslashreplace")[:200], remaining_ms)
+
+
+def _max_age(raw: bytes | str) -> int | None:
+    text = str(raw, "ascii", "replace") if isinstance(raw, bytes) else raw
+    return _figure(text) or None
 
 
 def _check_lease(lease: object) -> None:
@@ -333,5 +512,11 @@ def _found(key: str, raw: bytes | None) -> str | None:
 
 
 def new_token() -> str:
-    """A token that names one claim: host, process and 64 random bits."""
-    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
+    """A token that names one claim, `host:pid:random`: host, process and 64 random bits."""
+    return f"{_host()}:{os.getpid()}:{secrets.token_hex(8)}"
+
+
+@cache
+def _host() -> str:
+    """The host's name, without what would make a token hard to read or to split."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname())[:64]

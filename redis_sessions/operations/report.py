@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from redis_sessions.errors import InexactScan
 from redis_sessions.keys import Keys, is_session_id
 from redis_sessions.operations.command import Op
-from redis_sessions.operations.scan import INEXACT, Page, Progress, Scan, session_rows
+from redis_sessions.operations.scan import INEXACT, Page, Progress, Scan, agreed, session_rows
 from redis_sessions.settings import DAY_MS, StoreSettings
 from redis_sessions.text import safe
 
@@ -55,7 +55,8 @@ class Report(BaseModel, frozen=True, defer_build=True):
     Attributes:
         live: keys that hold a valid session ID.
         no_ttl: keys that never expire; `set` never writes one.
-        over_max_age: keys with more time left than the reader's max age; how long they are idle is unknown.
+        over_max_age: keys with more time left than the max age; how long they are idle is unknown. The max age is the one
+            that the settings were given, or else the namespace's.
         invalid: keys without a valid session ID: wrong type, wrong text, or a name outside the key scheme.
         invalid_examples: the first 20 of them.
         soonest_expiry_ms: milliseconds until the next session expires, None if none will.
@@ -84,6 +85,7 @@ class Report(BaseModel, frozen=True, defer_build=True):
 
 def report(settings: StoreSettings, counters: Op[dict[str, int | None]], progress: Progress | None = None) -> Op[Report]:
     """Aggregate all session keys and the counters into a Report."""
+    settings = yield from agreed(settings)
     scan = Scan(settings, progress)
     fold = ReportFold(settings)
     while (pages := (yield from scan.next_pages())) is not None:

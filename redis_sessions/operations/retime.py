@@ -48,7 +48,10 @@ class RetimeResult(BaseModel, frozen=True, defer_build=True):
 def retime(
     settings: StoreSettings, progress: Progress | None = None, *, dry_run: bool = False, scan: Scan | None = None
 ) -> Op[RetimeResult]:
-    """Shorten every TTL that exceeds the settings' max age. `scan` replaces the scan that it would make itself."""
+    """Shorten every TTL that exceeds the settings' max age, and write that for all workers.
+
+    `scan` replaces the scan that it would make itself.
+    """
     scan = scan or Scan(settings, progress)
     keys, max_age_ms = Keys(settings.namespace), settings.session_max_age_ms
     looked_at = invalid = invalid_no_ttl = 0
@@ -81,6 +84,8 @@ def retime(
                 raise reply
             # A key whose slot has moved away meanwhile is not changed.
             done.update((0,) if is_away(reply) else reply)
+    if not dry_run:
+        yield [Command(("HSET", keys.settings(), "max_age_ms", max_age_ms))]
     shortened, given_ttl = done[SHORTENED], done[GIVEN_TTL]
     return RetimeResult(
         looked_at=looked_at,

@@ -34,7 +34,7 @@ from redis_sessions.keys import (
     is_session_id,
 )
 from redis_sessions.operations.command import EMULATED, PRIMARIES, Command, Op
-from redis_sessions.operations.conversation import Record
+from redis_sessions.operations.conversation import Operations, Record
 from redis_sessions.operations.scripts import PAGE, RUN_ID
 from redis_sessions.settings import NAMESPACE, StoreSettings
 
@@ -270,6 +270,13 @@ _Mark: TypeAlias = tuple[str, frozenset[int], str]
 _ALL_SLOTS = frozenset(range(16_384))
 
 
+def agreed(settings: StoreSettings) -> Op[StoreSettings]:
+    """These settings; with the namespace's own max age if it is known and they were given none."""
+    if "session_max_age_ms" in settings.model_fields_set:
+        return settings
+    return settings.with_max_age((yield from Operations(settings).max_age_ms()))
+
+
 def sole_server(keys: Keys) -> Op[str | None]:
     """The run ID of the one server that has all keys, where there is no cluster; None if it isn't proven that there is one.
 
@@ -362,18 +369,22 @@ def near_namespaces(settings: StoreSettings) -> Op[tuple[str, ...]]:
 
     Looks at 20 pages of each primary at most. Those with similar names come first.
     """
-    there = yield [Command(("EXISTS", Keys(settings.namespace).counter(name)), optional=True) for name in COUNTERS]
+    keys = Keys(settings.namespace)
+    others = (keys.settings(), *map(keys.counter, COUNTERS))
+    there = yield [Command(("PTTL", redis_key), optional=True) for redis_key in others]
+    is_empty = not any(isinstance(pttl_ms, int) and pttl_ms > -2 for pttl_ms in there)
     [nodes] = yield [PRIMARIES]
     cursors: dict[Any, bytes | str] = dict.fromkeys(nodes, "0")
     found: set[str] = set()
     for _ in range(_LOOK_PAGES):
-        if not cursors or 1 in there or settings.namespace in found:
+        is_empty = is_empty and settings.namespace not in found
+        if not cursors or not is_empty:
             break
         listed = yield from _listed(cursors, b"*:*:{*}", settings.scan_count)
         for redis_key in (redis_key for _, _, redis_keys in listed for redis_key in redis_keys):
             if match := _OF_A_STORE.match(redis_key):
                 found.add(match[1].decode("ascii"))
         cursors = {node: cursor for node, (cursor, *_) in zip(cursors, listed, strict=True) if cursor != b"0"}
-    if 1 in there or settings.namespace in found:
+    if not is_empty or settings.namespace in found:
         return ()
     return tuple(sorted(found, key=lambda name: (-SequenceMatcher(None, settings.namespace, name).ratio(), name))[:MAX_NEAR])

@@ -40,7 +40,7 @@ end
 # Deletes a record unless it is that of the session `id`; whether it is there then.
 _RECORD: Final = """
 local function is_record_of(key, id)
-  local found = peek('HGET', key, 'session_id')
+  local found = peek('HGET', key, 'id')
   if found == id then
     return true
   end
@@ -51,14 +51,23 @@ local function is_record_of(key, id)
 end
 """
 
-# KEYS lease, id, record; ARGV token, lease TTL, grace, fields of the record, ...
-# -> {1, id or nil, value of each field or nil} or {0, holder, remaining ms}
-# The first field is the session ID: a record of another session, or a key of another type, has no fields.
+# The server's time, in milliseconds.
+_NOW: Final = """
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+"""
+
+# KEYS lease, id, record; ARGV token, lease TTL, grace, 1 if the time is wanted, fields of the record, ...
+# -> {1, id or nil, now ms or nil, value of each field or nil} or {0, holder, remaining ms}
 # A lease without a TTL (after PERSIST by hand) gets one, so that it can't block a conversation forever.
+# The first field is the session ID: a record of another session, or a key of another type, has no fields.
 # A value too long to be an ID is cut one byte past the longest, one of the wrong type becomes empty: neither is valid.
 # A holder is cut too, since it may be any value.
 ACQUIRE: Final = Script(
     _PEEK
+    + _NOW
     + """
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
@@ -79,12 +88,12 @@ if type(id) == 'table' then
 elseif id then
   id = string.sub(id, 1, 257)
 end
-local found = {1, id}
-if id and #ARGV > 3 then
-  local values = peek('HMGET', KEYS[3], unpack(ARGV, 4))
+local found = {1, id, ARGV[4] == '1' and string.format('%.0f', now())}
+if id and #ARGV > 4 then
+  local values = peek('HMGET', KEYS[3], unpack(ARGV, 5))
   if not values.err and values[1] == id then
     for i, value in ipairs(values) do
-      found[i + 2] = value and string.sub(value, 1, 4096)
+      found[i + 3] = value and string.sub(value, 1, 40000)
     end
   end
 end
@@ -105,13 +114,15 @@ return 0
 
 # KEYS lease, id, record, counter, ...
 # ARGV token, session ID, max age, lease TTL to keep the lease or '', the ID whose session this one continues or '', what to
-# do with `failures` ('keep', 'add' or 'reset'; '' writes no record), further fields of the record and their values, ...,
+# do with the failures ('keep', 'add' or 'reset'; '' writes no record), further fields of the record and their values, ...,
 # whether it is sent again. -> {1 saved or 0 lost, number of counters that were not incremented}
 # Sent again, it also looks at the ID: the first sending may have released the lease already, and has counted then. Sent once
 # it must not, or a worker that comes late with the same ID that its successor resumed or saved would never learn that it was
-# taken over. `turns` counts the saves that end a turn. What this turn did not report is not kept from the one before.
+# taken over. `t` counts the saves that end a turn. What this turn did not report is not kept from the one before, but agent
+# and place are.
 SAVE: Final = Script(
     _PEEK
+    + _NOW
     + _COUNT
     + """
 local id, again = ARGV[2], ARGV[#ARGV]
@@ -123,33 +134,33 @@ if peek('GET', KEYS[1]) ~= ARGV[1] then
 end
 redis.call('SET', KEYS[2], id, 'PX', ARGV[3])
 if ARGV[6] ~= '' then
-  local time = redis.call('TIME')
-  local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-  local was = peek('HMGET', KEYS[3], 'session_id', 'turns', 'failures', 'complete', 'context_tokens')
+  local used = now()
+  local started = used
+  local was = peek('HMGET', KEYS[3], 'id', 's', 't', 'f', 'c', 'i')
   local turns, failures = ARGV[4] == '' and 1 or 0, ARGV[6] == 'add' and 1 or 0
-  local fields = {'session_id', id, 'used_ms', now, unpack(ARGV, 7, #ARGV - 1)}
+  local fields = {'id', id, unpack(ARGV, 7, #ARGV - 1)}
   local function field(name, value)
-    fields[#fields + 1], fields[#fields + 2] = name, value
+    fields[#fields + 1], fields[#fields + 2] = name, string.format('%.0f', value)
   end
   if was[1] and (was[1] == id or was[1] == ARGV[5]) then
-    turns = turns + (tonumber(was[2]) or 0)
+    started = tonumber(was[2]) or used
+    turns = turns + (tonumber(was[3]) or 0)
     if ARGV[6] ~= 'reset' then
-      failures = failures + (tonumber(was[3]) or 0)
+      failures = failures + (tonumber(was[4]) or 0)
     end
-    if was[3] or was[4] or was[5] then
-      redis.call('HDEL', KEYS[3], 'failures', 'complete', 'context_tokens')
+    if was[4] or was[5] or was[6] then
+      redis.call('HDEL', KEYS[3], 'f', 'c', 'i')
     end
-  else
-    if was.err or was[1] then
-      redis.call('DEL', KEYS[3])
-    end
-    field('started_ms', now)
+  elseif was.err or was[1] then
+    redis.call('DEL', KEYS[3])
   end
+  field('s', started)
+  field('u', math.max(0, used - started))
   if turns > 0 then
-    field('turns', turns)
+    field('t', turns)
   end
   if failures > 0 then
-    field('failures', failures)
+    field('f', failures)
   end
   redis.call('HSET', KEYS[3], unpack(fields))
   redis.call('PEXPIRE', KEYS[3], ARGV[3])
@@ -200,14 +211,36 @@ if holder ~= ARGV[1] then
 end
 if peek('GET', KEYS[2]) == ARGV[2] then
   if not is_record_of(KEYS[3], ARGV[2]) then
-    redis.call('HSET', KEYS[3], 'session_id', ARGV[2])
+    redis.call('HSET', KEYS[3], 'id', ARGV[2])
   end
-  redis.call('HINCRBY', KEYS[3], 'failures', 1)
+  redis.call('HINCRBY', KEYS[3], 'f', 1)
   local pttl = redis.call('PTTL', KEYS[2])
   redis.call('PEXPIRE', KEYS[3], pttl > 0 and pttl or ARGV[3])
 end
 redis.call('DEL', KEYS[1])
 return 1
+"""
+)
+
+# KEYS settings; ARGV field, value -> the value that it has, which is this one if it had none
+SETTINGS: Final = Script("""
+local found = redis.call('HGET', KEYS[1], ARGV[1])
+if not found then
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+end
+return found or ARGV[2]
+""")
+
+# KEYS lease; ARGV its holder, another token, grace, whether it is sent again. -> 1 if that holder has it no longer, else 0
+# The lease becomes one that has lapsed and that the other token had: the holder can neither renew it nor save.
+BREAK: Final = Script(
+    _PEEK
+    + """
+if peek('GET', KEYS[1]) == ARGV[1] then
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+  return 1
+end
+return ARGV[4] == '1' and 1 or 0
 """
 )
 

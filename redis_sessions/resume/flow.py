@@ -8,13 +8,19 @@
 | R | a turn with E, not R | save E | resumes +1 (1) | return, session_changed=True |
 | R | refused: gone, invalid ID, unusable | reject R | resume_failures +1, at once | run fresh, once (2) |
 | R | busy (another writer) | keep, TTL untouched | | raise SessionBusy |
+| R, made elsewhere | refused as gone | reject R | none at once | run fresh, once (2); moved=True |
 | R | unavailable: provider, login, usage limit, network | keep, TTL untouched | | raise the agent's error |
 | R | anything else | keep, TTL untouched; failures +1 (3) | | raise the agent's error |
 | any | failed or cut short after an answer in E | save E, complete=0 (4) | as for a turn | raise the agent's error |
 | nothing, or fresh after a refusal | failure before that | nothing is saved | | raise the agent's error |
 
-A value in Redis that is not a session ID, or that the caller doesn't accept as one of its agent, counts as "nothing". An
-ID of that kind that a turn gives is not saved, as if the turn had given none. The result's reason says which it was.
+A value in Redis that is not a session ID, that the caller doesn't accept as one of its agent, or whose record names another
+agent, counts as "nothing"; it stands until a turn's ID is saved over it. An ID that can't be one of the agent's and that a
+turn gives is not saved, as if the turn had given none. The result's reason says which it was.
+
+A session that has reached one of the settings' limits (`max_turns`, `max_lifetime_ms`, `max_context_tokens`) is not tried
+either: the turn runs fresh, how="rotated", and R stands until that turn has been saved. "Elsewhere" is a place that differs
+from the caller's in what the agent is bound to; with on_elsewhere="raise", SessionElsewhere is raised before anything runs.
 
 (1) Unless R was gone, as the turn's `previous_gone` says: then resume_failures +1, fresh_starts +1, and how="restarted".
 (2) If the turn had begun: raise the agent's error. If the lease was taken meanwhile: raise LeaseHeld, no run.
@@ -43,12 +49,13 @@ from redis_sessions.errors import (
     InvalidSessionID,
     LeaseHeld,
     SessionBusy,
+    SessionElsewhere,
     SessionStoreError,
     StoreUnavailable,
 )
-from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES
+from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
 from redis_sessions.operations.command import Op
-from redis_sessions.operations.conversation import Failures, Held, Lease, Operations, Written, new_token
+from redis_sessions.operations.conversation import Failures, Held, Lease, Operations, Record, Written, new_token
 from redis_sessions.resume.turn import (
     How,
     InvalidTurn,
@@ -65,6 +72,12 @@ log = logging.getLogger("redis_sessions")
 
 T = TypeVar("T")
 
+# What is counted for a turn, by how it ran; for any other way, a fresh start.
+_COUNTERS: Final[dict[How, list[str]]] = {
+    "resumed": [RESUMES],
+    "gave_up": [FRESH_STARTS, GAVE_UP],
+    "rotated": [FRESH_STARTS, ROTATIONS],
+}
 # How long to wait between two claims of a conversation that another worker holds: at first, and at most.
 _POLL_S: Final = (0.02, 0.5)
 
@@ -109,12 +122,15 @@ class _RunningTurn:
         self.request = request
         # Its token is chosen here, so that a claim whose reply never came can still be released.
         self.claim = Lease(request.key, new_token())
+        # What is known of the session that was found.
+        self.record = Record()
         self.claimed = False
         self.ran = False
         self.away = False
         self.warned = False
         self.previous: str | None = None
         self.how: How = "fresh"
+        self.moved = False
         # In which session the model has answered, while that is not saved for good.
         self.answered: str | None = None
         self.saved_early: str | None = None
@@ -184,16 +200,40 @@ class _RunningTurn:
             return
         if unusable:
             self._say("what Redis held was not a valid session ID")
-        elif found is not None and (why := self.request.objection(found)):
+        elif found is not None and (why := self.request.objection(found) or self._another_agent()):
             self._say(f"Redis held {excerpt(found)}, which {why}: started fresh")
         elif found is not None:
             self.previous = found
-            failures, most = self.claim.record.failures, self.ops.settings.give_up_after
-            self.how = "gave_up" if 0 < most <= failures else "resumed"
-            if self.how == "gave_up":
-                self._say(
-                    f"session {found} failed {failures} times in a row: started fresh, and it stands until that is saved"
+            self.how, why = self._choose()
+            if self.how != "resumed":
+                level = logging.INFO if self.how == "rotated" else logging.WARNING
+                self._say(f"session {found} {why}: started fresh, and it stands until that is saved", level)
+            elif self.request.on_elsewhere == "raise" and (differs := self.request.elsewhere(self.record)):
+                raise SessionElsewhere(
+                    self.key, session_id=found, place=self.record.place, agent=self.record.agent, differs=differs
                 )
+
+    def _another_agent(self) -> str | None:
+        """What is said of the ID that was found if it is recorded for another agent."""
+        recorded, agent = self.record.agent, self.request.agent
+        return f"is a session of {recorded}" if recorded and agent and recorded != agent else None
+
+    def _choose(self) -> tuple[How, str]:
+        """How to run on the session that was found, and why if not by resuming it."""
+        record, settings = self.record, self.ops.settings
+        if 0 < settings.give_up_after <= record.failures:
+            return "gave_up", f"failed {record.failures} times in a row"
+        now_ms, started_ms = self.claim.now_ms, record.started_ms
+        age_ms = 0 if now_ms is None or started_ms is None else now_ms - started_ms
+        for name, reached, unit in (
+            ("max_turns", record.turns, "turns"),
+            ("max_lifetime_ms", age_ms, "ms since its first turn"),
+            ("max_context_tokens", record.context_tokens or 0, "tokens of context"),
+        ):
+            limit = getattr(settings, name)
+            if limit is not None and reached >= limit:
+                return "rotated", f"has {reached} {unit}, and {name} is {limit}"
+        return "resumed", ""
 
     def _acquire(self) -> Flow[Lease]:
         deadline_s = time.monotonic() + self.request.wait_ms / 1000
@@ -202,7 +242,7 @@ class _RunningTurn:
             self.claimed = True
             found = yield from self._do(self.ops.acquire(self.key, self.claim.token))
             if isinstance(found, Lease):
-                self.claim = found
+                self.claim, self.record = found, found.record
                 return found
             self.claimed = False
             left_s = deadline_s - time.monotonic()
@@ -258,7 +298,7 @@ class _RunningTurn:
         if verdict is Verdict.busy and asked is not None and not self.answered:
             raise SessionBusy(self.key, session_id=asked) from error
         self.undecided = asked is not None and verdict is Verdict.other and not judgement.cut_short
-        if self.undecided and self.request.judge is judge_by_phrase and self.claim.record.failures:
+        if self.undecided and self.request.judge is judge_by_phrase and self.record.failures:
             log.warning(
                 "conversation %r: session %s failed again, and no judge can say whether it is gone: pass agent= to resume",
                 self.key,
@@ -271,7 +311,8 @@ class _RunningTurn:
         refused, self.answered = self.saved_early or asked, None
         mine = True
         if refused is not None:
-            counters = [] if asked is None else [RESUME_FAILURES]
+            gone = asked is not None and judgement.verdict is Verdict.gone
+            counters = [] if asked is None or (gone and self._has_moved()) else [RESUME_FAILURES]
             try:
                 if self.claimed:
                     lease = replace(self.claim, session_id=refused)
@@ -291,7 +332,16 @@ class _RunningTurn:
         if not mine:
             self.claimed = False
             raise LeaseHeld(self.key) from error
-        self._say(f"session {asked} was refused ({judgement.verdict})", logging.INFO)
+        if not self.moved:
+            self._say(f"session {asked} was refused ({judgement.verdict})", logging.INFO)
+
+    def _has_moved(self) -> bool:
+        """Whether a session that is gone here was made elsewhere, which is said."""
+        differs = self.request.elsewhere(self.record, ever=True)
+        if differs is not None:
+            self.moved = True
+            self._say(f"session {self.previous} is gone here: it was made elsewhere ({differs}): {self.record.place}")
+        return self.moved
 
     def _keep(self, turn: Turn[Any]) -> Flow[ResumeResult[Any]]:
         given, gone = self._given(turn), turn.previous_gone
@@ -299,8 +349,9 @@ class _RunningTurn:
             gone = self.request.keeps_id and given is not None and given != self.previous
         if self.how == "resumed" and gone:
             self.how = "restarted"
-            self._say(f"session {self.previous} was gone, and the agent started another without saying so", logging.INFO)
-            self.uncounted.append(RESUME_FAILURES)
+            if not self._has_moved():
+                self._say(f"session {self.previous} was gone, and the agent started another without saying so", logging.INFO)
+                self.uncounted.append(RESUME_FAILURES)
         session_id = given or self.answered or (self.previous if self.how == "resumed" else None)
         saved = False
         if session_id is not None:
@@ -320,6 +371,7 @@ class _RunningTurn:
             saved=saved,
             session_changed=self.how == "resumed" and session_id != self.previous,
             reason="; ".join(self.reasons) or None,
+            moved=self.moved,
         )
 
     def _given(self, turn: Turn[Any]) -> str | None:
@@ -372,20 +424,17 @@ class _RunningTurn:
     def _saving(
         self, session_id: str, *, complete: bool, context_tokens: int | None = None, keep_lease: bool = False
     ) -> Op[Written]:
-        fields: dict[str, str | int] = {}
-        if self.request.agent is not None:
-            fields["agent"] = self.request.agent
-        if context_tokens is not None:
-            fields["context_tokens"] = context_tokens
-        if not complete:
-            fields["complete"] = 0
+        before = self.record if self.how == "resumed" else Record()
         return self.ops.save(
             self.claim,
             session_id,
             keep_lease=keep_lease,
             continues=self.previous if self.how == "resumed" else None,
             failures=Failures.reset if complete else Failures.add if self.undecided else Failures.keep,
-            fields=fields,
+            agent=self.request.agent or before.agent,
+            place=self.request.place or before.place,
+            context_tokens=context_tokens,
+            complete=complete,
             counters=() if keep_lease else self._counted_in_script(self.uncounted),
         )
 
@@ -410,9 +459,7 @@ class _RunningTurn:
         yield from self._count_all()
 
     def _turn_counters(self) -> list[str]:
-        if self.how == "resumed":
-            return [RESUMES]
-        return [FRESH_STARTS, GAVE_UP] if self.how == "gave_up" else [FRESH_STARTS]
+        return _COUNTERS.get(self.how, [FRESH_STARTS])
 
     def _counted_in_script(self, names: list[str]) -> tuple[str, ...]:
         return tuple(names) if self.ops.counts_in_scripts else ()

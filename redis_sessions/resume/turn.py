@@ -9,11 +9,13 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from redis_sessions.errors import InvalidSessionID, InvalidSettings
 from redis_sessions.keys import check_session_id
+from redis_sessions.operations.conversation import Place, Record
 
 V = TypeVar("V")
 Accepts: TypeAlias = Callable[[str], bool]
 OnOutage: TypeAlias = Literal["run", "raise"]
-How: TypeAlias = Literal["resumed", "fresh", "restarted", "gave_up"]
+OnElsewhere: TypeAlias = Literal["try", "raise"]
+How: TypeAlias = Literal["resumed", "fresh", "restarted", "gave_up", "rotated"]
 
 GONE_PHRASE: Final = "No conversation found"
 _EXCERPT_CHARS: Final = 60
@@ -126,11 +128,13 @@ class ResumeResult(Generic[V]):
     Attributes:
         value: the `value` of the Turn that `run` returned.
         session_id: the ID that the next turn is to resume: this turn's, or the one that it resumed; else None.
-        how: "resumed", "fresh", "restarted" (fresh after a refused resume), or "gave_up" (fresh after too many failures).
+        how: "resumed", "fresh", "restarted" (fresh after a refused resume), "gave_up" (fresh after too many failures), or
+            "rotated" (fresh because the session had reached a limit).
         previous: the ID that was live when the turn was taken up, or None.
         saved: whether Redis now holds `session_id` because of this turn.
         session_changed: a resume came back with another ID: context may be lost.
         reason: why it was not a plain resume or fresh start, or why nothing was saved; None if there is nothing to say.
+        moved: the session was refused as gone, and had been made elsewhere: it may still live there.
     """
 
     value: V
@@ -140,6 +144,7 @@ class ResumeResult(Generic[V]):
     saved: bool
     session_changed: bool
     reason: str | None
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +159,23 @@ class Request:
     wait_ms: int = 0
     lease: bool = True
     on_outage: OnOutage = "run"
+    place: Place | None = None
+    on_elsewhere: OnElsewhere = "try"
+    # In what its agent's sessions are bound to a place: all versions of it, and some.
+    bound_to: tuple[str, ...] = Place.__slots__
+    once_bound_to: tuple[str, ...] = ()
     # The turns that run now, by conversation: where `save_early` finds them.
     running: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.on_outage not in ("run", "raise"):
             raise InvalidSettings("on_outage is neither 'run' nor 'raise'", remedy="pass one of them")
+        if self.on_elsewhere not in ("try", "raise"):
+            raise InvalidSettings("on_elsewhere is neither 'try' nor 'raise'", remedy="pass one of them")
+        if self.place is None and self.on_elsewhere == "raise":
+            raise InvalidSettings("on_elsewhere='raise' needs a place to compare", remedy="pass place=Place(…)")
+        if not isinstance(self.place, Place | None):
+            raise TypeError(f"place must be a redis_sessions.Place, not {type(self.place).__name__}")
         if not isinstance(self.wait_ms, int) or isinstance(self.wait_ms, bool) or self.wait_ms < 0:
             raise InvalidSettings("wait_ms must be a number of milliseconds", remedy="pass an int, 0 or more")
         if not callable(self.judge):
@@ -174,6 +190,22 @@ class Request:
         except InvalidSessionID:
             return "is not a valid session ID"
         return None if self.accepts is None or self.accepts(session_id) else "can't be a session of this agent"
+
+    def elsewhere(self, made: Record, *, ever: bool = False) -> str | None:
+        """In what the place that a session was made in is another one, for its agent: "host, directory"; None if it isn't.
+
+        Args:
+            made: what is known of the session.
+            ever: whether what only some versions of the agent are bound to counts too.
+        """
+        if self.place is None:
+            return None
+        names = [
+            name
+            for name in (*self.bound_to, *(self.once_bound_to if ever else ()))
+            if (there := getattr(made, name)) and (here := getattr(self.place, name)) and there != here
+        ]
+        return ", ".join(names) or None
 
 
 def excerpt(session_id: object) -> str:

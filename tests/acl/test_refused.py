@@ -61,7 +61,7 @@ class TestRefused:
 
     def test_other_keys(self, guarded, user):
         others = [b"sessions", b"sessions2:id:{a}", b"sessionsx:id:{a}", b"Sessions:id:{a}", b"x:sessions:id:{a}", b"*"]
-        others += [b"sessions:id", b"sessions:counter", b"sessions:other"] if user == "report" else []
+        others += [b"sessions:id", b"sessions:counter", b"sessions:lease"] if user == "report" else []
         with guarded.connection(user) as send:
             sha = guarded.raw.script_load("return redis.call(unpack(ARGV))")
             for key in others:

@@ -27,6 +27,8 @@ def converse(store, _):
     store.set("a", "ID-1")
     store.fail(store.acquire("a"))
     store.save(store.acquire("a"), "ID-1")
+    store.acquire("a")
+    assert store.break_lease("a")
     store.delete("a", "ID-1")
     store.delete("a")
     store.increment_resume_failures()
@@ -45,6 +47,9 @@ def scan(store, tmp_path):
     assert store.live_session_ids() == {"ID-1"}
     assert store.export(tmp_path / "out.json").exported == 1
     store.resume_failures_total()
+    assert store.peek("a").session_id == "ID-1"
+    if store._run(store._ops.max_age_ms()) is None:  # what is optional to know is not raised
+        raise AccessDenied("the namespace's max age is not seen", remedy="grant it")
 
 
 def move(store, tmp_path):

@@ -37,7 +37,7 @@ def test_keys_with_faults(make_store, raw, namespace):
     assert found(diagnosis, "values").found == f"no session ID in {poison} keys, {poison} of them without a TTL"
     assert f"--namespace {namespace} --max-age 90m" in found(diagnosis, "no-ttl").remedy
 
-    store.retime()
+    store.retime(5_400_000)
     for key in (*raw.scan_iter(f"{namespace}:id:*"), keys.lease("stuck")):
         if raw.pttl(key) == -1:
             raw.delete(key)

@@ -95,7 +95,7 @@ def test_a_scan_that_could_not_check_for_a_server_change_is_not_made(store, clie
 
 def test_an_export_that_fails_leaves_nothing_open(store, client, tmp_path):
     """Its rows are in a database that only this thread can close, and not the one that comes to collect garbage."""
-    client.losses = [None, *["before"] * 5]  # the first asks what the server is, the rest is a page
+    client.losses = [None, None, *["before"] * 5]  # the first two ask for the max age and the server, the rest is a page
     operation = export_entries(store.settings, lambda *_: None)
     with pytest.raises(StoreUnavailable):
         run(client, operation, PATIENT)

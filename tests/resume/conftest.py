@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
-from redis_sessions import Lease
-from redis_sessions.keys import COUNTERS, Keys
+from redis_sessions import Lease, Record
+from redis_sessions.keys import COUNTERS, RECORD_FIELDS, Keys
 from tests.resume.stand_in import KEY
 
 
@@ -17,11 +19,16 @@ def counters(raw, namespace):
 
 @pytest.fixture
 def record(raw, namespace):
-    """The record of the conversation's session, by field; what the server measured is left out."""
+    """What the record of the conversation's session says beyond the defaults, without what the server measured."""
 
     def read():
-        fields = {name.decode(): value.decode() for name, value in raw.hgetall(Keys(namespace).record(KEY)).items()}
-        return {name: value for name, value in fields.items() if name not in ("started_ms", "used_ms")}
+        found = Record.read(raw.hmget(Keys(namespace).record(KEY), RECORD_FIELDS))
+        known = {
+            field.name: getattr(found, field.name) for field in fields(Record) if getattr(found, field.name) != field.default
+        }
+        times = [known.pop(name) for name in ("started_ms", "used_ms") if name in known]
+        assert times == sorted(times)
+        return known
 
     return read
 

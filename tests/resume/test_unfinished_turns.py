@@ -33,7 +33,7 @@ class TestAModelThatHasAnswered:
             store.resume(KEY, Agent(AgentError()), judge=answered(verdict, "E"))
         assert store.get(KEY) == "E"
         assert counters() == (0, 0, 1)
-        assert record() == {"session_id": "E", "turns": "1", "complete": "0"}
+        assert record() == {"session_id": "E", "turns": 1, "complete": False}
         assert free()
 
     def test_the_next_turn_resumes_it_and_completes_it(self, store, counters, record):
@@ -41,7 +41,7 @@ class TestAModelThatHasAnswered:
             store.resume(KEY, Agent(AgentError()), judge=answered(Verdict.other, "E", cut_short=True))
         assert store.resume(KEY, Agent("E")).how == "resumed"
         assert counters() == (0, 1, 1)
-        assert record() == {"session_id": "E", "turns": "2"}
+        assert record() == {"session_id": "E", "turns": 2}
 
     def test_a_resumed_one_gets_a_new_ttl_and_counts_its_failure(self, store, raw, namespace, counters, record):
         store.set(KEY, "R")
@@ -50,7 +50,7 @@ class TestAModelThatHasAnswered:
             store.resume(KEY, Agent(AgentError()), judge=answered(Verdict.other, "R"))
         assert raw.pttl(Keys(namespace).session_id(KEY)) > 60_000
         assert counters() == (0, 1, 0)
-        assert record() == {"session_id": "R", "turns": "1", "complete": "0", "failures": "1"}
+        assert record() == {"session_id": "R", "turns": 1, "complete": False, "failures": 1}
 
     def test_an_unusable_one_is_dropped_and_nothing_runs_again(self, store, counters, free):
         store.set(KEY, "R")
@@ -73,7 +73,7 @@ class TestAModelThatHasAnswered:
     def test_a_run_that_succeeded_though_it_raised_is_a_turn(self, store, counters, record):
         with pytest.raises(AgentError):
             store.resume(KEY, Agent(AgentError()), judge=answered(Verdict.ok, "E"))
-        assert (store.get(KEY), counters(), record()) == ("E", (0, 0, 1), {"session_id": "E", "turns": "1"})
+        assert (store.get(KEY), counters(), record()) == ("E", (0, 0, 1), {"session_id": "E", "turns": 1})
 
     def test_an_id_that_can_be_none_is_not_saved(self, store):
         with pytest.raises(AgentError):
@@ -106,7 +106,7 @@ class TestSavedEarly:
         with pytest.raises(type(error)):
             store.resume(KEY, run)
         assert (store.get(KEY), counters()) == ("E", (0, 0, 1))
-        assert record() == {"session_id": "E", "turns": "1", "complete": "0"}
+        assert record() == {"session_id": "E", "turns": 1, "complete": False}
         assert free()
 
     def test_it_is_not_saved_over_a_successor(self, store, raw, namespace):
@@ -124,7 +124,7 @@ class TestGivingUp:
     def test_after_three_undecided_failures_the_next_turn_runs_fresh(self, store, raw, namespace, counters, record):
         store.set(KEY, "R")
         undecided(store, 3)
-        assert record() == {"session_id": "R", "failures": "3"}
+        assert record() == {"session_id": "R", "failures": 3}
         assert store.get(KEY) == "R"
         agent = Agent("E")
         result = store.resume(KEY, agent)
@@ -133,7 +133,7 @@ class TestGivingUp:
         assert "failed 3 times in a row" in result.reason
         assert (store.get(KEY), counters()) == ("E", (0, 0, 1))
         assert int(raw.get(Keys(namespace).counter(GAVE_UP))) == 1
-        assert record() == {"session_id": "E", "turns": "1"}
+        assert record() == {"session_id": "E", "turns": 1}
 
     def test_the_old_id_stands_until_a_fresh_turn_is_saved(self, store, counters):
         store.set(KEY, "R")
@@ -164,7 +164,7 @@ class TestGivingUp:
         store.set(KEY, "R")
         undecided(store, 2)
         store.resume(KEY, Agent("R"))
-        assert record() == {"session_id": "R", "turns": "1"}
+        assert record() == {"session_id": "R", "turns": 1}
         undecided(store, 2)
         assert store.resume(KEY, Agent("R")).how == "resumed"
 
@@ -195,7 +195,7 @@ class TestGivingUp:
         raw.set(Keys(namespace).record(KEY), "x", px=60_000)
         store.set(KEY, "R")
         undecided(store, 1)
-        assert record() == {"session_id": "R", "failures": "1"}
+        assert record() == {"session_id": "R", "failures": 1}
 
     def test_deleting_the_id_deletes_its_record(self, store, raw, namespace):
         store.set(KEY, "R")
@@ -221,7 +221,7 @@ class TestAnotherSessionThanTheOneAskedFor:
     def test_of_one_that_changes_it_the_record_goes_on(self, store, record):
         store.resume(KEY, Agent("R"))
         store.resume(KEY, Agent("E"))
-        assert record() == {"session_id": "E", "turns": "2"}
+        assert record() == {"session_id": "E", "turns": 2}
 
 
 class TestAgent:
@@ -232,7 +232,7 @@ class TestAgent:
         store.set(KEY, R)
         result = store.resume(KEY, Agent(Failed(), E), agent="claude")
         assert (result.how, counters()) == ("restarted", (1, 0, 1))
-        assert record() == {"session_id": E, "agent": "claude", "turns": "1"}
+        assert record() == {"session_id": E, "agent": "claude", "turns": 1}
         store.set(KEY, "not-a-uuid")
         assert "can't be a session of this agent" in store.resume(KEY, Agent(E), agent="claude").reason
 
