@@ -97,6 +97,20 @@ def test_a_turn_takes_two(trips):
     assert trips(lambda store: store.resume("b", lambda _: Turn(None))) == 2
 
 
+def test_the_first_claim_of_a_store_takes_one_more(client, namespace, valkey):
+    """It finds out whether a proxy in between sends the keys of a conversation to several servers."""
+    first, store = (SessionStore(client, StoreSettings(namespace=namespace)) for _ in range(2))
+    first.acquire("warm")  # the server gets to know the script
+    trips = []
+    for key in ("a", "b"):
+        client.trips = 0
+        store.acquire(key)
+        trips.append(client.trips)
+    assert trips == [2, 1]
+    for key in valkey.raw.scan_iter(f"{namespace}:*"):
+        valkey.raw.delete(key)
+
+
 def test_a_failed_turn_takes_two(trips):
     def fail(_):
         raise ValueError

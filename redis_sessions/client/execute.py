@@ -71,10 +71,10 @@ class Send(NamedTuple):
         # A signal handler that raises while hiredis renders an integer crashes the process. No upstream issue found.
         return tuple([b"%d" % arg if isinstance(arg, int) else arg for arg in args])
 
-    def options(self) -> dict[str, Any]:
-        """The options of execute_command."""
+    def options(self, *, routed: bool = True) -> dict[str, Any]:
+        """The options of execute_command; not `routed`, those of a connection to the node itself."""
         command = self.command
-        to_node = {} if command.node is None else {"target_nodes": command.node}
+        to_node = {"target_nodes": command.node} if routed and command.node is not None else {}
         # Only where a reply holds what others may have written: elsewhere redis-py's cluster client (8.1) can't handle the
         # option. No upstream issue found.
         undecoded = command.script is not None or command.args[0] in _WRITTEN_BY_OTHERS
@@ -159,16 +159,11 @@ def _at_once(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
     """The replies to commands of the same node, pipelined."""
     if len(commands) == 1:
         return (yield from _one_by_one(commands, link))
-    # A script that the node doesn't know yet is there once the first of them has been sent whole.
-    first = {command.script: number for number, command in reversed(list(enumerate(commands)))}
-    sends = [
-        Send(
-            command._replace(node=None),
-            again=False,
-            with_source=command.script is not None and first[command.script] == number,
-        )
-        for number, command in enumerate(commands)
-    ]
+    sends, known = [], set()
+    for command in commands:
+        # A script that the node doesn't know yet is there once the first of them has been sent whole.
+        sends.append(Send(command, again=False, with_source=command.script not in known and command.script is not None))
+        known.add(command.script)
     replies, resent = yield from _persistently(Pipeline(sends, commands[0].node), commands, link)
     return [(reply, resent) for reply in replies]
 
@@ -347,7 +342,7 @@ async def _ado(client: Any, step: Step) -> Any:
             return await _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
         case Pipeline(sends, node):
             async with client.admission() if isinstance(client, AsyncCluster) else nullcontext():
-                commands = [PipelineCommand(0, *send.arguments(), **send.options()) for send in sends]
+                commands = [PipelineCommand(0, *send.arguments(), **send.options(routed=False)) for send in sends]
                 await node.execute_pipeline(commands)
                 return [command.result for command in commands]
         case Wait(seconds):
@@ -364,5 +359,5 @@ async def _ado(client: Any, step: Step) -> Any:
 
 def _filled(pipeline: Any, sends: list[Send]) -> Any:
     for send in sends:
-        pipeline.execute_command(*send.arguments(), **send.options())
+        pipeline.execute_command(*send.arguments(), **send.options(routed=False))
     return pipeline

@@ -336,9 +336,9 @@ end
 if ARGV[5] ~= '' then
   for i = 1, count do
     local record, fields = ARGV[5] .. sub(keys[i], size + 1), {}
-    local found = peek('HMGET', record, unpack(ARGV, 6))
-    if values[i] and found[1] == values[i] then
-      for j, value in ipairs(found) do
+    -- For a session without a record, a third of the time of an HMGET.
+    if values[i] and peek('HGET', record, ARGV[6]) == values[i] then
+      for j, value in ipairs(call('HMGET', record, unpack(ARGV, 6))) do
         fields[j] = value and sub(value, 1, 4096)
       end
     end
