@@ -110,6 +110,20 @@ def test_breaking_a_lease_takes_two(trips):
     assert trips(lambda store: store.acquire("a") and store.break_lease("a")) == 3 + 1  # and the script is loaded
 
 
+def test_the_first_claim_of_a_store_takes_one_more(client, namespace, valkey):
+    """It finds out whether a proxy in between sends the keys of a conversation to several servers."""
+    first, store = (SessionStore(client, StoreSettings(namespace=namespace)) for _ in range(2))
+    first.acquire("warm")  # the server gets to know the script
+    trips = []
+    for key in ("a", "b"):
+        client.trips = 0
+        store.acquire(key)
+        trips.append(client.trips)
+    assert trips == [2, 1]
+    for key in valkey.raw.scan_iter(f"{namespace}:*"):
+        valkey.raw.delete(key)
+
+
 def test_a_failed_turn_takes_two(trips):
     def fail(_):
         raise ValueError
@@ -149,10 +163,11 @@ def test_a_turn_after_a_refusal_takes_three(trips):
     assert trips(lambda store: store.resume("a", run)) == 3  # claim, reject, save
 
 
-def test_an_import_takes_two_per_batch(trips, tmp_path):
+def test_an_import_takes_two_per_batch_and_two_in_all(trips, tmp_path):
+    """Two find out whether one server has all keys, so that a script may write a batch."""
     path = tmp_path / "sessions.json"
     path.write_text('{"a": "ID-1"}')
     trips(lambda store: store.import_legacy(path, assume_used_at="mtime"))  # the server gets to know the script
     path.write_text("{" + ",".join(f'"key{n}": "ID-{n}"' for n in range(1200)) + "}")
-    assert trips(lambda store: store.import_legacy(path)) == 3  # all expired: the time of each batch, and nothing to write
-    assert trips(lambda store: store.import_legacy(path, assume_used_at="mtime")) == 6
+    assert trips(lambda store: store.import_legacy(path)) == 2 + 3  # all expired: the time of each batch
+    assert trips(lambda store: store.import_legacy(path, assume_used_at="mtime")) == 2 + 6

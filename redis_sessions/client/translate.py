@@ -18,7 +18,14 @@ from redis import exceptions as redis_errors
 from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.sentinel import MasterNotFoundError
 
-from redis_sessions.errors import AccessDenied, CommandRefused, CorruptValue, SessionStoreError, StoreUnavailable
+from redis_sessions.errors import (
+    ONE_NODE,
+    AccessDenied,
+    CommandRefused,
+    CorruptValue,
+    SessionStoreError,
+    StoreUnavailable,
+)
 
 # Codes of a server that can't serve now: where waiting a moment may help, and where it does not.
 _PASSING: Final = {"LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "READONLY", "NOREPLICAS"}
@@ -195,6 +202,8 @@ def _read(
         words, remedy = _DENIED[code]
         words += f" {_not_granted(error)}" if code == "NOPERM" else ""
         return AccessDenied, f"{address} {words} ({code})", remedy, False
+    if code in ("MOVED", "ASK") and not cluster:
+        return StoreUnavailable, f"{address} is one node of a cluster", ONE_NODE, False
     if code in _PASSING | _LASTING:
         return StoreUnavailable, f"{address} can't serve now ({code})", "look at the server's log", code in _PASSING
     if isinstance(error, redis_errors.InvalidResponse):
