@@ -6,7 +6,10 @@ a server's reply, because errors end up in logs.
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
+
+# The remedy where operations of some keys are refused, and a scan would find a part.
+ONE_NODE: Final = "write redis+cluster:// in place of redis://"
 
 
 class SessionStoreError(Exception):
@@ -77,6 +80,10 @@ class AccessDenied(StoreUnavailable):
 
 class CommandRefused(StoreUnavailable):
     """Redis, or a proxy before it, refuses a command: it is unknown there, over a quota, or for a reason of its own."""
+
+
+class KeysScattered(StoreUnavailable):
+    """A proxy sends the keys of one conversation to several servers, where no script can reach them all."""
 
 
 def is_away(fact: object) -> TypeGuard[StoreUnavailable]:
@@ -157,7 +164,7 @@ class NotReplicated(SessionStoreError):
 
 
 class InexactScan(SessionStoreError):
-    """A scan that has to be exact may have missed keys: slots moved, or the server changed during the scan."""
+    """A scan may have missed keys, or can't be made at all: slots moved, or the server changed or can't be identified."""
 
 
 class MissingExtra(SessionStoreError, ImportError):

@@ -62,6 +62,13 @@ COUNTERS: Final = (RESUME_FAILURES, RESUMES, FRESH_STARTS, GAVE_UP, ROTATIONS)
 RECORD_FIELDS: Final = ("id", "w", "d", "s", "u", "t", "c", "f", "i")
 """The fields of a record, in the order in which `Record.read` takes their values."""
 
+PROBES: Final = tuple(f"{number} is a probe for proxies" for number in range(32))
+"""Conversations that nobody has: a proxy that spreads keys over servers sends some of so many to another.
+
+They differ at the front, since what follows spreads the difference: twemproxy's fnv1a hashes of keys that differ at the end
+are close together, and choose the same server.
+"""
+
 _ESCAPED = re.compile(r"[%{}\x00-\x1f\x7f-\x9f]")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
 SESSION_ID: Final = "[A-Za-z0-9][A-Za-z0-9._:-]{0,255}"
@@ -79,6 +86,7 @@ class Keys:
 
     Attributes:
         prefix: of the names of all session keys, for a scan.
+        record_prefix: of the names of all records.
         lease_prefix: of the names of all lease keys.
     """
 
@@ -90,6 +98,7 @@ class Keys:
         self._counter_prefix = f"{namespace}:counter:"
         self._settings = f"{namespace}:settings".encode()
         self.prefix: Final = self._id_prefix.encode()
+        self.record_prefix: Final = self._record_prefix.encode()
         self.lease_prefix: Final = self._lease_prefix.encode()
         self._plain_keys = re.compile(rb"(?:%b%b\}\n)*" % (re.escape(self.prefix), _PLAIN))
 
@@ -131,9 +140,16 @@ class Keys:
 
     def conversation(self, redis_key: bytes) -> str | None:
         """The conversation key of a scanned `ns:id:{…}` key; None if the key doesn't belong to the scheme."""
-        if not (redis_key.startswith(self.prefix) and redis_key.endswith(b"}")):
+        return self._named(self.prefix, redis_key)
+
+    def leased_conversation(self, redis_key: bytes) -> str | None:
+        """Same as `conversation`, of a `ns:lease:{…}` key."""
+        return self._named(self.lease_prefix, redis_key)
+
+    def _named(self, prefix: bytes, redis_key: bytes) -> str | None:
+        if not (redis_key.startswith(prefix) and redis_key.endswith(b"}")):
             return None
-        escaped = redis_key[len(self.prefix) : -1]
+        escaped = redis_key[len(prefix) : -1]
         try:
             key = _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()), escaped).decode()
             return key if _escaped(key).encode() == escaped else None

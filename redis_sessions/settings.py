@@ -23,10 +23,9 @@ _IN_FILES: Final = {
     for name in ("session_max_age_ms", "max_turns", "max_lifetime_ms", "max_context_tokens")
 }
 
+NAMESPACE: Final = "[A-Za-z0-9_.@-]{1,128}"
 # The descriptions are what an error tells the caller to give.
-Namespace = Annotated[
-    str, Field(strict=True, pattern=r"^[A-Za-z0-9_.@-]{1,128}$", description="1 to 128 of A-Z a-z 0-9 _ . @ -")
-]
+Namespace = Annotated[str, Field(strict=True, pattern=f"^{NAMESPACE}$", description="1 to 128 of A-Z a-z 0-9 _ . @ -")]
 Milliseconds = Annotated[
     int, Field(strict=True, ge=1, le=_MAX_MS, description=f"a whole number of milliseconds, 1 to {_MAX_MS}")
 ]

@@ -23,7 +23,17 @@ from redis_sessions.operations.command import Op
 from redis_sessions.operations.conversation import Held, Lease, Operations, Peek, Place
 from redis_sessions.operations.report import Report, live_session_ids, report
 from redis_sessions.operations.retime import RetimeResult, retime
-from redis_sessions.operations.scan import Progress, Scan, SessionRow, session_rows
+from redis_sessions.operations.scan import (
+    LeaseRow,
+    Page,
+    Progress,
+    Scan,
+    SessionRow,
+    agreed,
+    lease_rows,
+    near_namespaces,
+    session_rows,
+)
 from redis_sessions.resume.flow import resume
 from redis_sessions.resume.runner import LeaseRenewer, adrive, aleased, drive, leased
 from redis_sessions.resume.turn import Judge, Request, ResumeResult, Turn, TurnStart, judge_by_phrase
@@ -36,6 +46,40 @@ T = TypeVar("T")
 V = TypeVar("V")
 C = TypeVar("C")
 K = TypeVar("K")
+R = TypeVar("R")
+
+
+class Rows(Iterator[R]):
+    """The rows of a scan, for one `for`.
+
+    Attributes:
+        exact: None before its end, then whether no row can be missing. It may be if cluster slots move or the server changes
+            meanwhile, or if it can't be proven that one server has all keys: INFO is denied, or a proxy stands in between.
+    """
+
+    def __init__(self, scan: Scan, rows: Iterator[R]) -> None:
+        self._scan, self._found = scan, rows
+
+    @property
+    def exact(self) -> bool | None:
+        return self._scan.exact
+
+    def __next__(self) -> R:
+        return next(self._found)
+
+
+class AsyncRows(AsyncIterator[R]):
+    """Same as Rows, for one `async for`."""
+
+    def __init__(self, scan: Scan, rows: AsyncIterator[R]) -> None:
+        self._scan, self._found = scan, rows
+
+    @property
+    def exact(self) -> bool | None:
+        return self._scan.exact
+
+    async def __anext__(self) -> R:
+        return await anext(self._found)
 
 
 def _runtime(agent: str | Agent) -> Agent:
@@ -77,7 +121,8 @@ class BaseStore(Generic[C]):
         self._client_of: Callable[[], C] = client.get if isinstance(client, PerProcess) else lambda: client
         self.settings = _checked(settings)
         self._link = _link or callers_link(client, self.settings, awaits=self._awaits)
-        self._ops = Operations(self.settings, counts_in_scripts=not self._link.cluster)
+        together = self._link.cluster or self._link.emulated
+        self._ops = Operations(self.settings, counts_in_scripts=not self._link.cluster, together=together)
         # Where it was closed: an async store is closed in each event loop by itself.
         self._closed = WeakSet() if _closed is None else _closed
         # Starts no thread before a sync turn runs.
@@ -149,9 +194,9 @@ class SessionStore(BaseStore[SyncClient]):
 
     `SessionStore.from_url("redis://127.0.0.1:6379/0")` makes one; used in a `with`, it closes its connections at the end.
 
-    Every method that talks to Redis may raise StoreUnavailable (AccessDenied is one), InvalidKey for a key that is not 1 to
-    512 bytes of UTF-8, and CorruptValue if a key of the store holds what this package never writes. All methods that take a
-    Lease raise TypeError for anything else, including a Held.
+    Every method that talks to Redis may raise StoreUnavailable (AccessDenied and CommandRefused are), InvalidKey for a key
+    that is not 1 to 512 bytes of UTF-8, and CorruptValue if a key of the store holds what this package never writes. All
+    methods that take a Lease raise TypeError for anything else, including a Held.
 
     Attributes:
         client: the redis-py client underneath.
@@ -272,16 +317,27 @@ class SessionStore(BaseStore[SyncClient]):
         """Scan all session keys and report their state. Deletes nothing; memory is bounded by the page.
 
         `progress(done, about)` is called after every page, both in keys of the whole database. With `records` the same scan
-        also reads what is known of each session, which takes longer.
+        also reads what is known of each session, which takes longer. Raises InexactScan where a proxy refuses a scan.
         """
         return self._run(report(self.settings, self._ops.counters(), progress, records=records))
 
-    def sessions(self) -> Iterator[SessionRow]:
-        """Every live session, a page at a time; one may come twice, and invalid keys are left out."""
-        scan = Scan(self.settings)
-        while (pages := self._run(scan.next_pages())) is not None:
-            for page in pages:
-                yield from session_rows(self.settings, page)
+    def sessions(self, *, records: bool = True) -> Rows[SessionRow]:
+        """Every live session, a page at a time; one may come twice, and invalid keys are left out.
+
+        `records=False` leaves out what is known of them besides ID and times, and takes half the time.
+        """
+        return self._rows(Scan(self.settings, records=records), session_rows)
+
+    def leases(self) -> Rows[LeaseRow]:
+        """Every conversation that a worker runs now, a page at a time; one may come twice."""
+        return self._rows(Scan(self.settings, leases=True), lease_rows)
+
+    def near_namespaces(self) -> tuple[str, ...]:
+        """Namespaces on this server, those with similar names first; none if this one has keys.
+
+        Looks at 20 pages of a scan at most. Raises InexactScan where a proxy refuses it.
+        """
+        return self._run(near_namespaces(self.settings))
 
     def live_session_ids(self) -> frozenset[str]:
         """The session IDs of all keys, for a program that deletes other transcripts; IDs of running turns are not included.
@@ -316,6 +372,7 @@ class SessionStore(BaseStore[SyncClient]):
         Raises:
             LegacyFileError: the file can't be read, or has another shape; nothing was written.
             InvalidSettings: `assume_used_at` is not such a time, or no shape or runtime has that name.
+            InexactScan: a proxy that refuses to say what is behind it; nothing was written.
         """
         legacy, accepts = read(path, as_shape(shape)), _form_of(agent)
         return self._run(import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
@@ -323,7 +380,7 @@ class SessionStore(BaseStore[SyncClient]):
     def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json: whole or not at all, mode 0600. `progress` is as for `report`.
 
-        Raises FileNotWritten.
+        Raises FileNotWritten, InexactScan where a proxy refuses a scan.
         """
         with Writer(path) as writer:
             return self._run(export_entries(self.settings, writer.add, progress))
@@ -353,7 +410,7 @@ class SessionStore(BaseStore[SyncClient]):
             dry_run: change nothing.
             progress: as for `report`.
 
-        Raises InvalidSettings for an invalid `max_age_ms`.
+        Raises InvalidSettings for an invalid `max_age_ms`, InexactScan where a proxy refuses a scan.
         """
         settings = self.settings.model_copy(update={"session_max_age_ms": max_age_ms})
         return self._run(retime(settings, progress, dry_run=dry_run))
@@ -435,6 +492,15 @@ class SessionStore(BaseStore[SyncClient]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _rows(self, scan: Scan, rows_of: Callable[[StoreSettings, Page], Iterator[R]]) -> Rows[R]:
+        def rows() -> Iterator[R]:
+            settings = self._run(agreed(self.settings))
+            while (pages := self._run(scan.next_pages())) is not None:
+                for page in pages:
+                    yield from rows_of(settings, page)
+
+        return Rows(scan, rows())
 
     def _run(self, op: Op[T]) -> T:
         self._check_open(SessionStore)
@@ -542,13 +608,17 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         """Scan all session keys and report their state. Same as SessionStore.report."""
         return await self._run(report(self.settings, self._ops.counters(), progress, records=records))
 
-    async def sessions(self) -> AsyncIterator[SessionRow]:
+    def sessions(self, *, records: bool = True) -> AsyncRows[SessionRow]:
         """Every live session, a page at a time. Same as SessionStore.sessions."""
-        scan = Scan(self.settings)
-        while (pages := await self._run(scan.next_pages())) is not None:
-            for page in pages:
-                for row in session_rows(self.settings, page):
-                    yield row
+        return self._rows(Scan(self.settings, records=records), session_rows)
+
+    def leases(self) -> AsyncRows[LeaseRow]:
+        """Every conversation that a worker runs now, a page at a time. Same as SessionStore.leases."""
+        return self._rows(Scan(self.settings, leases=True), lease_rows)
+
+    async def near_namespaces(self) -> tuple[str, ...]:
+        """Namespaces on this server, those with similar names first. Same as SessionStore.near_namespaces."""
+        return await self._run(near_namespaces(self.settings))
 
     async def live_session_ids(self) -> frozenset[str]:
         """The session IDs of all keys. Same as SessionStore.live_session_ids."""
@@ -627,6 +697,16 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    def _rows(self, scan: Scan, rows_of: Callable[[StoreSettings, Page], Iterator[R]]) -> AsyncRows[R]:
+        async def rows() -> AsyncIterator[R]:
+            settings = await self._run(agreed(self.settings))
+            while (pages := await self._run(scan.next_pages())) is not None:
+                for page in pages:
+                    for row in rows_of(settings, page):
+                        yield row
+
+        return AsyncRows(scan, rows())
 
     async def _run(self, op: Op[T]) -> T:
         self._check_open(asyncio.get_running_loop())

@@ -51,9 +51,15 @@ class Blocking:
 
         return self._loop.run(self._store.resume(key, arun, **options))
 
-    def sessions(self) -> Any:
+    def sessions(self, **options: Any) -> Any:
+        return self._collected(self._store.sessions(**options))
+
+    def leases(self) -> Any:
+        return self._collected(self._store.leases())
+
+    def _collected(self, rows: Any) -> Any:
         async def collect() -> list[Any]:
-            return [row async for row in self._store.sessions()]
+            return [row async for row in rows]
 
         return iter(self._loop.run(collect()))
 
@@ -121,9 +127,8 @@ class DecodingPlace(Place):
 class ByUser:
     """One store made of three, each connected as one of the users of `acl.py`: methods go to the user that may call them."""
 
-    MEANT_FOR: Final = dict.fromkeys(("report", "sessions", "live_session_ids", "export"), "report") | dict.fromkeys(
-        ("import_legacy", "retime", "doctor"), "admin"
-    )
+    SCANS: Final = ("report", "sessions", "leases", "near_namespaces", "live_session_ids", "export")
+    MEANT_FOR: Final = dict.fromkeys(SCANS, "report") | dict.fromkeys(("import_legacy", "retime", "doctor"), "admin")
 
     def __init__(self, connect: Callable[[str], Any]) -> None:
         self._stores = {user: connect(user) for user in USERS}

@@ -109,7 +109,7 @@ def test_report(cli: Cli) -> None:
     report = cli.json("report")
     assert list(report) == [
         *("live", "no_ttl", "over_max_age", "invalid", "invalid_examples", "soonest_expiry_ms", "idle_histogram"),
-        *("counters", "approximate", "scan_ms"),
+        *("counters", "near_scheme", "near_examples", "approximate", "scan_ms"),
     ]
     assert [report[name] for name in ("live", "no_ttl", "over_max_age", "invalid")] == [3, 1, 1, 1]
     assert report["counters"] == {
@@ -138,7 +138,8 @@ def test_an_approximate_scan_is_reported(cli: Cli, tmp_path: Path) -> None:
     result = run("report", "--json", *limited)
     assert json.loads(result.stdout)["approximate"]
     assert "approximate" in result.stderr
-    assert "approximate" in run("export", tmp_path / "out.json", *limited).stderr
+    for command in (["export", tmp_path / "out.json"], ["list"], ["list", "--json"]):
+        assert "approximate" in run(*command, *limited, code=exits.PARTLY).stderr
 
 
 def test_failures(cli: Cli) -> None:

@@ -208,7 +208,7 @@ def test_completion_in_bash(tmp_path: Path, words: list[str], expected: set[str]
     environment = {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(tmp_path), "SHELL": "/bin/bash"}
     typed = " ".join(f"'{word}'" for word in ["redis-sessions", *words])
     script = f"""
-eval "$(redis-sessions --show-completion bash)"
+eval "$(redis-sessions --show-completion)"
 COMP_WORDS=({typed}); COMP_CWORD={len(words)}
 _redis_sessions_completion redis-sessions
 printf '%s\\n' "${{COMPREPLY[@]}}"

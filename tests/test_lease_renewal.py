@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -13,6 +13,7 @@ from redis_sessions import Lease, SessionStore, StoreSettings, Turn
 from redis_sessions.operations.conversation import Operations
 from redis_sessions.resume import runner
 from redis_sessions.resume.runner import LeaseRenewer
+from tests.faults.steps import Alarm, Interrupted
 from tests.servers import wait_until
 
 
@@ -150,7 +151,7 @@ def threads(monkeypatch):
 @pytest.mark.parametrize("end", [SessionStore.close, None])
 def test_one_thread_serves_all_turns_of_a_store_until_it_is_closed_or_dropped(valkey, namespace, threads, end):
     store = SessionStore.from_url(valkey.url, StoreSettings(namespace=namespace, lease_ms=600_000 if end else 300))
-    for n in range(300):
+    for n in range(50):
         store.resume("a", lambda _: Turn("E", None))
         store.for_namespace(f"{namespace}.{n % 3}").resume("a", lambda _: Turn("E", None))
     assert threads == {0: True}
@@ -199,3 +200,18 @@ def test_a_signal_as_the_thread_is_started_leaves_one_that_renews(monkeypatch, t
     assert "a" not in renewals.seen
     renewals.renewer.close()
     wait_until(lambda: not any(threads.values()), "the threads have ended")
+
+
+def test_signals_as_the_thread_is_started():
+    """threading.Thread.start turned 15 of 20,000 into a RuntimeError."""
+    renewals = Renewals()
+    [lease] = leases("a")
+    with Alarm() as alarm:
+        while alarm.fired < 3_000:
+            renewer = LeaseRenewer(renewals, 60_000)
+            with suppress(Interrupted):
+                alarm.arm(within_s=60e-6)
+                with renewer.renewing(renewals.ops, lease):
+                    pass
+                alarm.disarm()
+            renewer.close()

@@ -22,7 +22,7 @@ from redis_sessions import Place, SessionStore, StoreSettings, StoreUnavailable,
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.keys import COUNTERS
 from redis_sessions.metrics import Collector, page
-from redis_sessions.metrics.collector import Reading, Scanned
+from redis_sessions.metrics.collector import LastScan, Reading
 from redis_sessions.metrics.exporter import Exporter
 from redis_sessions.operations.records import RecordFold
 from redis_sessions.operations.report import ReportFold
@@ -49,7 +49,7 @@ def a_reading(*, keys=(), agents=("claude",), holder="host-a:7:s3cret", error=No
     leases = tuple(LeaseRow(key, holder, 28_000) for key in keys)
     counters = None if error else dict.fromkeys(COUNTERS, 3)
     now_s = time.monotonic()
-    scans = (Scanned(report, now_s - 12, 0.1), Scanned(leases, now_s - 2, 0.1)) if known else (None, None)
+    scans = (LastScan(report, now_s - 12, 0.1), LastScan(leases, now_s - 2, 0.1)) if known else (None, None)
     return Reading(namespace, counters, *scans, error)
 
 
@@ -81,7 +81,7 @@ def test_nothing_on_it_can_run_or_be_loaded_from_elsewhere():
     assert not any(name == "style" or name.startswith("on") for name in names)
     assert {value for name, value in evil.attributes if name in ("href", "src")} == {"/metrics"}
     assert "<script>alert(1)</script>" in evil.texts
-    assert not any(not character.isprintable() and character not in "\n" for character in text)
+    assert not any(not character.isprintable() and character != "\n" for character in text)
     policy = page.HEADERS["Content-Security-Policy"]
     for element in ("style", "script"):
         [content] = re.findall(rf"<{element}>(.*?)</{element}>", text, re.DOTALL)

@@ -106,8 +106,9 @@ with SessionStore.from_url(sys.argv[1]) as store:
     assert re.findall(rf"^{FAILURES}\{{.*", shown, re.MULTILINE) == [f'{FAILURES}{{namespace="sessions"}} 1.0']
 
 
-def test_a_registry_made_for_each_scrape(server):
+def test_a_registry_made_for_each_scrape(server, monkeypatch):
     """As in prometheus_client's examples for the multiprocess mode: the collector keeps its scan."""
+    monkeypatch.setattr("redis_sessions.metrics.collector.LEASES_MAX_AGE_S", 60)
     with a_store(server) as store:
         store.set("a", "ID-1")
         collector = Collector(store, scan_wait_ms=60_000)
@@ -115,7 +116,7 @@ def test_a_registry_made_for_each_scrape(server):
             registry = CollectorRegistry()
             registry.register(collector)
             assert scrape(registry)[LIVE] == 1
-        assert calls(store, "scan") == 1
+        assert calls(store, "scan") == 2  # of the session keys and of the leases
 
 
 # The end

@@ -107,6 +107,18 @@ def test_a_save_whose_reply_was_lost_is_waited_for(pair, namespace):
                 second.save(lease, "ID-1")
 
 
+def test_a_turn_still_takes_two_round_trips(pair, namespace, monkeypatch):
+    settings = StoreSettings(namespace=namespace, replicas=1, socket_timeout_ms=PATIENT_MS)
+    with SessionStore.from_url(pair.servers[0].url, settings) as store:
+        assert store.resume("one", lambda _: Turn("ID-1")).replicated, "the scripts are loaded now"
+        sent, send = [], redis.Connection.send_packed_command
+        monkeypatch.setattr(
+            redis.Connection, "send_packed_command", lambda *args, **options: sent.append(1) or send(*args, **options)
+        )
+        assert store.resume("one", lambda _: Turn("ID-1")).replicated
+        assert len(sent) == 2
+
+
 def test_a_user_may_wait_if_its_grants_say_so(pair, stores, namespace):
     worker = {"worker": hashlib.sha256(b"s3cret").hexdigest()}
     for granted in (False, True):

@@ -125,12 +125,12 @@ def test_the_script_and_the_library_agree_on_session_ids(store, raw, namespace):
     values = [bytes([byte]) for byte in range(256)] + [b"a" + bytes([byte]) for byte in range(256)]
     values += [b"", b"x" * 256, b"x" * 257, b"x" * 300, b"a\n", b"a-b.c:d_e", b"-a", b"a\x00", b"a%"]
     client = raw.get_node_from_key("{x}").redis_connection if hasattr(raw, "get_node_from_key") else raw
-    redis_keys = [f"{namespace}:{{x}}:{n}" for n in range(len(values))]
+    redis_keys = [f"{namespace}:{{x}}:{n}".encode() for n in range(len(values))]
     for redis_key, value in zip(redis_keys, values, strict=True):
         raw.set(redis_key, value)
 
     def retime():
-        [reply] = yield [Command((HOUR_MS, *redis_keys), script=RETIME)]
+        [reply] = yield [Command((HOUR_MS,), script=RETIME, redis_keys=tuple(redis_keys))]
         return reply
 
     assert run(client, retime()) == [2 if is_session_id(value) else 0 for value in values]

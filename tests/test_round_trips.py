@@ -97,6 +97,33 @@ def test_a_turn_takes_two(trips):
     assert trips(lambda store: store.resume("b", lambda _: Turn(None))) == 2
 
 
+def test_the_first_save_of_a_store_takes_one_more(trips, client, namespace):
+    """The max age is compared with that of the other workers."""
+    settings = StoreSettings(namespace=namespace, max_turns=1, max_lifetime_ms=60_000)
+    store = SessionStore(client, settings)
+    assert [trips(lambda _: store.resume("a", lambda _: Turn("ID-1"))) for _ in range(3)] == [3, 2, 2]
+    assert trips(lambda _: store.for_namespace(f"{namespace}2").set("a", "ID-1")) == 2
+
+
+def test_breaking_a_lease_takes_two(trips):
+    assert trips(lambda store: store.break_lease("a")) == 1
+    assert trips(lambda store: store.acquire("a") and store.break_lease("a")) == 3 + 1  # and the script is loaded
+
+
+def test_the_first_claim_of_a_store_takes_one_more(client, namespace, valkey):
+    """It finds out whether a proxy in between sends the keys of a conversation to several servers."""
+    first, store = (SessionStore(client, StoreSettings(namespace=namespace)) for _ in range(2))
+    first.acquire("warm")  # the server gets to know the script
+    trips = []
+    for key in ("a", "b"):
+        client.trips = 0
+        store.acquire(key)
+        trips.append(client.trips)
+    assert trips == [2, 1]
+    for key in valkey.raw.scan_iter(f"{namespace}:*"):
+        valkey.raw.delete(key)
+
+
 def test_a_failed_turn_takes_two(trips):
     def fail(_):
         raise ValueError
@@ -115,10 +142,12 @@ def test_a_turn_on_a_cluster_takes_three(places, namespace):
     client = CountingClient(redis.RedisCluster.from_url(places.get("cluster").url.split(",")[0].replace("+cluster", "")))
     client.get_primaries = client._client.get_primaries
     store = SessionStore(client, StoreSettings(namespace=namespace))
-    for _ in range(2):
+    trips = []
+    for _ in range(3):
+        client.trips = 0
         store.resume("a", lambda _: Turn("ID-1"))
-        trips, client.trips = client.trips, 0
-    assert trips == 3
+        trips.append(client.trips)
+    assert trips[1:] == [3, 3]
     for key in client._client.scan_iter(f"{namespace}:*"):
         client._client.delete(key)
     client._client.close()
@@ -134,10 +163,11 @@ def test_a_turn_after_a_refusal_takes_three(trips):
     assert trips(lambda store: store.resume("a", run)) == 3  # claim, reject, save
 
 
-def test_an_import_takes_two_per_batch(trips, tmp_path):
+def test_an_import_takes_two_per_batch_and_two_in_all(trips, tmp_path):
+    """Two find out whether one server has all keys, so that a script may write a batch."""
     path = tmp_path / "sessions.json"
     path.write_text('{"a": "ID-1"}')
     trips(lambda store: store.import_legacy(path, assume_used_at="mtime"))  # the server gets to know the script
     path.write_text("{" + ",".join(f'"key{n}": "ID-{n}"' for n in range(1200)) + "}")
-    assert trips(lambda store: store.import_legacy(path)) == 3  # all expired: the time of each batch, and nothing to write
-    assert trips(lambda store: store.import_legacy(path, assume_used_at="mtime")) == 6
+    assert trips(lambda store: store.import_legacy(path)) == 2 + 3  # all expired: the time of each batch
+    assert trips(lambda store: store.import_legacy(path, assume_used_at="mtime")) == 2 + 6

@@ -173,11 +173,11 @@ def test_a_line_a_scan_for_programs(server, store):
         process.communicate()
     assert (process.returncode, err) == (exits.DONE, b"")
     assert (first["live"], first["window_ms"], first["window_failures"]) == (1, 0, 0)
-    assert list(first)[:3] == ["live", "no_ttl", "over_max_age"]
+    assert list(first)[:4] == ["namespace", "at_ms", "live", "no_ttl"]
     assert (second["counters"]["resume_failures_total"], second["window_failures"]) == (1, 1)
     assert 1_000 <= second["window_ms"] <= 60_000
     assert second["at_ms"] > first["at_ms"]
-    assert list(away) == ["at_ms", "error"]
+    assert list(away) == ["namespace", "at_ms", "error"]
     assert "can't be reached" in away["error"]
     assert back["live"] == 0
     assert all(json.loads(line) for line in rest.splitlines())
@@ -189,7 +189,7 @@ def test_a_reader_that_stops_early(server):
     process.stdout.close()
     process.stdout = None
     _, err = process.communicate(timeout=DEADLINE_S)
-    assert (process.returncode, err) == (exits.PARTLY, b"")
+    assert (process.returncode, err) == (exits.DONE, b"")
 
 
 def test_without_a_terminal_the_remedy_is_json(server):

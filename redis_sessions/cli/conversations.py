@@ -100,11 +100,14 @@ def list_(at: Options) -> int:
       redis-sessions list --json | jq -r 'select(.idle_ms > 3600000).key'
     """
     with at.store() as store:
+        rows = store.sessions()
         if at.as_json:
-            show.put_sessions(store.sessions(), store.settings.namespace)
+            show.put_sessions(rows, store.settings.namespace)
         else:
-            tables.show_sessions(store.sessions())
-    return exits.DONE
+            tables.show_sessions(rows)
+    if not rows.exact:
+        show.complain(show.APPROXIMATE)
+    return exits.DONE if rows.exact else exits.PARTLY
 
 
 @partial(on_a_store, but=MAX_AGE_OPTIONS)

@@ -150,7 +150,9 @@ _MEANT: Final = {
     "session_max_age_ms": ("max_age", f"write {DURATIONS}, a century at most"),
     "max_lifetime_ms": ("max_lifetime", f"write {DURATIONS}, a century at most"),
     "max_context_tokens": ("max_context", "give a whole number of tokens, 1 or more"),
+    "to_others": ("--show-keys-to-others", "listen on 127.0.0.1, or give it"),
     "wait_ms": ("wait", f"write {DURATIONS}"),
+    "show_keys": ("show_keys", "listen on 127.0.0.1, or give --show-keys-to-others"),
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from redis_sessions.operations.scan import INEXACT
 from redis_sessions.text import safe
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 UNKNOWN: Final = "-"
 # A URL that was given as a key or a file may contain a password; as a path it has only one slash.
 _LOGIN = re.compile(r":/{1,2}[^\s/]\S*@")
-APPROXIMATE: Final = "approximate: cluster slots moved, the server changed or INFO is denied, so keys may have been missed"
+APPROXIMATE: Final = f"approximate: {INEXACT}"
 PLAIN_WIDTH: Final = 10_000
 
 
@@ -66,7 +67,7 @@ def put_sessions(rows: Iterable[SessionRow], namespace: str) -> None:
     if sys.stdout is None:
         return
     encode, write, now_s = json_encoder(), sys.stdout.write, time.time
-    for key, session_id, idle_ms, expires_in_ms, _ in rows:
+    for key, session_id, idle_ms, expires_in_ms, *_ in rows:
         # No character of a namespace or a session ID has to be escaped.
         idle, expires = ("null" if each is None else each for each in (idle_ms, expires_in_ms))
         write(

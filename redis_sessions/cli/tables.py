@@ -100,6 +100,11 @@ def report_sections(report: Report, namespace: str) -> list[RenderableType]:
             ("resume failures", failures, rate, True),
             ("fresh starts", report.counters["fresh_starts_total"], ""),
         ),
+        *_examples(
+            f"Keys without braces, which no store reads: write {namespace}:id:{{…}}",
+            [(key, "") for key in report.near_examples],
+            report.near_scheme,
+        ),
         *_examples("Invalid keys", [(it.key, it.reason) for it in report.invalid_examples], report.invalid),
     ]
 

@@ -193,7 +193,7 @@ def export(at: Options, file: Destination) -> int:
         show.complain(f"{count(result.not_timed, 'session')} of unknown age, written as used just now")
     if result.skipped:
         show.complain(f"{count(result.skipped, 'key')} left out, without a session ID: see redis-sessions report")
-    return exits.DONE
+    return exits.PARTLY if result.approximate else exits.DONE
 
 
 def used_at(text: str) -> "AssumeUsedAt":

@@ -115,6 +115,6 @@ def _parsing(_: Any) -> Iterator[str]:
 
 
 def is_fake(client: Any) -> bool:
-    """Whether this is a client of fakeredis."""
+    """Whether a client is an emulation of a server inside this process, or speaks to one."""
     made_of = [*type(client).__mro__, getattr(getattr(client, "connection_pool", None), "connection_class", None)]
     return any(str(getattr(part, "__module__", "")).split(".")[0] == "fakeredis" for part in made_of)

@@ -93,6 +93,7 @@ def callers_link(client: Any, settings: StoreSettings, *, awaits: bool) -> Link:
         cluster=hasattr(client, "get_primaries"),
         client_resends=callers.resends(client),
         tls=callers.speaks_tls(client),
+        emulated=callers.is_fake(client),
         risks=callers.risks(client),
     )
 

@@ -10,18 +10,23 @@ import random
 import time
 from _thread import start_new_thread
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from redis import exceptions as redis_errors
+from redis.asyncio.cluster import PipelineCommand
 from redis.client import NEVER_DECODE
 
+from redis_sessions.client.cluster import AsyncCluster
 from redis_sessions.client.follow import afollow, follow
 from redis_sessions.client.pool import sent_once
 from redis_sessions.client.translate import translate
-from redis_sessions.errors import SessionStoreError, is_away
-from redis_sessions.operations.command import PRIMARIES, Command, Op, Resent
+from redis_sessions.errors import is_away
+from redis_sessions.operations.command import EMULATED, PRIMARIES, Command, Op, Resent
 
 T = TypeVar("T")
 
@@ -40,10 +45,13 @@ class Link(NamedTuple):
     cluster: bool = False  # whether it is a cluster client, whose own mistakes during a failover count as an outage
     client_resends: bool = False  # whether the client itself sends again what got no reply
     tls: bool = False
+    emulated: bool = False  # whether the client is an emulation of a server, inside this process
     risks: tuple[str, ...] | None = None  # what is risky in the client's settings; None if they are unknown
 
 
 CALLERS: Final = Link()
+
+_WRITTEN_BY_OTHERS: Final = {"GET", "GETRANGE", "HMGET", "SCAN"}
 
 
 # What to do next: the steps that `execution` yields
@@ -66,20 +74,21 @@ class Send(NamedTuple):
         # A signal handler that raises while hiredis renders an integer crashes the process. No upstream issue found.
         return tuple([b"%d" % arg if isinstance(arg, int) else arg for arg in args])
 
-    def options(self) -> dict[str, Any]:
-        """The options of execute_command."""
+    def options(self, *, routed: bool = True) -> dict[str, Any]:
+        """The options of execute_command; not `routed`, those of a connection to the node itself."""
         command = self.command
-        to_node = {} if command.node is None else {"target_nodes": command.node}
+        to_node = {"target_nodes": command.node} if routed and command.node is not None else {}
         # Only where a reply holds what others may have written: elsewhere redis-py's cluster client (8.1) can't handle the
         # option. No upstream issue found.
-        undecoded = command.script is not None or command.args[0] in ("GET", "HMGET")
+        undecoded = command.script is not None or command.args[0] in _WRITTEN_BY_OTHERS
         return {NEVER_DECODE: True, **to_node} if undecoded else to_node
 
 
 class Pipeline(NamedTuple):
-    """Send these in one round trip."""
+    """Send these in one round trip; to this primary of a cluster, if one is given."""
 
     sends: list[Send]
+    node: Any = None
 
 
 class Wait(NamedTuple):
@@ -117,7 +126,9 @@ def execution(op: Op[T], link: Link) -> Plan[T]:
     try:
         commands = next(op)
         while True:
-            if len(commands) == 1:
+            if commands == [EMULATED]:
+                replies = [link.emulated]
+            elif len(commands) == 1:
                 reply, resent = yield from _persistently(_step(commands[0], link), commands, link)
                 replies = Resent([reply]) if resent else [reply]
             else:
@@ -134,24 +145,30 @@ def _replies(commands: list[Command], link: Link) -> Plan[list[Any]]:
     """The replies to several commands: side by side if each has its node, else pipelined, else one by one."""
     tried: list[_Tried] = []
     if all(command.node for command in commands):
-        outcome: Any = yield Together([_one_by_one([command], link) for command in commands])
+        of_each = [list(group) for _, group in groupby(commands, attrgetter("node"))]
+        outcome: Any = yield Together([_at_once(group, link) for group in of_each])
         if isinstance(outcome, Failed):
             raise outcome.error
-        tried = [one for [one] in outcome]
+        tried = [one for group in outcome for one in group]
     elif any(command.script for command in commands):
         tried = yield from _one_by_one(commands, link)
     else:
-        try:
-            pipeline = Pipeline([Send(command, again=False) for command in commands])
-            replies, resent = yield from _persistently(pipeline, commands, link)
-            tried = [(reply, resent) for reply in replies]
-        except SessionStoreError as error:
-            if is_away(error) or not all(command.optional for command in commands):
-                raise
-            # One by one, to learn which of them was refused.
-            tried = yield from _one_by_one(commands, link)
+        tried = yield from _at_once(commands, link)
     kind = Resent if any(resent for _, resent in tried) else list
     return kind(reply for reply, _ in tried)
+
+
+def _at_once(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
+    """The replies to commands of the same node, pipelined."""
+    if len(commands) == 1:
+        return (yield from _one_by_one(commands, link))
+    sends, known = [], set()
+    for command in commands:
+        # A script that the node doesn't know yet is there once the first of them has been sent whole.
+        sends.append(Send(command, again=False, with_source=command.script not in known and command.script is not None))
+        known.add(command.script)
+    replies, resent = yield from _persistently(Pipeline(sends, commands[0].node), commands, link)
+    return [(reply, resent) for reply in replies]
 
 
 def _step(command: Command, link: Link) -> Step:
@@ -176,7 +193,7 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
         outcome = yield step
         if not resend:
             sent_once.set(False)
-        failure = _failure(step, outcome)
+        failure = _failure(step, outcome, link)
         if failure is None:
             return outcome, attempt > 1
         if isinstance(failure, redis_errors.NoScriptError) and isinstance(step, Send) and not step.with_source:
@@ -216,11 +233,20 @@ def _pause_s(backoff_s: tuple[float, float], number: int) -> float:
     return min(first_s * 2.0 ** min(number - 1, 10), longest_s)
 
 
-def _failure(step: Step, outcome: Any) -> Exception | None:
+def _failure(step: Step, outcome: Any, link: Link) -> Exception | None:
+    """What went wrong with a whole step. In a pipeline, the refusal of an optional command becomes its reply."""
     if isinstance(outcome, Failed):
         return outcome.error
     if isinstance(step, Pipeline):
-        return next((reply for reply in outcome if isinstance(reply, Exception)), None)
+        for number, reply in enumerate(outcome):
+            if isinstance(reply, Exception):
+                command = step.sends[number].command
+                translation = translate(reply, command.key, link.address, cluster=link.cluster)
+                # Another node has that key: to ask this one again would not help.
+                gone = step.node is not None and isinstance(reply, redis_errors.AskError | redis_errors.TryAgainError)
+                if translation is None or not command.optional or (is_away(translation.error) and not gone):
+                    return reply
+                outcome[number] = translation.error
     return None
 
 
@@ -251,8 +277,9 @@ def _outcome(client: Any, step: Step) -> Any:
                 return follow(client, step)
             case Send():
                 return client.execute_command(*step.arguments(), **step.options())
-            case Pipeline(sends):
-                return _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
+            case Pipeline(sends, node):
+                at = client if node is None else client.get_redis_connection(node)
+                return _filled(at.pipeline(transaction=False), sends).execute(raise_on_error=False)
             case Wait(seconds):
                 return time.sleep(seconds)
             case Primaries():
@@ -329,8 +356,13 @@ async def _ado(client: Any, step: Step) -> Any:
             return await afollow(client, step)
         case Send():
             return await client.execute_command(*step.arguments(), **step.options())
-        case Pipeline(sends):
+        case Pipeline(sends, None):
             return await _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
+        case Pipeline(sends, node):
+            async with client.admission() if isinstance(client, AsyncCluster) else nullcontext():
+                commands = [PipelineCommand(0, *send.arguments(), **send.options(routed=False)) for send in sends]
+                await node.execute_pipeline(commands)
+                return [command.result for command in commands]
         case Wait(seconds):
             return await asyncio.sleep(seconds)
         case Primaries():
@@ -345,5 +377,5 @@ async def _ado(client: Any, step: Step) -> Any:
 
 def _filled(pipeline: Any, sends: list[Send]) -> Any:
     for send in sends:
-        pipeline.execute_command(*send.arguments(), **send.options())
+        pipeline.execute_command(*send.arguments(), **send.options(routed=False))
     return pipeline

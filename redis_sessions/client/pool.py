@@ -89,7 +89,7 @@ class PerProcess(Generic[C]):
 
 def add_endpoint(error: BaseException, connection: Any) -> None:
     """Note on an error which address could not be reached: a cluster announces others than those of the URL."""
-    if isinstance(error, BROKEN) and hasattr(connection, "host"):
+    if isinstance(error, BROKEN) and hasattr(connection, "port"):  # a unix socket has none
         error.endpoint = f"{connection.host}:{connection.port}"  # type: ignore[union-attr] # read by `translate`
 
 

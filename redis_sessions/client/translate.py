@@ -18,7 +18,14 @@ from redis import exceptions as redis_errors
 from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.sentinel import MasterNotFoundError
 
-from redis_sessions.errors import AccessDenied, CommandRefused, CorruptValue, SessionStoreError, StoreUnavailable
+from redis_sessions.errors import (
+    ONE_NODE,
+    AccessDenied,
+    CommandRefused,
+    CorruptValue,
+    SessionStoreError,
+    StoreUnavailable,
+)
 
 # Codes of a server that can't serve now: where waiting a moment may help, and where it does not.
 _PASSING: Final = {"LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "READONLY", "NOREPLICAS"}
@@ -43,6 +50,7 @@ _CODES_BY_CLASS: Final = (
     (redis_errors.TryAgainError | redis_errors.ClusterError, "TRYAGAIN"),
     (redis_errors.MovedError, "MOVED"),
     (redis_errors.AskError, "ASK"),
+    (redis_errors.NoScriptError, "NOSCRIPT"),
 )
 
 
@@ -58,7 +66,7 @@ class _Known(NamedTuple):
 
 _KNOWN: Final = (
     _Known(
-        re.compile(r"cluster support disabled|Cluster mode is not enabled|unknown command .CLUSTER\b"),
+        re.compile(r"cluster support disabled|unknown command .CLUSTER\b"),
         "is not a cluster",
         "write redis:// in place of redis+cluster://",
     ),
@@ -194,6 +202,8 @@ def _read(
         words, remedy = _DENIED[code]
         words += f" {_not_granted(error)}" if code == "NOPERM" else ""
         return AccessDenied, f"{address} {words} ({code})", remedy, False
+    if code in ("MOVED", "ASK") and not cluster:
+        return StoreUnavailable, f"{address} is one node of a cluster", ONE_NODE, False
     if code in _PASSING | _LASTING:
         return StoreUnavailable, f"{address} can't serve now ({code})", "look at the server's log", code in _PASSING
     if isinstance(error, redis_errors.InvalidResponse):

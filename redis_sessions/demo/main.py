@@ -13,11 +13,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from redis_sessions.client import execute
 from redis_sessions.client import url as urls
-from redis_sessions.demo.plan import AGENT_KEEPS_MS, AGENT_WORKS_MS, MAX_AGE_MS, PlannedTurn, plan
+from redis_sessions.demo.plan import AGENT_KEEPS_MS, AGENT_WORKS_MS, MAX_AGE_MS, NEVER_MS, PlannedTurn, plan
 from redis_sessions.demo.processes import DemoError, run_workers
 from redis_sessions.demo.results import Course, DemoFigures
 from redis_sessions.demo.view import LiveView
@@ -25,12 +25,9 @@ from redis_sessions.errors import InvalidSettings, SessionStoreError
 from redis_sessions.keys import COUNTERS, Keys
 from redis_sessions.operations.command import Command, Op
 from redis_sessions.server import SOCKET_PATH_MAX_BYTES, EmbeddedServer
-from redis_sessions.settings import DAY_MS, StoreSettings
+from redis_sessions.settings import StoreSettings
 from redis_sessions.store import SessionStore
-from redis_sessions.text import duration
 
-# As good as never, and still a TTL: a store can't write IDs without one.
-NEVER_MS: Final = 365 * DAY_MS
 # The last parts of the namespaces in which it writes.
 WITHOUT, WITH = "without-expiry", "with-expiry"
 
@@ -81,7 +78,7 @@ def _measure(url: str | None, shares: list[list[PlannedTurn]], stop: threading.E
             stack.callback(_remove, url, namespace, {turn.key for share in shares for turn in share}, view)
         stage = _Stage(url, namespace, directory, shares, view, stop)
         without = stage.run("without expiry", WITHOUT, NEVER_MS)
-        expiring = stage.run(f"expiry after {duration(MAX_AGE_MS)}", WITH, MAX_AGE_MS)
+        expiring = stage.run("with expiry", WITH, MAX_AGE_MS)
     return DemoFigures(server, len(shares), turns, AGENT_KEEPS_MS, without, expiring)
 
 
@@ -121,7 +118,7 @@ def _remove(url: str, namespace: str, conversations: set[str], view: LiveView) -
         with SessionStore.from_url(url) as store:
             for name in (WITHOUT, WITH):
                 keys = Keys(f"{namespace}.{name}")
-                names = [keys.counter(counter) for counter in COUNTERS]
+                names = [keys.settings(), *map(keys.counter, COUNTERS)]
                 names += [make(key) for key in conversations for make in (keys.session_id, keys.record, keys.lease)]
                 execute.run(store.client, _deletion(names))
     except SessionStoreError as error:

@@ -10,19 +10,23 @@ from __future__ import annotations
 import random
 from typing import Final, NamedTuple
 
+from redis_sessions.settings import DAY_MS
+
 SEED: Final = 20_261_122
-AGENT_KEEPS_MS: Final = 2_000
+AGENT_KEEPS_MS: Final = 1_700
 AGENT_WORKS_MS: Final = 60
 # Shorter than what the agent keeps: an ID must be gone from Redis before its session is gone from the agent.
 MAX_AGE_MS: Final = AGENT_KEEPS_MS // 2
+# As good as never, and still a TTL: a store can't write IDs without one.
+NEVER_MS: Final = 365 * DAY_MS
 BUSY_GAP_MS: Final = MAX_AGE_MS * 4 // 10
 QUIET_GAP_MS: Final = AGENT_KEEPS_MS * 3 // 2
 QUIET_SPREAD: Final = 1.2
 QUIET_SHARE: Final = 3
 TWIN_EVERY: Final = 6
 # A turn takes about 100 ms; the floor is how often two cores can start one.
-WORKER_TURN_MS: Final = 240
-TURN_FLOOR_MS: Final = 65
+WORKER_TURN_MS: Final = 208
+TURN_FLOOR_MS: Final = 52
 
 _REPOSITORIES: Final = ("acme/shop", "acme/api", "acme/docs", "acme/infra")
 _ROLES: Final = ("reviewer", "author", "triage")

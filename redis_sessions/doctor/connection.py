@@ -12,6 +12,7 @@ from redis_sessions.doctor.server import Examination, Fields, Server, named, num
 from redis_sessions.errors import AccessDenied, CommandRefused, SessionStoreError
 from redis_sessions.operations.acl import words
 from redis_sessions.operations.command import Command, Op, Script
+from redis_sessions.text import duration
 
 SLOW_MS: Final = 50
 CLOCK_MS: Final = 1_000
@@ -147,7 +148,8 @@ def round_trip(about: Examination) -> Op[Outcome]:
 @check("clock", why="import compares times of last use with the server's clock")
 def clock(about: Examination) -> Op[Outcome]:
     ahead_ms = round((yield from about.server.once("timing", _timing(about.server)))[1])
-    found = f"this machine is {abs(ahead_ms):,} ms {'ahead of' if ahead_ms >= 0 else 'behind'} the server"
+    off = duration(abs(ahead_ms)) if abs(ahead_ms) > CLOCK_MS else f"{abs(ahead_ms)} ms"
+    found = f"this machine is {off} {'ahead of' if ahead_ms >= 0 else 'behind'} the server"
     return (WARNING, found, "set both by NTP") if abs(ahead_ms) > CLOCK_MS else (OK, found, None)
 
 

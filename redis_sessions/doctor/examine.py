@@ -17,8 +17,7 @@ from redis_sessions.doctor.server import Examination, Server
 from redis_sessions.errors import AccessDenied
 from redis_sessions.keys import RESUME_FAILURES, Keys
 from redis_sessions.operations.command import PRIMARIES, Command, Op, T
-from redis_sessions.operations.conversation import Operations
-from redis_sessions.operations.scan import Progress
+from redis_sessions.operations.scan import Progress, agreed
 from redis_sessions.settings import StoreSettings
 
 _SEVERITY: Final = list(Status)
@@ -45,8 +44,7 @@ def examine(
         [counter] = yield [Command(("GET", Keys(settings.namespace).counter(RESUME_FAILURES)), optional=True)]
         if isinstance(counter, AccessDenied):
             raise counter
-        if "session_max_age_ms" not in settings.model_fields_set:
-            settings = settings.with_max_age((yield from Operations(settings).max_age_ms()))
+        settings = yield from agreed(settings)
     findings = []
     for each in server.CHECKS:
         findings += [_worst(servers, (yield from side_by_side([each.finding(one) for one in servers])))]

@@ -11,7 +11,7 @@ from redis_sessions.doctor.findings import BROKEN, OK, WARNING, ClientFacts, Out
 from redis_sessions.errors import AccessDenied, SessionStoreError, StoreUnavailable, is_away
 from redis_sessions.keys import Keys
 from redis_sessions.operations.command import Command, Op, T
-from redis_sessions.operations.scan import Progress
+from redis_sessions.operations.scan import Progress, Scan
 from redis_sessions.settings import StoreSettings
 
 MEMORY_FULL: Final = 0.9
@@ -111,6 +111,10 @@ class Examination(NamedTuple):
         if not self.served:
             raise SessionStoreError("the cluster does not serve all of its slots")
         return Keys(self.settings.namespace)
+
+    def scan(self, *, leases: bool = False) -> Scan:
+        """A scan of the session keys, or of the leases. Raises SessionStoreError, same as `keys`."""
+        return Scan(self.settings, self.progress if self.keys and not leases else None, leases=leases)
 
 
 @check("server", why="only Redis 6.2 to 8 and Valkey 8 and 9 are tested with this package")

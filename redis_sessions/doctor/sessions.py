@@ -13,9 +13,9 @@ from redis_sessions.keys import COUNTERS
 from redis_sessions.operations.command import Command, Op
 from redis_sessions.operations.conversation import Operations
 from redis_sessions.operations.retime import RetimeResult, retime
-from redis_sessions.operations.scan import Scan
+from redis_sessions.operations.scan import INEXACT
 from redis_sessions.settings import StoreSettings
-from redis_sessions.text import count, exact_duration
+from redis_sessions.text import count, exact_duration, safe
 
 
 @check("no-ttl", why="a session that never expires is tried forever")
@@ -47,14 +47,22 @@ def values(about: Examination) -> Op[Outcome]:
     return _none(lives, "every key holds a session ID")
 
 
+@check("names", why="no store reads a key whose conversation is not in braces")
+def names(about: Examination) -> Op[Outcome]:
+    lives = yield from about.server.once("scan", _scan(about))
+    if lives.near:
+        example = safe(lives.near_examples[0].decode("utf-8", "backslashreplace"))
+        fix = f"write them as {about.keys.prefix.decode()}…}}: the name of the conversation stands in braces"
+        return WARNING, f"{count(lives.near, 'key')} without braces, such as {example}", fix
+    return _none(lives, "every key is named as sessions are")
+
+
 @check("leases", why="a lease that never expires blocks its conversation until another worker asks for it")
 def leases(about: Examination) -> Op[Outcome]:
-    scan = Scan(about.settings, prefix=about.keys.lease_prefix, optional=True)
+    scan = about.scan(leases=True)
     without = 0
     while (pages := (yield from scan.next_pages())) is not None:
         without += sum(page.pttls_ms.count(-1) for page in pages)
-    if scan.refused:
-        raise scan.refused
     bad = WARNING, f"{count(without, 'lease')} without a TTL", "the next claim sets one; find out what created them"
     return bad if without else (OK, "every lease expires", None)
 
@@ -80,21 +88,26 @@ def agent(about: Examination) -> Outcome:
     return kept(about.settings.session_max_age_ms, about.agent)
 
 
-CHECKS: Final = (no_ttl, max_age, values, leases, counters, agent)
+CHECKS: Final = (no_ttl, max_age, values, names, leases, counters, agent)
 
 
-def _scan(about: Examination) -> Op[RetimeResult]:
+class _Scanned(RetimeResult, frozen=True, defer_build=True):
+    """What `retime` would do, and the keys outside the scheme that the same scan has seen."""
+
+    near: int
+    near_examples: tuple[bytes, ...]
+
+
+def _scan(about: Examination) -> Op[_Scanned]:
     """Find out what `retime` would do, once for all checks."""
-    scan = Scan(about.settings, about.progress, prefix=about.keys.prefix, optional=True)
+    scan = about.scan()
     result = yield from retime(about.settings, dry_run=True, scan=scan)
-    if scan.refused:
-        raise scan.refused
-    return result
+    return _Scanned(**result.model_dump(), near=scan.near, near_examples=tuple(scan.near_examples))
 
 
-def _none(lives: RetimeResult, found: str) -> Outcome:
+def _none(lives: _Scanned, found: str) -> Outcome:
     if lives.approximate:
-        raise SessionStoreError("none found, but slots moved, the server changed or INFO is denied: some may be missing")
+        raise SessionStoreError(f"none found, but {INEXACT}")
     return OK, found, None
 
 

@@ -16,7 +16,7 @@ from redis_sessions.keys import Keys
 from redis_sessions.legacy.file import LegacyFile, expires_at_ms
 from redis_sessions.legacy.shape import time_problem
 from redis_sessions.operations.command import PRIMARIES, Command, Op, Resent
-from redis_sessions.operations.scan import Progress, Scan, session_rows
+from redis_sessions.operations.scan import Progress, Scan, agreed, session_rows, sole_server
 from redis_sessions.operations.scripts import IMPORT
 from redis_sessions.settings import StoreSettings
 
@@ -75,7 +75,7 @@ class ExportResult(BaseModel, frozen=True, defer_build=True):
         exported: records written.
         not_timed: of these, sessions without a TTL or with more of it than the max age; they are written as used now.
         skipped: keys without a valid session ID; `report` names them.
-        approximate: keys may have been missed, because cluster slots moved or the server changed during the scan.
+        approximate: keys may have been missed, as `Report.approximate` explains.
     """
 
     exported: int
@@ -101,8 +101,10 @@ def import_entries(
     """
     if assume_used_at != "mtime" and (problem := time_problem(assume_used_at)):
         raise InvalidSettings(problem, setting="assume_used_at", remedy='give "mtime", milliseconds since 1970, or None')
-    [nodes] = yield [PRIMARIES]
     keys = Keys(settings.namespace)
+    [nodes] = yield [PRIMARIES]
+    # Only where one server is proven to have all keys may a script have several.
+    alone = nodes == [None] and (yield from sole_server(keys)) is not None
     assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at
     max_age_ms = settings.session_max_age_ms
     imported = expired = kept = done = sent = 0
@@ -138,9 +140,8 @@ def import_entries(
             times.update(units)
             if due:
                 sent += len(due)
-                written = yield from _written(keys, due, alone=nodes == [None], dry_run=dry_run)
-                imported += written
-                kept += len(due) - written
+                written = yield from _written(keys, due, alone=alone, dry_run=dry_run)
+                imported, kept = imported + written, kept + len(due) - written
             done += len(batch)
             if progress:
                 progress(done, len(legacy))
@@ -170,7 +171,7 @@ def _written(keys: Keys, due: list[tuple[str, str, int]], *, alone: bool, dry_ru
         replies = yield [Command(args, script=IMPORT, redis_keys=tuple(redis_keys))]
         written = replies[0]
     else:
-        # On a cluster each key has its own slot, and a script can't reach more than one.
+        # On a cluster each key has its own slot, behind some proxies its own server, and a script can't reach more than one.
         replies = yield [
             Command(("SET", redis_key, session_id, "PXAT", until_ms, "NX"))
             for redis_key, (_, session_id, until_ms) in zip(redis_keys, due, strict=True)
@@ -204,6 +205,7 @@ def export_entries(
     settings: StoreSettings, add: Callable[[list[Row]], None], progress: Progress | None = None
 ) -> Op[ExportResult]:
     """Pass the live sessions to `add`, many at a time, sorted by key, each once even if the scan finds it twice."""
+    settings = yield from agreed(settings)
     scan = Scan(settings, progress)
     skipped = 0
     with Sorter() as sorter:

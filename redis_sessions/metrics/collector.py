@@ -25,7 +25,6 @@ try:
     from prometheus_client import REGISTRY, CollectorRegistry, Metric, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeHistogramMetricFamily, GaugeMetricFamily
     from prometheus_client.samples import Sample
-    from prometheus_client.utils import floatToGoString
 except ImportError:
     raise MissingExtra("metrics need prometheus_client", remedy="pip install 'redis-sessions[prometheus]'") from None
 
@@ -72,7 +71,7 @@ _GAUGES: Final[tuple[_Gauge, ...]] = (
 )
 
 
-class Scanned(NamedTuple, Generic[T]):
+class LastScan(NamedTuple, Generic[T]):
     """The result of a scan that succeeded."""
 
     found: T
@@ -90,8 +89,8 @@ class Reading(NamedTuple):
 
     namespace: str
     counters: dict[str, int | None] | None  # None if they could not be read
-    report: Scanned[Report] | None  # of the last key scan that succeeded, None before the first
-    leases: Scanned[tuple[LeaseRow, ...]] | None  # the same of the leases that are held
+    report: LastScan[Report] | None  # of the last key scan that succeeded, None before the first
+    leases: LastScan[tuple[LeaseRow, ...]] | None  # the same of the leases that are held
     error: SessionStoreError | None  # why the counters, or else a newer scan, could not be had
 
 
@@ -118,7 +117,7 @@ class RepeatedScan(Generic[T]):
 
     what: str  # in messages
     run: Callable[[], T]
-    last: Scanned[T] | None = None
+    last: LastScan[T] | None = None
     error: SessionStoreError | None = None
 
     def is_older_than(self, max_age_s: float) -> bool:
@@ -197,7 +196,7 @@ class StoreMonitor:
                     self._stop_if_closed()
                     began_s = time.monotonic()
                     found = scan.run()
-                    scan.last = Scanned(found, time.monotonic(), time.monotonic() - began_s)
+                    scan.last = LastScan(found, time.monotonic(), time.monotonic() - began_s)
             except SessionStoreError as failure:
                 error = failure
             except Exception:
@@ -377,7 +376,8 @@ def _histogram(name: str, text: str, values: Iterable[tuple[str, list[tuple[floa
             bounds, totals = [*bounds, math.inf], [*totals, totals[-1]]
         for bound, total in zip(bounds, totals, strict=True):
             # Its add_metric needs a sum, which is not known.
-            family.samples.append(Sample(f"{family.name}_bucket", {_LABEL: namespace, "le": floatToGoString(bound)}, total))
+            le = "+Inf" if math.isinf(bound) else str(float(bound))
+            family.samples.append(Sample(f"{family.name}_bucket", {_LABEL: namespace, "le": le}, total))
     return family
 
 

@@ -65,8 +65,9 @@ class Exporter(ThreadingHTTPServer):
         if self.keys_are_local and not self.is_loopback:
             self.server_close()
             raise InvalidSettings(
-                f"everyone who reaches {self.place} could read conversation keys",
-                remedy="listen on 127.0.0.1, or allow it with --show-keys-to-others",
+                f"lets everyone who reaches {self.place} read conversation keys",
+                setting="show_keys",
+                remedy="listen on 127.0.0.1, or pass to_others=True",
             )
 
     def _listen(self, host: str, port: int, handler: Any) -> None:
@@ -133,8 +134,9 @@ class _Handler(MetricsHandler):
 
     def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
         if self._asked == "/":
+            shown = page.render(self.server.collector.read(), show_keys=self.server.show_keys).encode()
             self._begin(page.HEADERS)
-            self.wfile.write(page.render(self.server.collector.read(), show_keys=self.server.show_keys).encode())
+            self.wfile.write(shown)
         else:
             super().do_GET()
 

@@ -19,7 +19,7 @@ from string import Template
 from typing import Any, Final
 
 from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
-from redis_sessions.metrics.collector import Reading, Scanned
+from redis_sessions.metrics.collector import LastScan, Reading
 from redis_sessions.operations.records import Bucket
 from redis_sessions.operations.scan import LeaseRow
 from redis_sessions.text import count, duration, safe
@@ -124,7 +124,7 @@ def _tiles(reading: Reading) -> Iterator[str]:
                 yield _tile(name, number, note, bad=True)
 
 
-def _age_ms(scanned: Scanned[Any]) -> int:
+def _age_ms(scanned: LastScan[Any]) -> int:
     return round(scanned.age_s * 1000)
 
 

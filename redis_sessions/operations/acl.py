@@ -37,12 +37,15 @@ def words(text: str) -> frozenset[str]:
 
 
 # PING is the client's health check; SELECT is sent if the URL names a database, which a cluster doesn't have.
-_ALWAYS: Final = words("ping eval evalsha get pttl")
+_ALWAYS: Final = words("ping get pttl")
+_SCRIPTS: Final = words("eval evalsha")
 _ALONE: Final = words("select")
 _SCAN_ALONE: Final = words("mget")
 _CONVERSE: Final = words("set del pexpire incr time hget hmget hset hdel hincrby")
 _SCAN: Final = words("scan time dbsize hget hmget info|server")
 _READ: Final = ("id:*", "record:*", "lease:*", "counter:*", "settings")
+# A script that names keys that its user may only read. Redis 6.2 has neither.
+_READ_ONLY: Final = words("eval_ro")
 _IMPORT: Final = words("set exists time")
 # What the doctor sends, without CONFIG GET and ACL GETUSER: these show passwords, or their hashes.
 _LOOK: Final = words("info client|info")
@@ -52,11 +55,17 @@ _ROUTE: Final = words("command cluster|slots asking")
 _SCAN_ROUTE: Final = words("cluster|nodes getrange")
 
 USERS: Final[Mapping[str, User]] = {
-    "worker": User(_ALWAYS | _CONVERSE, _ALONE, _ROUTE, ("*",), writes=True),
-    "report": User(_ALWAYS | _SCAN, _ALONE | _SCAN_ALONE, _ROUTE | _SCAN_ROUTE, _READ, writes=False),
+    "worker": User(_ALWAYS | _SCRIPTS | _CONVERSE, _ALONE, _ROUTE, ("*",), writes=True),
+    "report": User(
+        _ALWAYS | _SCAN,
+        _ALONE | _SCRIPTS | _SCAN_ALONE | _READ_ONLY,
+        _ROUTE | _SCAN_ROUTE,
+        _READ,
+        writes=False,
+    ),
     # Commands that change or inspect more than conversations add here what they send.
     "admin": User(
-        (_ALWAYS | _CONVERSE | _SCAN | _IMPORT | _LOOK) - {"info|server"},
+        (_ALWAYS | _SCRIPTS | _CONVERSE | _SCAN | _IMPORT | _LOOK) - {"info|server"},
         _ALONE | _SCAN_ALONE,
         _ROUTE | _SCAN_ROUTE | _LOOK_ROUTE,
         ("*",),
@@ -97,7 +106,8 @@ def acl_lines(
         mark = "~" if user.writes or not read_only_keys else "%R~"
         keys = " ".join(f"{mark}{prefix}:{pattern}" for prefix in prefixes for pattern in user.keys)
         commands = user.commands | (user.on_cluster if cluster else user.alone)
-        commands |= words("wait") if replicas and user.writes else set()
+        commands |= words("wait") if replicas and user.writes else frozenset()
+        commands -= frozenset() if read_only_keys else _READ_ONLY
         grants = " ".join(f"+{command}" for command in sorted(commands))
         lines.append(f"user {name} {access} {keys} resetchannels -@all {grants}")
     return lines

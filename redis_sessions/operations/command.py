@@ -45,5 +45,7 @@ class Resent(list[Any]):
     """Replies to commands that were sent more than once: an earlier sending may have been carried out too."""
 
 
-# Answered by the client, not by the server: its reply is a list of node handles, [None] where there is only one server.
+# Answered by the client, not by the server. The reply to the first is a list of node handles, [None] where there is only one
+# server; that to the second whether this is an emulation inside this process (fakeredis), which has no INFO.
 PRIMARIES: Final = Command(("PRIMARIES",))
+EMULATED: Final = Command(("EMULATED",))

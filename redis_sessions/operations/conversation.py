@@ -18,11 +18,12 @@ from redis_sessions.errors import (
     CorruptValue,
     InvalidSessionID,
     InvalidSettings,
+    KeysScattered,
     NotReplicated,
     SessionStoreError,
     is_away,
 )
-from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, RECORD_FIELDS, Keys, check_session_id, is_session_id
+from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, PROBES, RECORD_FIELDS, Keys, check_session_id, is_session_id
 from redis_sessions.operations import scripts
 from redis_sessions.operations.command import Command, Op, Script
 from redis_sessions.settings import StoreSettings
@@ -127,6 +128,10 @@ class Record:
         """The place of its last turn."""
         return Place(self.host, self.home, self.directory)
 
+    def was_in(self, place: Place) -> bool:
+        """Whether that was exactly this place."""
+        return (self.host, self.home, self.directory) == (place.host, place.home, place.directory)
+
 
 def _figure(text: str | None) -> int | None:
     return int(text) if text and len(text) <= 18 and text.isascii() and text.isdigit() else None
@@ -230,9 +235,11 @@ class Operations:
 
     Attributes:
         counts_in_scripts: whether all keys are on one server, so that the script that saves or rejects can also count.
+
+    `together` says whether the keys of a conversation are known to be on one server. If not, the first claim finds out.
     """
 
-    def __init__(self, settings: StoreSettings, *, counts_in_scripts: bool = False) -> None:
+    def __init__(self, settings: StoreSettings, *, counts_in_scripts: bool = False, together: bool = True) -> None:
         self.settings = settings
         self.counts_in_scripts = counts_in_scripts
         self.keys = Keys(settings.namespace)
@@ -240,6 +247,7 @@ class Operations:
         # Whether a claim asks for the time and for the record, and the lock's times, as arguments of a script.
         wants_now = settings.max_lifetime_ms is not None
         self._claiming = (self._lease_ttl_ms, LEASE_GRACE_MS, int(wants_now), int(settings.records))
+        self._together = together
         # When a save is to compare the max age with that of the namespace: from the first on, until that was done.
         self._compare_at_s = 0.0
         # A reply must come before the client gives up on the connection.
@@ -307,15 +315,41 @@ class Operations:
 
     def acquire(self, key: str, token: str | None = None) -> Op[Lease | Held]:
         token = token or new_token()
-        [reply] = yield [Command((token, *self._claiming), key, scripts.ACQUIRE, self.keys.leased(key))]
-        if reply[0] == 0:
-            return _held(key, reply[1], int(reply[2]))
+        claim = Command((token, *self._claiming), key, scripts.ACQUIRE, self.keys.leased(key))
+        # Twice, since another worker may have taken over between the claim and the look.
+        for last in (False, True):
+            [reply] = yield [claim]
+            if reply[0] == 0:
+                return _held(key, reply[1], int(reply[2]))
+            if self._together or (yield from self._sees(key, token)):
+                self._together = True
+                break
+            if last:
+                yield from self.release(Lease(key, token))
+                raise KeysScattered(
+                    f"the keys of conversation {key!r} are on several servers, so what answers is a proxy that spreads keys",
+                    key=key,
+                    remedy='let it hash only what stands in braces (twemproxy: hash_tag: "{}"), or connect to one server',
+                )
         _, raw, now_ms, *values = reply
         if raw is None:
             return Lease(key, token)
         if not is_session_id(raw):
             return Lease(key, token, unusable=True)
         return Lease(key, token, str(raw, "ascii"), values=tuple(values), now_ms=None if now_ms is None else int(now_ms))
+
+    def _sees(self, key: str, token: str) -> Op[bool]:
+        """Whether the token of a claim is in the lease on the server that has the ID.
+
+        It also looks at the servers of many other keys: where one has another server, the counters may have, too.
+        """
+        lease, routes = self.keys.lease(key), map(self.keys.session_id, (key, *PROBES))
+        replies = yield [Command(("EVAL", scripts.READ_BACK, "2", route, lease), key, optional=True) for route in routes]
+        seen = [found in (token, token.encode()) for found in replies]
+        if not all(seen):
+            self.counts_in_scripts = False
+        # A refusal doesn't say where the keys are.
+        return seen[0] or isinstance(replies[0], SessionStoreError)
 
     def renew(self, lease: Lease) -> Op[bool]:
         _check_lease(lease)

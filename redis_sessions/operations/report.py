@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from pydantic import BaseModel
 
@@ -11,7 +12,7 @@ from redis_sessions.errors import InexactScan
 from redis_sessions.keys import Keys, is_session_id
 from redis_sessions.operations.command import Op
 from redis_sessions.operations.records import RecordFold, RecordSummary
-from redis_sessions.operations.scan import Page, Progress, Scan, session_rows
+from redis_sessions.operations.scan import INEXACT, Page, Progress, Scan, agreed, session_rows
 from redis_sessions.settings import DAY_MS, StoreSettings
 from redis_sessions.text import safe
 
@@ -55,13 +56,17 @@ class Report(BaseModel, frozen=True, defer_build=True):
     Attributes:
         live: keys that hold a valid session ID.
         no_ttl: keys that never expire; `set` never writes one.
-        over_max_age: keys with more time left than the reader's max age; how long they are idle is unknown.
+        over_max_age: keys with more time left than the max age; how long they are idle is unknown. The max age is the one
+            that the settings were given, or else the namespace's.
         invalid: keys without a valid session ID: wrong type, wrong text, or a name outside the key scheme.
         invalid_examples: the first 20 of them.
         soonest_expiry_ms: milliseconds until the next session expires, None if none will.
         idle_histogram: idle times of the live sessions that have one, in ascending buckets.
         counters: `resume_failures_total`, `resumes_total`, `fresh_starts_total`; None for one that is not an integer.
-        approximate: keys may have been missed, because cluster slots moved or the server changed during the scan.
+        near_scheme: keys that begin as session keys do but have no braces (`sessions:id:chat:7`): no store reads them.
+        near_examples: the first 20 of them.
+        approximate: keys may have been missed: cluster slots moved, the server changed during the scan, or it can't be
+            proven that one server has all keys, because INFO is denied or a proxy stands in between.
         scan_ms: how long the scan took, in milliseconds.
         records: what the sessions' records say, if it was asked for.
     """
@@ -74,6 +79,8 @@ class Report(BaseModel, frozen=True, defer_build=True):
     soonest_expiry_ms: int | None
     idle_histogram: tuple[IdleBucket, ...]
     counters: dict[str, int | None]
+    near_scheme: int
+    near_examples: tuple[str, ...]
     approximate: bool
     scan_ms: int
     records: RecordSummary | None = None
@@ -87,13 +94,14 @@ def report(
     records: bool = False,
 ) -> Op[Report]:
     """Aggregate all session keys, the counters and, if asked to, the records into a Report."""
+    settings = yield from agreed(settings)
     scan = Scan(settings, progress, records=records)
     fold = ReportFold(settings, records=records)
     while (pages := (yield from scan.next_pages())) is not None:
         for page in pages:
             fold.add_page(page)
     counts = yield from counters
-    return fold.finish(counts, approximate=not scan.exact)
+    return fold.finish(counts, approximate=not scan.exact, near=scan.near, near_examples=scan.near_examples)
 
 
 def live_session_ids(settings: StoreSettings) -> Op[frozenset[str]]:
@@ -103,10 +111,8 @@ def live_session_ids(settings: StoreSettings) -> Op[frozenset[str]]:
     while (pages := (yield from scan.next_pages())) is not None:
         found.update(row.session_id for page in pages for row in session_rows(settings, page))
     if not scan.exact:
-        raise InexactScan(
-            "keys may have been missed: cluster slots moved, the server changed, or INFO is not granted to this user",
-            remedy="delete no transcript now; try again when the cluster is at rest",
-        )
+        remedy = "delete no transcript now; try again when the cluster is at rest, by the URL of the server itself"
+        raise InexactScan(INEXACT, remedy=remedy)
     return frozenset(found)
 
 
@@ -150,7 +156,14 @@ class ReportFold:
             self._histogram[bucket] += upper - lower
             upper = lower
 
-    def finish(self, counters: dict[str, int | None], *, approximate: bool) -> Report:
+    def finish(
+        self,
+        counters: dict[str, int | None],
+        *,
+        approximate: bool,
+        near: int = 0,
+        near_examples: Sequence[bytes] = (),
+    ) -> Report:
         """The report on all that was added."""
         return Report(
             live=self._live,
@@ -163,9 +176,11 @@ class ReportFold:
                 IdleBucket(up_to_ms=bound, count=count) for bound, count in zip(self._bounds, self._histogram, strict=True)
             ),
             counters=counters,
+            near_scheme=near,
+            near_examples=tuple(map(_name, near_examples)),
             approximate=approximate,
             scan_ms=round((time.monotonic() - self._began_s) * 1000),
-            records=self._records and self._records.finish(),
+            records=self._records.finish() if self._records else None,
         )
 
     def _add_invalid(self, redis_key: bytes, pttl_ms: int, value: bytes | None) -> None:
@@ -175,4 +190,8 @@ class ReportFold:
         if len(self._examples) < MAX_EXAMPLES:
             wrong_value = "wrong type" if value is None else "no valid session ID"
             reason = "name outside the key scheme" if value is not None and is_session_id(value) else wrong_value
-            self._examples.append(InvalidExample(key=safe(redis_key.decode("utf-8", "backslashreplace")), reason=reason))
+            self._examples.append(InvalidExample(key=_name(redis_key), reason=reason))
+
+
+def _name(redis_key: bytes) -> str:
+    return safe(redis_key.decode("utf-8", "backslashreplace"))

@@ -12,6 +12,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from redis_sessions.errors import SessionStoreError, is_away
 from redis_sessions.keys import Keys
 from redis_sessions.operations.command import Command, Op
 from redis_sessions.operations.scan import Progress, Scan
@@ -32,7 +33,7 @@ class RetimeResult(BaseModel, frozen=True, defer_build=True):
         left: had at most the max age left.
         invalid: don't hold a session ID, or have a name outside the key scheme; never touched.
         invalid_no_ttl: those of the invalid that never expire.
-        approximate: keys may have been missed, because cluster slots moved or the server changed during the scan.
+        approximate: keys may have been missed, as `Report.approximate` explains.
     """
 
     looked_at: int
@@ -47,14 +48,12 @@ class RetimeResult(BaseModel, frozen=True, defer_build=True):
 def retime(
     settings: StoreSettings, progress: Progress | None = None, *, dry_run: bool = False, scan: Scan | None = None
 ) -> Op[RetimeResult]:
-    """Write the settings' max age for all workers, and shorten every TTL that exceeds it.
+    """Shorten every TTL that exceeds the settings' max age, and write that for all workers.
 
     `scan` replaces the scan that it would make itself.
     """
     scan = scan or Scan(settings, progress)
     keys, max_age_ms = Keys(settings.namespace), settings.session_max_age_ms
-    if not dry_run:
-        yield [Command(("HSET", keys.settings(), "max_age_ms", max_age_ms))]
     looked_at = invalid = invalid_no_ttl = 0
     done: Counter[int] = Counter()
     while (pages := (yield from scan.next_pages())) is not None:
@@ -73,11 +72,20 @@ def retime(
             if dry_run:
                 done.update(GIVEN_TTL if pttl_ms == -1 else SHORTENED for _, pttl_ms in due)
             elif due:
-                args: tuple[bytes | int, ...] = (max_age_ms, *(redis_key for redis_key, _ in due))
-                commands.append(Command(args, script=RETIME, node=page.node))
-        if commands:
-            for reply in (yield commands):
-                done.update(reply)
+                redis_keys = tuple(redis_key for redis_key, _ in due)
+                # Only where one server has all keys may a script have several.
+                groups = [redis_keys] if scan.by_script else [(redis_key,) for redis_key in redis_keys]
+                commands += [
+                    Command((max_age_ms,), script=RETIME, redis_keys=group, node=page.node, optional=page.node is not None)
+                    for group in groups
+                ]
+        for reply in (yield commands) if commands else ():
+            if isinstance(reply, SessionStoreError) and not is_away(reply):
+                raise reply
+            # A key whose slot has moved away meanwhile is not changed.
+            done.update((0,) if is_away(reply) else reply)
+    if not dry_run:
+        yield [Command(("HSET", keys.settings(), "max_age_ms", max_age_ms))]
     shortened, given_ttl = done[SHORTENED], done[GIVEN_TTL]
     return RetimeResult(
         looked_at=looked_at,

@@ -3,18 +3,47 @@
 SCAN guarantees that a key which exists all the time is returned at least once, and keeps no state on the server, so a page
 may be requested again. It doesn't guarantee exactly once, and its cursor means nothing to another server or after slots have
 moved. Both are checked before the first page and after the last; a slot that moved away and back has raised an epoch.
+
+Where one server is proven to have all keys, a script reads a page. Elsewhere it takes two round trips, of SCAN and of single
+commands for each key: on a cluster no script may touch a key that it didn't declare, since slots may move meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, TypeAlias
+import re
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
-from redis_sessions.errors import AccessDenied, SessionStoreError
-from redis_sessions.keys import Keys, are_session_ids, is_session_id
-from redis_sessions.operations.command import PRIMARIES, Command, Op
-from redis_sessions.operations.scripts import PAGE
-from redis_sessions.settings import StoreSettings
+from redis_sessions.errors import (
+    ONE_NODE,
+    AccessDenied,
+    InexactScan,
+    SessionStoreError,
+    StoreUnavailable,
+    is_away,
+)
+from redis_sessions.keys import (
+    COUNTERS,
+    LEASE_GRACE_MS,
+    PROBES,
+    RECORD_FIELDS,
+    RESUME_FAILURES,
+    Keys,
+    are_session_ids,
+    is_session_id,
+)
+from redis_sessions.operations.command import EMULATED, PRIMARIES, Command, Op
+from redis_sessions.operations.conversation import Operations, Record
+from redis_sessions.operations.scripts import PAGE, RUN_ID
+from redis_sessions.settings import NAMESPACE, StoreSettings
+
+MAX_NEAR: Final = 20
+INEXACT: Final = (
+    "keys may have been missed: slots moved, the server changed, INFO is denied, or a proxy spreads keys over servers"
+)
+_LOOK_PAGES: Final = 20
+_OF_A_STORE: Final = re.compile(rb"(%b):(?:id|record|lease):\{" % NAMESPACE.encode())
 
 
 class Progress(Protocol):
@@ -33,7 +62,10 @@ class Page(NamedTuple):
     pttls_ms: list[int]  # time left to live, -1 without a TTL, -2 if expired since, -3 if its slot is being migrated
     values: list[bytes | None]  # their first 257 bytes; None for one that is not a string
     now_ms: int  # the server's time when they were read, milliseconds since 1970
-    node: object = None  # the primary that has them, as PRIMARIES gave it
+    node: object = None  # the primary that has them, as PRIMARIES gave it; None where there is only one server
+    records: Sequence[Sequence[bytes | None]] = ()  # values of RECORD_FIELDS, or none; empty if not asked for
+    near: int = 0  # number of other keys that begin as session keys do, up to the brace
+    near_examples: Sequence[bytes] = ()  # the first 20 of them
 
     def conversations(self, keys: Keys) -> list[str | None]:
         """The conversation of each key; None unless the key is one of the scheme and its value can be a session ID.
@@ -55,10 +87,12 @@ class SessionRow(NamedTuple):
     Attributes:
         key: the conversation.
         session_id: its live session ID.
-        idle_ms: milliseconds since it was last used; None where unknown: without a TTL, or with more than the max age left.
+        idle_ms: milliseconds since it was last used: by its record, or else by the time it has left of the max age. None
+            where unknown: without a TTL, or with more than the max age left.
         expires_in_ms: milliseconds it has left; None without a TTL.
         last_used_at_ms: when it was last used, in milliseconds since 1970 by the server's clock; if that is unknown, the
             time at which it was read.
+        record: what else is known of it; None if nothing is, or if no records were asked for.
     """
 
     key: str
@@ -66,33 +100,50 @@ class SessionRow(NamedTuple):
     idle_ms: int | None
     expires_in_ms: int | None
     last_used_at_ms: int
+    record: Record | None = None
+
+
+class LeaseRow(NamedTuple):
+    """A conversation that a worker runs now.
+
+    Attributes:
+        key: the conversation.
+        holder: the token of the claim that holds it, `host:pid:random`; backslash-escaped if it is not text.
+        remaining_ms: milliseconds that its lease lasts unless renewed.
+    """
+
+    key: str
+    holder: str
+    remaining_ms: int
 
 
 class Scan:
-    """One scan of all session keys of a namespace.
+    """One scan of all session keys of a namespace, or of all its leases.
 
-    `exact` is None until the scan has ended; then it is True if no key that existed all the time can have been missed.
+    Attributes:
+        exact: None until the scan has ended; then True if no key that existed all the time can have been missed.
+        near: how many keys begin as session keys do, up to the brace; so far, and some may have been counted twice.
+        near_examples: the first 20 of them.
 
     Args:
         settings: give the namespace and the size of a page.
         progress: called after every page.
-        prefix: scan keys with this prefix instead of session keys.
-        optional: if the server refuses a command, end the scan and put the error into `refused` instead of raising it.
+        records: read the record of each session, too.
+        leases: scan lease keys instead of session keys.
     """
 
     def __init__(
-        self,
-        settings: StoreSettings,
-        progress: Progress | None = None,
-        *,
-        prefix: bytes | None = None,
-        optional: bool = False,
+        self, settings: StoreSettings, progress: Progress | None = None, *, records: bool = False, leases: bool = False
     ) -> None:
         self.exact: bool | None = None
-        self.refused: SessionStoreError | None = None
-        self._settings = settings
-        self._prefix = prefix or Keys(settings.namespace).prefix
-        self._optional = optional
+        self.near = 0
+        self.near_examples: list[bytes] = []
+        self._keys = Keys(settings.namespace)
+        self._count = settings.scan_count
+        self._prefix = self._keys.lease_prefix if leases else self._keys.prefix
+        # Session keys without their brace are counted, too.
+        self._looser = b"" if leases else self._prefix[:-1]
+        self._records = records
         self._progress = progress
         self._cursors: dict[Any, bytes | str] | None = None
         self._nodes: list[Any] = []
@@ -101,61 +152,177 @@ class Scan:
         self._looked_at = 0
         self._size = 0
 
+    @property
+    def by_script(self) -> bool:
+        """Whether one server is proven to have all keys; known after the first page."""
+        return self._nodes == [None] and self._before is not None
+
     def next_pages(self) -> Op[list[Page] | None]:
-        """The next page of every primary that has more, possibly empty; None at the end."""
+        """The next page of every primary that has more, possibly empty; None at the end.
+
+        Raises StoreUnavailable where it would see one node of a cluster, InexactScan where a proxy lets it see nothing.
+        """
         if self._cursors is None:
             [self._nodes] = yield [PRIMARIES]
-            self._cursors = dict.fromkeys(self._nodes, "0")
             self._before = yield from self._marks()
+            self._cursors = dict.fromkeys(self._nodes, "0")
             if self._progress:
-                sizes = yield [Command(("DBSIZE",), node=node, optional=self._optional) for node in self._nodes]
+                sizes = yield [Command(("DBSIZE",), node=node, optional=True) for node in self._nodes]
                 self._size = sum(size for size in sizes if isinstance(size, int))
         if not self._cursors:
             if self.exact is None:
-                after = yield from self._marks()
-                self.exact = not self._migrating and _unmoved(self._before, after)
+                self.exact = not self._migrating and _unmoved(self._before, (yield from self._marks()))
             return None
-        count = self._settings.scan_count
         nodes = list(self._cursors)
-        alone = int(nodes == [None])
-        replies = yield [
-            Command((self._cursors[node], self._prefix, count, alone), script=PAGE, node=node, optional=self._optional)
-            for node in nodes
-        ]
-        for reply in replies:
-            if isinstance(reply, SessionStoreError):
-                self.refused = reply
-                return None
+        replies = yield from self._by_script() if self.by_script else self._by_commands(nodes)
         pages: list[Page] = []
-        for node, (cursor, now_ms, redis_keys, pttls_ms, values) in zip(nodes, replies, strict=True):
-            pages.append(Page(redis_keys, pttls_ms, values, now_ms, node))
-            self._migrating = self._migrating or -3 in pttls_ms
+        for node, (cursor, page) in zip(nodes, replies, strict=True):
+            pages.append(page)
+            self.near += page.near
+            self.near_examples += page.near_examples[: MAX_NEAR - len(self.near_examples)]
+            self._migrating = self._migrating or -3 in page.pttls_ms
             self._cursors[node] = cursor
             if cursor == b"0":
                 del self._cursors[node]
-        self._looked_at += count * len(nodes)
+        self._looked_at += self._count * len(nodes)
         if self._progress:
             self._progress(min(self._looked_at, self._size) if self._cursors else self._size, self._size)
         return pages
 
+    def _by_script(self) -> Op[list[tuple[bytes, Page]]]:
+        cursor = (self._cursors or {})[None]
+        fields = (self._keys.record_prefix, *RECORD_FIELDS) if self._records else (b"",)
+        args = (cursor, self._prefix, self._count, self._looser, *fields)
+        [reply] = yield [Command(args, script=PAGE, optional=True)]
+        cursor, now_ms, redis_keys, pttls_ms, values, records, near, near_examples = _accepted(reply)
+        return [(cursor, Page(redis_keys, pttls_ms, values, now_ms, None, records, near, near_examples))]
+
+    def _by_commands(self, nodes: list[Any]) -> Op[list[tuple[bytes, Page]]]:
+        listed = yield from _listed(self._cursors or {}, (self._looser or self._prefix) + b"*", self._count)
+        found = [[key for key in some if key.startswith(self._prefix) and key.endswith(b"}")] for _, _, some in listed]
+        reads = [
+            Command(words, node=node, optional=True)
+            for node, redis_keys in zip(nodes, found, strict=True)
+            for redis_key in redis_keys
+            for words in self._reads(redis_key)
+        ]
+        replies = iter((yield reads)) if reads else iter(())
+        pages: list[tuple[bytes, Page]] = []
+        for node, redis_keys, (cursor, now_ms, some) in zip(nodes, found, listed, strict=True):
+            rows = [self._row([next(replies) for _ in self._reads(redis_key)]) for redis_key in redis_keys]
+            pttls_ms, values, records = map(list, zip(*rows, strict=True)) if rows else ([], [], [])
+            near = sorted(set(some).difference(redis_keys)) if self._looser else []
+            page = Page(redis_keys, pttls_ms, values, now_ms, node, records, len(near), near[:MAX_NEAR])
+            pages.append((cursor, page))
+        return pages
+
+    def _reads(self, redis_key: bytes) -> list[tuple[bytes | str | int, ...]]:
+        reads: list[tuple[bytes | str | int, ...]] = [("PTTL", redis_key), ("GETRANGE", redis_key, 0, 256)]
+        if self._records:
+            reads.append(("HMGET", self._keys.record_prefix + redis_key[len(self._prefix) :], *RECORD_FIELDS))
+        return reads
+
+    def _row(self, replies: list[Any]) -> tuple[int, bytes | None, Sequence[bytes | None]]:
+        """The TTL of a key, its value, and its record."""
+        for reply in replies:
+            if isinstance(reply, AccessDenied):
+                raise reply
+        pttl_ms, value, *records = replies
+        if is_away(pttl_ms) or is_away(value):
+            return -3, None, ()
+        record = next((record for record in records if isinstance(record, list) and record[0] == value), ())
+        return pttl_ms, value if isinstance(value, bytes) else None, record
+
     def _marks(self) -> Op[list[_Mark] | None]:
+        if self._nodes == [None]:
+            run_id = yield from sole_server(self._keys)
+            return [(run_id, _ALL_SLOTS, "")] if run_id else None
         infos = yield [Command(("INFO", "server"), node=node, optional=True) for node in self._nodes]
-        slots: list[tuple[frozenset[int], str] | None] = [(_ALL_SLOTS, "")]
-        if self._nodes != [None]:
-            maps = yield [Command(("CLUSTER NODES",), node=node, optional=True) for node in self._nodes]
-            slots = [_settled_slots(nodes) for nodes in maps]
-        if any(isinstance(info, AccessDenied) for info in infos):
+        maps = yield [Command(("CLUSTER NODES",), node=node, optional=True) for node in self._nodes]
+        if any(isinstance(info, SessionStoreError) for info in infos):
             return None
-        # A server without INFO is an emulation inside this process (fakeredis): it can't change.
-        run_ids = [None if isinstance(info, SessionStoreError) else info["run_id"] for info in infos]
-        marks = [(run_id, *owned) for run_id, owned in zip(run_ids, slots, strict=True) if owned]
+        slots = [_settled_slots(nodes) for nodes in maps]
+        marks = [(info["run_id"], *owned) for info, owned in zip(infos, slots, strict=True) if owned]
         return marks if len(marks) == len(slots) else None
+
+
+def _listed(cursors: dict[Any, bytes | str], pattern: bytes, count: int) -> Op[list[tuple[bytes, int, list[bytes]]]]:
+    """The next cursor of each node, its time in milliseconds, and the names of some keys."""
+    replies = yield [
+        Command(words, node=node, optional=True)
+        for node, cursor in cursors.items()
+        # Never SCAN alone: redis-py's cluster client would alter its reply.
+        for words in (("TIME",), ("SCAN", cursor, "MATCH", pattern, "COUNT", count))
+    ]
+    listed = []
+    for node, time, scan in zip(cursors, replies[::2], replies[1::2], strict=True):
+        refused = [reply for reply in (time, scan) if isinstance(reply, SessionStoreError)]
+        if node is None and any(not isinstance(reply, StoreUnavailable) for reply in refused):
+            raise _unidentified()
+        (seconds, microseconds), (cursor, redis_keys) = _accepted(time), _accepted(scan)
+        listed.append((b"%d" % cursor, int(seconds) * 1000 + int(microseconds) // 1000, redis_keys))
+    return listed
 
 
 # What must be the same before and after an exact scan: which process answers, for which slots, and since which epoch: a node
 # that takes a slot also takes the highest epoch, so that a slot's return is noticed.
-_Mark: TypeAlias = tuple[str | None, frozenset[int], str]
+_Mark: TypeAlias = tuple[str, frozenset[int], str]
 _ALL_SLOTS = frozenset(range(16_384))
+
+
+def agreed(settings: StoreSettings) -> Op[StoreSettings]:
+    """These settings; with the namespace's own max age if it is known and they were given none."""
+    if "session_max_age_ms" in settings.model_fields_set:
+        return settings
+    return settings.with_max_age((yield from Operations(settings).max_age_ms()))
+
+
+def sole_server(keys: Keys) -> Op[str | None]:
+    """The run ID of the one server that has all keys, where there is no cluster; None if it isn't proven that there is one.
+
+    It is proven if INFO answers, and scripts sent by many different keys all run in the very process that answered: a proxy
+    that spreads keys over servers would send some of them elsewhere.
+
+    Raises StoreUnavailable for one node of a cluster, InexactScan for a proxy that hangs up on INFO.
+    """
+    [emulated] = yield [EMULATED]
+    if emulated:
+        return "emulated"
+    asked = Command(("INFO", "server"), resend=False, optional=True, even_away=True)
+    [info] = yield [asked]
+    if is_away(info):
+        # Raises what keeps the server away; if nothing does, it is INFO that is not answered.
+        yield [Command(("GET", keys.counter(RESUME_FAILURES)), optional=True)]
+        [info] = yield [asked]
+        if is_away(info):
+            raise _unidentified()
+    if isinstance(info, SessionStoreError):
+        return None
+    if "cluster" in (info.get("redis_mode"), info.get("server_mode")):
+        raise StoreUnavailable("this is one node of a cluster, with a part of its keys", remedy=ONE_NODE)
+    run_id = info.get("run_id")
+    # A user with read-only keys may declare keys by EVAL_RO alone, which Redis 6.2 lacks.
+    for command in ("EVAL", "EVAL_RO"):
+        found = yield [Command((command, RUN_ID, "1", keys.session_id(probe)), optional=True) for probe in PROBES]
+        if all(each in (run_id, str(run_id).encode()) for each in found):
+            return str(run_id)
+        if not all(isinstance(each, AccessDenied) for each in found):
+            break
+    return None
+
+
+def _unidentified() -> InexactScan:
+    return InexactScan(
+        "what answers refuses INFO or SCAN, as a proxy that spreads keys over servers does",
+        remedy="give the URL of the server itself; where there are several, of one after the other",
+    )
+
+
+def _accepted(reply: Any) -> Any:
+    """A reply that is no refusal. Raised here, where a caller's generator can catch it, and not by the client."""
+    if isinstance(reply, SessionStoreError):
+        raise reply
+    return reply
 
 
 def _unmoved(before: list[_Mark] | None, after: list[_Mark] | None) -> bool:
@@ -177,8 +344,47 @@ def session_rows(settings: StoreSettings, page: Page) -> Iterator[SessionRow]:
     """The live sessions of a page."""
     max_age_ms, now_ms = settings.session_max_age_ms, page.now_ms
     names = page.conversations(Keys(settings.namespace))
-    for key, pttl_ms, value in zip(names, page.pttls_ms, page.values, strict=True):
+    records = page.records or [()] * len(names)
+    for key, pttl_ms, value, fields in zip(names, page.pttls_ms, page.values, records, strict=True):
         if key is not None and value is not None and pttl_ms >= -1:
+            record = Record.read(fields) if fields else None
             idle_ms = max_age_ms - pttl_ms if 0 <= pttl_ms <= max_age_ms else None
+            if record and record.used_ms is not None:
+                idle_ms = max(0, now_ms - record.used_ms)
             expires_in_ms = pttl_ms if pttl_ms >= 0 else None
-            yield SessionRow(key, value.decode("ascii"), idle_ms, expires_in_ms, now_ms - (idle_ms or 0))
+            yield SessionRow(key, value.decode("ascii"), idle_ms, expires_in_ms, now_ms - (idle_ms or 0), record)
+
+
+def lease_rows(settings: StoreSettings, page: Page) -> Iterator[LeaseRow]:
+    """The held leases of a page of a scan of leases."""
+    keys = Keys(settings.namespace)
+    for redis_key, pttl_ms, value in zip(page.redis_keys, page.pttls_ms, page.values, strict=True):
+        key = keys.leased_conversation(redis_key)
+        if key is not None and value is not None and pttl_ms > LEASE_GRACE_MS:
+            yield LeaseRow(key, value.decode("utf-8", "backslashreplace")[:200], pttl_ms - LEASE_GRACE_MS)
+
+
+def near_namespaces(settings: StoreSettings) -> Op[tuple[str, ...]]:
+    """The namespaces of the session keys on a server, for one that turned out empty; none if it is not.
+
+    Looks at 20 pages of each primary at most. Those with similar names come first.
+    """
+    keys = Keys(settings.namespace)
+    others = (keys.settings(), *map(keys.counter, COUNTERS))
+    there = yield [Command(("PTTL", redis_key), optional=True) for redis_key in others]
+    is_empty = not any(isinstance(pttl_ms, int) and pttl_ms > -2 for pttl_ms in there)
+    [nodes] = yield [PRIMARIES]
+    cursors: dict[Any, bytes | str] = dict.fromkeys(nodes, "0")
+    found: set[str] = set()
+    for _ in range(_LOOK_PAGES):
+        is_empty = is_empty and settings.namespace not in found
+        if not cursors or not is_empty:
+            break
+        listed = yield from _listed(cursors, b"*:*:{*}", settings.scan_count)
+        for redis_key in (redis_key for _, _, redis_keys in listed for redis_key in redis_keys):
+            if match := _OF_A_STORE.match(redis_key):
+                found.add(match[1].decode("ascii"))
+        cursors = {node: cursor for node, (cursor, *_) in zip(cursors, listed, strict=True) if cursor != b"0"}
+    if not is_empty or settings.namespace in found:
+        return ()
+    return tuple(sorted(found, key=lambda name: (-SequenceMatcher(None, settings.namespace, name).ratio(), name))[:MAX_NEAR])

@@ -16,7 +16,7 @@ from redis_sessions.operations.command import Script
 _PEEK: Final = """
 local function peek(...)
   local reply = redis.pcall(...)
-  if type(reply) == 'table' and not string.find(tostring(reply.err), 'WRONGTYPE', 1, true) then
+  if type(reply) == 'table' and reply.err and not string.find(tostring(reply.err), 'WRONGTYPE', 1, true) then
     return redis.call(...)
   end
   return reply
@@ -139,7 +139,7 @@ end
 redis.call('SET', KEYS[2], id, 'PX', ARGV[3])
 if ARGV[6] ~= '' then
   local used = now()
-  local started = used
+  local started
   local was = peek('HMGET', KEYS[3], 'id', 's', 't', 'f', 'c', 'i')
   local turns, failures = ARGV[4] == '' and 1 or 0, ARGV[6] == 'add' and 1 or 0
   local fields = {'id', id, unpack(ARGV, 7, #ARGV - 1)}
@@ -147,7 +147,7 @@ if ARGV[6] ~= '' then
     fields[#fields + 1], fields[#fields + 2] = name, string.format('%.0f', value)
   end
   if was[1] and (was[1] == id or was[1] == ARGV[5]) then
-    started = tonumber(was[2]) or used
+    started = tonumber(was[2])
     turns = turns + (tonumber(was[3]) or 0)
     if ARGV[6] ~= 'reset' then
       failures = failures + (tonumber(was[4]) or 0)
@@ -158,7 +158,10 @@ if ARGV[6] ~= '' then
   elseif was.err or was[1] then
     redis.call('DEL', KEYS[3])
   end
-  field('s', started)
+  if not started then
+    started = used
+    field('s', started)
+  end
   field('u', math.max(0, used - started))
   if turns > 0 then
     field('t', turns)
@@ -291,16 +294,28 @@ end
 return written
 """)
 
-# ARGV cursor, prefix, count, 1 where one MGET may read all. -> {next cursor, now ms, keys, PTTLs, values}
-# Keys with that prefix that end in a brace, filtered here because MATCH takes three times as long. The last three are of the
-# same length. A value is cut one byte past the longest session ID; nil stands for one of the wrong type, a PTTL of -3 for a
-# key whose slot is not on this server. MGET takes half the time of one GET for each, but a cluster refuses it.
+# KEYS any key, lease. -> the token in the lease, on the server that a proxy chooses by the first key
+# This one and the next are short, and sent in many copies by one pipeline: as EVAL.
+READ_BACK: Final = "return redis.call('GET', KEYS[2])"
+
+# KEYS any key, for a proxy to choose a server by. -> the run ID of that server
+RUN_ID: Final = "return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')"
+
+# ARGV cursor, prefix, count, looser prefix, prefix of the records or '', fields of a record, ...
+# -> {next cursor, now ms, keys, PTTLs, values, records, number of near keys, the first 20 of them}
+# Only for a server that has all keys: it declares none that it finds, nor any other, which takes the permission to write.
+# On a node of a cluster of Valkey 9, an MGET over several slots would break every script after it (no upstream issue found).
+# Keys with that prefix that end in a brace, filtered here because MATCH takes three times as long; near keys have only the
+# looser prefix, if one is given. The four lists are of the same length, but that of the records is empty if none were asked
+# for. A value is cut one byte past the longest session ID; nil stands for one of the wrong type. A record that is not one of
+# the ID has no values.
 PAGE: Final = Script(
     _PEEK
     + """
 local time = redis.call('TIME')
 local scan = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[3])
-local prefix, size, keys, pttls, values = ARGV[2], #ARGV[2], {}, {}, {}
+local prefix, size, keys, pttls, values, records = ARGV[2], #ARGV[2], {}, {}, {}, {}
+local looser, loose, near, first_near = ARGV[4], #ARGV[4], 0, {}
 local call, sub, byte = redis.call, string.sub, string.byte
 local found, count = scan[2], 0
 for i = 1, #found do
@@ -308,59 +323,55 @@ for i = 1, #found do
   if byte(key, -1) == 125 and sub(key, 1, size) == prefix then  -- 125 is }
     count = count + 1
     keys[count] = key
+  elseif loose > 0 and sub(key, 1, loose) == looser then
+    near = near + 1
+    if near <= 20 then
+      first_near[near] = key
+    end
   end
 end
-if ARGV[4] == '1' then
+for i = 1, count do
+  pttls[i] = call('PTTL', keys[i])
+end
+for first = 1, count, 4000 do
+  local some = call('MGET', unpack(keys, first, math.min(first + 3999, count)))
+  for i = 1, #some do
+    local value = some[i]
+    values[first + i - 1] = value and #value > 257 and sub(value, 1, 257) or value
+  end
+end
+if ARGV[5] ~= '' then
   for i = 1, count do
-    pttls[i] = call('PTTL', keys[i])
-  end
-  for first = 1, count, 4000 do
-    local some = call('MGET', unpack(keys, first, math.min(first + 3999, count)))
-    for i = 1, #some do
-      local value = some[i]
-      values[first + i - 1] = value and #value > 257 and sub(value, 1, 257) or value
-    end
-  end
-else
-  for i, key in ipairs(keys) do
-    pttls[i] = redis.pcall('PTTL', key)
-    if type(pttls[i]) == 'table' then
-      if not string.find(tostring(pttls[i].err), 'non local key', 1, true) then
-        return pttls[i]
+    local record, fields = ARGV[5] .. sub(keys[i], size + 1), {}
+    -- For a session without a record, a third of the time of an HMGET.
+    if values[i] and peek('HGET', record, ARGV[6]) == values[i] then
+      for j, value in ipairs(call('HMGET', record, unpack(ARGV, 6))) do
+        fields[j] = value and sub(value, 1, 4096)
       end
-      pttls[i] = -3
-      values[i] = false
-    else
-      local value = peek('GETRANGE', key, 0, 256)
-      values[i] = type(value) == 'string' and value
     end
+    records[i] = fields
   end
 end
-return {scan[1], time[1] * 1000 + math.floor(time[2] / 1000), keys, pttls, values}
+return {scan[1], time[1] * 1000 + math.floor(time[2] / 1000), keys, pttls, values, records, near, first_near}
 """
 )
 
-# ARGV max age, redis key, ... -> for each key 1 if its TTL was shortened, 2 if it got one, 0 if nothing was changed
-# Sent again, it replies 0 for what the first sending has done. PEXPIRE … LT would need Redis 7. Like PAGE, it declares no
-# keys and is sent to the server that holds them; a key whose slot has moved away meanwhile is not changed.
+# KEYS id, ...; ARGV max age -> for each key 1 if its TTL was shortened, 2 if it got one, 0 if nothing was changed
+# Sent again, it replies 0 for what the first sending has done. PEXPIRE … LT would need Redis 7.
 RETIME: Final = Script(
     _PEEK
     + """
 local done, max_age = {}, tonumber(ARGV[1])
-for i = 2, #ARGV do
-  local key, changed = ARGV[i], 0
-  local pttl = redis.pcall('PTTL', key)
-  if type(pttl) == 'table' and not string.find(tostring(pttl.err), 'non local key', 1, true) then
-    return pttl
-  end
-  if type(pttl) == 'number' and (pttl == -1 or pttl > max_age) then
+for i, key in ipairs(KEYS) do
+  local pttl = redis.call('PTTL', key)
+  done[i] = 0
+  if pttl == -1 or pttl > max_age then
     local value = peek('GET', key)
     if type(value) == 'string' and #value <= 256 and string.find(value, '^[A-Za-z0-9][A-Za-z0-9._:%-]*$') then
       redis.call('PEXPIRE', key, max_age)
-      changed = pttl == -1 and 2 or 1
+      done[i] = pttl == -1 and 2 or 1
     end
   end
-  done[i - 1] = changed
 end
 return done
 """

@@ -55,7 +55,7 @@ from redis_sessions.errors import (
 )
 from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
 from redis_sessions.operations.command import Op
-from redis_sessions.operations.conversation import Failures, Held, Lease, Operations, Place, Record, Written, new_token
+from redis_sessions.operations.conversation import Failures, Held, Lease, Operations, Record, Written, new_token
 from redis_sessions.resume.turn import (
     How,
     InvalidTurn,
@@ -344,7 +344,9 @@ class _RunningTurn:
         if differs is not None:
             self.moved = True
             place = self.record.place
-            share = "run its turns in that directory" if differs == "directory" else "let both use the same home, as a volume"
+            share = (
+                "run its turns in that directory" if differs == "directory" else "let both use the same home, as a volume"
+            )
             self._say(f"session {self.previous} is gone here: it was made elsewhere ({differs}): {place}; {share}")
         return self.moved
 
@@ -438,10 +440,12 @@ class _RunningTurn:
         self, session_id: str, *, complete: bool, context_tokens: int | None = None, keep_lease: bool = False
     ) -> Op[Written]:
         agent, place = self.request.agent, self.request.place
-        if self.how != "resumed":
-            place = place or Place()
-        elif agent or place:  # what is known of the other goes on, and without any of them all does
-            agent, place = agent or self.record.agent, place or self.record.place
+        if self.how == "resumed":
+            agent = agent or self.record.agent
+            if agent == self.record.agent and (place is None or self.record.was_in(place)):
+                agent = place = None  # what the record has stays
+            elif place is None:
+                place = self.record.place
         return self.ops.save(
             self.claim,
             session_id,

@@ -116,7 +116,7 @@ class Turn(Generic[V]):
     previous_gone: bool | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.session_id, str | None):
+        if self.session_id is not None and not isinstance(self.session_id, str):
             kind = type(self.session_id).__name__
             raise InvalidTurn(f"the session_id of a Turn must be a str or None, not {kind}: write Turn(str(session_id), …)")
 
@@ -188,7 +188,7 @@ class Request:
             raise InvalidSettings("is neither 'try' nor 'raise'", setting="on_elsewhere", remedy="pass one of them")
         if self.place is None and self.on_elsewhere == "raise":
             raise InvalidSettings("'raise' needs a place to compare", setting="on_elsewhere", remedy="pass place=Place(…)")
-        if not isinstance(self.place, Place | None):
+        if self.place is not None and not isinstance(self.place, Place):
             raise TypeError(f"place must be a redis_sessions.Place, not {type(self.place).__name__}")
         if not isinstance(self.wait_ms, int) or isinstance(self.wait_ms, bool) or self.wait_ms < 0:
             raise InvalidSettings("must be a number of milliseconds", setting="wait_ms", remedy="pass an int, 0 or more")

@@ -24,6 +24,7 @@ def refused_commands(guarded, user, *, flag):
     with guarded.connection("operator") as send:
         known = list(commands_of(send))
     granted = USERS[user].commands | USERS[user].alone
+    granted -= {"eval_ro"} if is_redis_6(guarded.server.binary) else set()
     some = {"flushall", "config|set", "acl|setuser", "shutdown", "script|load", "keys", "monitor"}
     # Redis 6.2 does not list subcommands.
     expected = {name.partition("|" if is_redis_6(guarded.server.binary) else " ")[0] for name in some | granted}
@@ -107,13 +108,13 @@ def test_a_denied_command_is_named(guarded):
         ("FAIL", ["t", "ID-1", 1, "0"]),
         ("RELEASE", ["t", "0"]),
         ("DELETE", ["ID-1", "0"]),
-        ("PAGE", ["0", KEYS.prefix, "9", 0]),
+        ("PAGE", ["0", KEYS.prefix, "9", "", ""]),
     ],
 )
 def test_scripts_do_not_take_denied_for_absent(guarded, name, words):
     """Otherwise a worker without GET is told that its lease was taken, and a report that all values are invalid."""
     guarded.raw.set(KEYS.session_id("a"), "ID-1")
-    guarded.raw.execute_command("ACL SETUSER", "operator2", "on", "nopass", "~*", "+@all", "-get", "-getrange", "+select")
+    guarded.raw.execute_command("ACL SETUSER", "operator2", "on", "nopass", "~*", "+@all", "-get", "-mget", "+select")
     sha = guarded.raw.script_load(getattr(scripts, name).source)
     keys = [] if name == "PAGE" else [KEYS.lease("a"), KEYS.session_id("a"), KEYS.record("a")]
     client = redis.Redis.from_url(guarded.url("operator2"))

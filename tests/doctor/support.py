@@ -18,7 +18,7 @@ NEEDED = " ".join(f"+{word}" for word in ADMIN.commands | ADMIN.alone | ADMIN.on
 CHECKS = [
     *("server", "role", "cluster", "eviction", "memory", "append-only", "appendfsync", "disk", "replicas"),
     *("commands", "login", "replay", "rights", "tls", "round-trip", "clock", "client"),
-    *("no-ttl", "max-age", "values", "leases", "counters", "agent"),
+    *("no-ttl", "max-age", "values", "names", "leases", "counters", "agent"),
 ]
 
 

@@ -23,7 +23,7 @@ def test_keys_with_faults(make_store, raw, namespace):
     keys = Keys(namespace)
     store = make_store(session_max_age_ms=5_400_000)
     before = troubles(store.doctor())
-    assert not {"no-ttl", "max-age", "values", "leases", "counters"} & set(before)
+    assert not {"no-ttl", "max-age", "values", "names", "leases", "counters"} & set(before)
     raw.set(keys.session_id("immortal"), "ID-1")
     raw.set(keys.session_id("older"), "ID-1", px=DAY_MS)
     raw.set(keys.session_id("oldest"), "ID-1", px=DAY_MS)

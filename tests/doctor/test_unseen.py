@@ -29,12 +29,12 @@ def test_fakeredis_answers_few_questions(places):
 def test_refused_questions_are_unknown(tmp_path):
     with healthy(tmp_path / "data", rights=NEEDED) as (store, _):
         diagnosis = store.doctor()
-        unseen = [*CHECKS[:9], "login", "replay", "rights", "tls", "no-ttl", "max-age", "values"]
+        unseen = [*CHECKS[:9], "login", "replay", "rights", "tls", "no-ttl", "max-age", "values", "names"]
         assert troubles(diagnosis) == dict.fromkeys(unseen, "unknown")
         assert "does not grant" in found(diagnosis, "memory").found
         assert LOOK_RIGHTS in found(diagnosis, "memory").remedy
     with healthy(tmp_path / "data", rights=f"+get +ping +select {LOOK_RIGHTS}") as (store, _):
-        unseen = ["commands", "round-trip", "clock", "no-ttl", "max-age", "values", "leases", "counters"]
+        unseen = ["commands", "round-trip", "clock", "no-ttl", "max-age", "values", "names", "leases", "counters"]
         assert troubles(store.doctor()) == dict.fromkeys(unseen, "unknown")
     with healthy(tmp_path / "data", rights=LOOK_RIGHTS) as (store, _), pytest.raises(StoreUnavailable):
         store.doctor()

@@ -39,6 +39,7 @@ class Case:
         self.old, self.new = f"{OLD}-{self.key}", f"{NEW}-{self.key}"
         self.keys = Keys(self.settings.namespace)
         self.id_key, self.lease_key = self.keys.session_id(self.key), self.keys.lease(self.key)
+        self.record_key = self.keys.record(self.key)
         self.harms: list[tuple[str, str]] = []
 
     def prepare(self) -> None:
@@ -54,7 +55,7 @@ class Case:
         raise NotImplementedError
 
     def clean(self) -> None:
-        self.raw.delete(self.id_key, self.lease_key)
+        self.raw.delete(self.id_key, self.lease_key, self.record_key)
 
     def wrong(self, what: str) -> None:
         self.harms.append(("wrong", f"{self.key}: {what}"))
@@ -91,6 +92,12 @@ class Case:
             self.lost(f"leased by {found}, not one of {allowed}")
         elif found and self.raw.pttl(self.lease_key) < self.settings.lease_ms + LEASE_GRACE_MS - SLACK_MS:
             self.lost("the lease has not its whole time")
+
+    def recorded(self, session_id: str, turns: int) -> None:
+        """The record is that of this session, and has counted each of its turns once."""
+        found = self.raw.hmget(self.record_key, "id", "t")
+        if found != [session_id.encode(), b"%d" % turns]:
+            self.lost(f"recorded {found}, not {session_id} with {turns} turns")
 
     def says(self, reply: Any, *right: Any) -> None:
         if not any(type(reply) is type(one) and reply == one for one in right):

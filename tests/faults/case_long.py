@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from typing import ClassVar
 
-from redis_sessions import Turn
-from redis_sessions.keys import FRESH_STARTS, RESUME_FAILURES, RESUMES
+from redis_sessions import Place, Turn
+from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
 from tests.faults.case import Case
 
 
@@ -97,9 +98,14 @@ class _Resume(Case):
 
     rides_out = False
     how = "resumed"
+    # What the record of `old` has, and how many turns that of `new` has afterwards.
+    record: ClassVar[dict[str, int | str]] = {}
+    turns = 1
 
     def prepare(self):
         super().prepare()
+        if self.record:
+            self.raw.hset(self.record_key, mapping={"id": self.old, **self.record})
         self.before, self.asked = self.counts(), []
 
     def run(self, session_id):
@@ -111,7 +117,7 @@ class _Resume(Case):
 
     def runs(self, reply):
         """What it was started on is the flow's only choice, unless it says that the store was away."""
-        right = {"resumed": [self.old], "fresh": [None], "restarted": [self.old, None]}[reply.how]
+        right = {"resumed": [self.old], "restarted": [self.old, None]}.get(reply.how, [None])
         self.says(self.asked, right)
         if reply.how != self.how and "store unavailable" not in (reply.reason or ""):
             self.wrong(f"{reply.how}, not {self.how}: {reply.reason}")
@@ -122,6 +128,8 @@ class _Resume(Case):
         if reply.saved:
             self.holds(self.new)
             self.leased(None)
+            # A turn that ran without a lease, since the store was away, knows nothing of the session before.
+            self.recorded(self.new, self.turns if reply.how == self.how else 1)
         else:
             if "not saved" not in (reply.reason or ""):
                 self.wrong(f"not saved, yet no word of it: {reply.reason}")
@@ -134,6 +142,28 @@ class _Resume(Case):
 
 class ResumeLive(_Resume):
     how, counted = "resumed", {RESUMES: (0, 1), FRESH_STARTS: (0, 1)}
+
+
+class ResumeAgain(_Resume):
+    how, counted, turns = "resumed", {RESUMES: (0, 1), FRESH_STARTS: (0, 1)}, 4
+    record: ClassVar = {"t": 3, "w": "\0build-7\0/home/me"}
+
+
+class ResumeAfterASet(_Resume):
+    """A record of another session, which a plain SET has replaced, is not read: it would rotate, and give up."""
+
+    how, counted = "resumed", {RESUMES: (0, 1), FRESH_STARTS: (0, 1)}
+    record: ClassVar = {"id": "ANOTHER", "t": 3_000, "f": 9}
+
+
+class ResumeRotated(_Resume):
+    how, counted = "rotated", {ROTATIONS: (0, 1), FRESH_STARTS: (0, 1)}
+    record: ClassVar = {"t": 1_000}
+
+
+class ResumeGivenUp(_Resume):
+    how, counted = "gave_up", {GAVE_UP: (0, 1), FRESH_STARTS: (0, 1)}
+    record: ClassVar = {"t": 3, "f": 3}
 
 
 class ResumeFresh(_Resume):
@@ -151,6 +181,18 @@ class ResumeRefused(_Resume):
         if session_id is not None:
             raise RuntimeError("No conversation found")
         return turn
+
+
+class ResumeMoved(ResumeRefused):
+    counted: ClassVar = {FRESH_STARTS: (0, 1)}
+    record: ClassVar = {"w": "\0build-7\0/home/me"}
+
+    def act(self):
+        return self.store.resume(self.key, self.run, place=Place("build-8", "/home/me"))
+
+    def answered(self, reply):
+        super().answered(reply)
+        self.says(reply.moved, reply.how == "restarted")
 
 
 class ResumeFailed(_Resume):
@@ -192,8 +234,11 @@ class ResumeUnleased(_Resume):
     def act(self):
         return self.store.resume(self.key, self.run, lease=False)
 
+    def recorded(self, session_id, turns):
+        self.says(self.raw.exists(self.record_key), 0)
+
 
 WHOLES = (
     Report, Sessions, LiveSessionIDs, Export, Import, ResumeLive, ResumeFresh, ResumeRefused, ResumeFailed, ResumeOrRaise,
-    ResumeUnleased,
+    ResumeUnleased, ResumeAgain, ResumeAfterASet, ResumeRotated, ResumeGivenUp, ResumeMoved,
 )  # fmt: skip

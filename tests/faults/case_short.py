@@ -183,6 +183,23 @@ class Release(AcquireHeld):
         self.leased(self.mine.token, None)
 
 
+class BreakLease(AcquireHeld):
+    def act(self):
+        return self.store.break_lease(self.key)
+
+    def answered(self, reply):
+        # A reply to what was sent once more: the holder is known from the first round trip.
+        self.says(reply.holder, self.mine.token)
+        self.holds(self.old)
+        self.says((self.direct.renew(self.mine), self.direct.save(self.mine, self.new)), (False, False))
+        self.says(type(self.direct.acquire(self.key)), Lease)
+
+    def refused(self, error):
+        self.holds(self.old)
+        if self.raw.get(self.lease_key) != self.mine.token.encode():
+            self.answered(Held(self.key, self.mine.token, 0))
+
+
 class _TakenOver(Case):
     def prepare(self):
         self.plant()
@@ -206,6 +223,12 @@ class RenewTaken(_TakenOver):
 class SaveTaken(_TakenOver):
     def act(self):
         return self.store.save(self.mine, self.new)
+
+
+class SaveBroken(SaveTaken):
+    def lapse_and_take(self):
+        self.direct.break_lease(self.key)
+        self.successor = self.direct.acquire(self.key)
 
 
 class RejectTaken(_TakenOver):
@@ -248,5 +271,5 @@ class Total(Case):
 
 STEPS = (
     Get, GetAbsent, PeekIt, Set, Delete, DeleteThatID, DeleteAnotherID, Acquire, AcquireHeld, Renew, RenewTaken,
-    Save, SaveTaken, Reject, RejectTaken, Release, ReleaseTaken, Increment, Total,
+    Save, SaveTaken, SaveBroken, Reject, RejectTaken, Release, ReleaseTaken, BreakLease, Increment, Total,
 )  # fmt: skip

@@ -25,7 +25,7 @@ from tests.servers import find_redis_server, standalone
 from tests.stores import Blocking
 
 WORLDS = 10
-COMMON = {"lease_ms": 600_000, "scan_count": 5, "batch_size": 4}
+COMMON = {"lease_ms": 600_000, "scan_count": 5, "batch_size": 4, "max_turns": 1_000}
 # Where a fault makes the client wait, it is not to wait for long; elsewhere a machine that stalls is not to add timeouts.
 HASTY = {"socket_timeout_ms": 150, "connect_timeout_ms": 500, "deadline_ms": 5_000}
 PATIENT = {"socket_timeout_ms": 5_000, "connect_timeout_ms": 5_000, "deadline_ms": 15_000}

@@ -21,7 +21,7 @@ from redis_sessions.settings import DAY_MS
 SERVERS = ("valkey", "redis")
 LEASE_MS = 1_500
 POINTS = ("claimed", "run", "ran")
-SUCCESSORS = ("nobody", "runs on", "went without saving", "saved", "saved, then set")
+SUCCESSORS = ("nobody", "nobody, but the lease was broken", "runs on", "went without saving", "saved", "saved, then set")
 SHORT_MS = DAY_MS // 2
 
 
@@ -130,7 +130,7 @@ def test_a_kill_after_the_save_loses_nothing(scene, ledger):
     worker.kill()
     result = scene.store.resume("a", lambda asked: Turn(asked, None))
     tally.injected, tally.operations = 1, 1
-    tally.lost += result.previous != "E" or scene.counted() != [0, 2, 0, 0]
+    tally.lost += result.previous != "E" or scene.counted() != [0, 2, 0, 0, 0]
     tally.check()
 
 
@@ -164,9 +164,12 @@ def test_a_worker_stopped_past_its_lease_takes_nothing_from_its_successor(scene,
 
 
 def meanwhile(scene, key, successor, gives):
-    """The lease lapses, and what becomes of a successor; returns what stands in Redis then, the ID with a shortened TTL."""
-    scene.raw.pexpire(scene.keys.lease(key), LEASE_GRACE_MS - 1)
-    if successor != "nobody":
+    """The lease lapses or is broken, and a successor may come; returns what stands then, the ID with a shortened TTL."""
+    if successor == "nobody, but the lease was broken":
+        assert scene.store.break_lease(key)
+    else:
+        scene.raw.pexpire(scene.keys.lease(key), LEASE_GRACE_MS - 1)
+    if not successor.startswith("nobody"):
         lease = scene.store.acquire(key)
         assert isinstance(lease, Lease)
         # Its own lease is to hold until the end of the scene.

@@ -65,6 +65,16 @@ class TestEveryCommandThatMayBeSentTwice:
         assert self.store.release(lease) is True
         assert isinstance(self.store.acquire("a"), Lease)
 
+    def test_a_lease_that_is_broken(self):
+        lease = self.store.acquire("a")
+        self.store.break_lease("a")
+        successor = self.store.acquire("a")
+        self.client.losses = [None, *self.losses]
+        assert self.store.break_lease("a").holder == successor.token
+        assert not self.store.renew(lease)
+        assert not self.store.save(successor, "ID-1")
+        assert isinstance(self.store.acquire("a"), Lease)
+
     def test_a_release_sent_again_does_not_free_a_successor(self):
         late = self.store.acquire("a")
         self.store.release(late)
@@ -116,6 +126,25 @@ def test_another_save_between_two_sendings(store, client, monkeypatch):
     monkeypatch.setattr(client._client, "execute_command", execute_command)
     assert store.save(lease, "ID-first") is False
     assert store.get("a") == "ID-successor"
+
+
+def test_a_claim_between_two_sendings_of_a_broken_lease(store, client, monkeypatch):
+    """It is broken by its holder: whoever claims the conversation once it is free keeps it."""
+    lease, send, claims = store.acquire("a"), client._client.execute_command, []
+
+    def execute_command(*args, **options):
+        reply = send(*args, **options)
+        if not claims:
+            monkeypatch.setattr(client._client, "execute_command", send)
+            claims.append(SessionStore(client._client, store.settings).acquire("a"))
+            raise redis.ConnectionError
+        return reply
+
+    monkeypatch.setattr(client._client, "execute_command", execute_command)
+    assert store.break_lease("a").holder == lease.token
+    assert isinstance(claims[0], Lease)
+    assert store.renew(claims[0])
+    assert not store.save(lease, "ID-1")
 
 
 def test_a_save_resent_by_the_callers_client(client, valkey, namespace):

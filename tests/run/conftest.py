@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import test_cli_support
-from tests.run.stage import Stage, staged
+from tests.run.stage import CLOCK, PATIENT, Stage, staged
 from tests.stores import Place
 from tests.test_cli_support import Cli
 
@@ -24,3 +25,16 @@ def stage(tmp_path: Path, cli: Cli) -> Iterator[Stage]:
     with staged(tmp_path, cli) as stage:
         stage.script()
         yield stage
+
+
+@pytest.fixture
+def time_is_over(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Lets an hour pass for the program at once: what is to happen before a time limit has happened by then."""
+    monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", CLOCK])
+    return (stage.directory / "over").touch
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program waits an hour for what it has asked to end: what ends soon has ended by itself."""
+    monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", PATIENT])

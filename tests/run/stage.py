@@ -46,6 +46,20 @@ SAID = [["out", TURN]]
 HANG = [["tell", "ready"], ["pause"]]
 FAMILY = [["child", HANG], *HANG]
 MIB = 1024 * 1024
+CLOCK = """
+import os, time, types
+from redis_sessions.cli import main
+from redis_sessions.cli.run import process
+over = os.environ["STAGE"] + "/over"
+process.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 3600 * os.path.exists(over))
+main()
+"""
+PATIENT = """
+from redis_sessions.cli import main
+from redis_sessions.cli.run import process
+process.GRACE_S = 3600.0
+main()
+"""
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 
 from redis_sessions.agents import get_agent
 from redis_sessions.cli.run import attempts
-from tests.run.stage import CLAUDE, GONE, MIB, REFUSED, RESTARTED, SAID, TURN, E, R, Stage, resumed, sha256
+from tests.run.stage import CLAUDE, DEADLINE_S, GONE, MIB, REFUSED, RESTARTED, SAID, TURN, E, R, Stage, resumed, sha256
 
 
 @pytest.mark.parametrize("size", [0, 5 * MIB])
@@ -53,7 +53,7 @@ def test_input_that_stays_open(stage: Stage, *, planted: bool) -> None:
         process.stdin.write(line)
         process.stdin.flush()
         assert stage.hear("read")["sha256"] == sha256(line)
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=DEADLINE_S) == 0
     assert stage.finish(process).out == TURN.encode()
 
 
@@ -68,7 +68,7 @@ def test_input_that_stays_open_over_a_refusal(stage: Stage) -> None:
     process.stdin.write(b"second\n")
     process.stdin.flush()
     assert stage.hear("read")["sha256"] == sha256(b"second\n")
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=DEADLINE_S) == 0
     assert stage.finish(process).out == TURN.encode()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import test_cli_support
-from tests.run.stage import SAID, TURN, E, Stage
+from tests.run.stage import DEADLINE_S, SAID, TURN, E, Stage
 from tests.run.terminal import Terminal
 from tests.servers import exists, wait_until
 
@@ -121,5 +121,5 @@ def test_without_a_shell_nothing_stops(stage: Stage) -> None:
     stage.hear("ready")
     process.send_signal(signal.SIGTSTP)
     stage.go("go")
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=DEADLINE_S) == 0
     assert stage.saved(E)

@@ -12,7 +12,7 @@ from redis_sessions.agents.judge import RunObserver
 from redis_sessions.cli.run import process as child
 from redis_sessions.cli.run.streams import OutputBuffer
 from redis_sessions.cli.signals import Signals
-from tests.run.stage import MIB, TURN, E, Stage
+from tests.run.stage import DEADLINE_S, MIB, TURN, E, Stage
 from tests.servers import exists, wait_until
 
 
@@ -23,7 +23,7 @@ def test_a_process_the_agent_left_does_not_delay_the_end(stage: Stage) -> None:
     stage.hear("child")
     assert process.stdout is not None
     out = process.stdout.read()
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=DEADLINE_S) == 0
     assert out == TURN.encode() + (b"yyyyyyyyy\n" * (MIB // 10 + 1))[:MIB] + b"the end"
     assert stage.saved(E)
     assert not stage.all_gone(within_s=0.0)
@@ -64,8 +64,11 @@ def test_output_in_the_pipe_at_the_end_is_not_lost(stage: Stage, monkeypatch: py
 
 
 def test_a_child_that_keeps_printing_does_not_delay_the_end(stage: Stage) -> None:
-    stage.script(fresh=[["child", [["flood", "out", "z\n", 1 << 40]]], ["out", "\n" + TURN]])
+    printing = [["flood", "out", "z\n", MIB], ["tell", "printing"], ["flood", "out", "z\n", 1 << 40]]
+    stage.script(fresh=[["child", printing], ["await", "go"], ["out", "\n" + TURN]])
     process = stage.start(stdout=subprocess.DEVNULL)
-    assert process.wait(timeout=10) == 0
-    assert stage.finish(process).err == b""
+    stage.hear("printing")
+    stage.go("go")
+    done = stage.finish(process)
+    assert (done.code, done.err) == (0, b"")
     assert stage.all_gone()

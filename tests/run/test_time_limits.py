@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,12 +21,16 @@ from tests.run.stage import FAMILY, HANG, REFUSED, Stage
 
 
 @pytest.mark.parametrize("option", ["--on-outage=run", "--verbose", "--quiet"])
-def test_an_agent_that_hangs(stage: Stage, option: str) -> None:
+def test_an_agent_that_hangs(stage: Stage, time_is_over: Callable[[], None], option: str) -> None:
     stage.plant()
     stage.script(resumed=[["err", "working\n"], *FAMILY])
-    done = stage.run("--timeout", "1s", option, "--result", str(stage.result_file))
+    process = stage.start("--timeout", "30m", option, "--result", str(stage.result_file))
+    for _ in range(2):
+        stage.hear("ready")
+    time_is_over()
+    done = stage.finish(process)
     assert (done.code, done.out) == (124, b"")
-    assert done.err == b"working\nredis-sessions: the agent was ended after 1s (--timeout)\n"
+    assert done.err == b"working\nredis-sessions: the agent was ended after 30m (--timeout)\n"
     assert stage.all_gone()
     assert stage.kept()
     assert not stage.leased()
@@ -31,17 +38,29 @@ def test_an_agent_that_hangs(stage: Stage, option: str) -> None:
     assert stage.result["exit_code"] == 124
 
 
-def test_a_refusal_after_the_time_limit_is_ignored(stage: Stage) -> None:
+def test_a_refusal_after_the_time_limit_is_ignored(stage: Stage, time_is_over: Callable[[], None]) -> None:
     stage.plant()
     stage.script(resumed=[["on", "SIGTERM", REFUSED], *HANG])
-    assert stage.run("--timeout", "1s").code == 124
+    process = stage.start("--timeout", "30m")
+    stage.hear("ready")
+    time_is_over()
+    assert stage.finish(process).code == 124
     assert len(stage.starts) == 1
     assert stage.kept()
 
 
 def test_an_agent_that_hangs_and_ignores_sigterm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "TERMINATED_AFTER_S", 0.2)
+    ahead_s = 0
+    monkeypatch.setattr(child, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead_s))
     stage.put_on(monkeypatch)
+
+    def let_time_pass() -> None:
+        nonlocal ahead_s
+        for event in ("ready", "term"):
+            for _ in range(2):
+                stage.hear(event)
+            ahead_s += 3600
+
     deaf = [["on", "SIGTERM", [["tell", "term"]]], *HANG]
     stage.script(fresh=[["child", deaf], *deaf])
     run = Child(
@@ -51,8 +70,11 @@ def test_an_agent_that_hangs_and_ignores_sigterm(stage: Stage, monkeypatch: pyte
         observer=RunObserver(get_agent("claude")),
         output=OutputBuffer(hold=False),
         signals=Signals(),
-        deadline_s=time.monotonic() + 1.0,
+        deadline_s=time.monotonic() + 1800.0,
     )
+    clock = threading.Thread(target=let_time_pass)
+    clock.start()
     assert run.run() == Outcome(code=-signal.SIGKILL, ended_for="timeout")
+    clock.join()
     assert len(stage.told("term")) == 2
     assert stage.all_gone()
