@@ -116,6 +116,13 @@ class LeaseRow(NamedTuple):
     holder: str
     remaining_ms: int
 
+    @property
+    def worker(self) -> tuple[str | None, int | None]:
+        """Host and process of the worker; None if the token doesn't say. The rest of it is a secret: it owns the lease."""
+        host, _, rest = self.holder.partition(":")
+        pid, _, secret = rest.partition(":")
+        return (host, int(pid)) if host and secret and pid.isascii() and pid.isdigit() else (None, None)
+
 
 class Scan:
     """One scan of all session keys of a namespace, or of all its leases.

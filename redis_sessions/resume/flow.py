@@ -344,9 +344,7 @@ class _RunningTurn:
         if differs is not None:
             self.moved = True
             place = self.record.place
-            share = (
-                "run its turns in that directory" if differs == "directory" else "let both use the same home, as a volume"
-            )
+            share = "run its turns in that directory" if differs == "directory" else "let both use that home, as a volume"
             self._say(f"session {self.previous} is gone here: it was made elsewhere ({differs}): {place}; {share}")
         return self.moved
 

@@ -38,6 +38,7 @@ from redis_sessions.errors import (
 )
 from redis_sessions.legacy.atomic_file import replace_file
 from redis_sessions.resume.turn import OnElsewhere, OnOutage, ResumeResult, Verdict
+from redis_sessions.settings import StoreSettings
 from redis_sessions.text import parse_duration_ms
 
 # As in sysexits(3).
@@ -278,8 +279,8 @@ def run(
         else:
             code = _delivered(done.value, attempts)
             outcome = {name: getattr(done, name) for name in outcome}
-            if done.session_id is None and not attempts.named and not attempts.ephemeral and not quiet:
-                attempts.say(_unnamed(attempts))
+            if not quiet:
+                _say_what_lacks(attempts, done, store.settings)
             if verbose:
                 attempts.say(_story(done))
     if result is not None:
@@ -414,6 +415,15 @@ def _failure(error: BaseException, attempts: Attempts, wait: str | None) -> tupl
             hint = "" if error.holder is None else f", or wait for it with {longer}"
             return LEASED, f"{error.message}: try later{hint}"
     return AWAY, str(error)
+
+
+def _say_what_lacks(attempts: Attempts, done: ResumeResult[int], settings: StoreSettings) -> None:
+    """Say what the output of a turn that succeeded should have had."""
+    if done.session_id is None and not attempts.named and not attempts.ephemeral:
+        attempts.say(_unnamed(attempts))
+    if settings.max_context_tokens is not None and attempts.context_tokens is None:
+        name = attempts.runtime.name
+        attempts.say(f"the output does not say how large the context of {name} is, so --max-context has no effect")
 
 
 def _unnamed(attempts: Attempts) -> str:
