@@ -150,8 +150,9 @@ def test_redis_refuses_the_user(cli: Cli) -> None:
 
 
 def test_every_error_has_its_exit_code() -> None:
+    more = {errors.SessionBusy: {"session_id": "id-1"}, errors.SessionElsewhere: {"session_id": "id-1", "place": "x"}}
     made = {
-        kind: errors.SessionBusy("k", session_id="id-1") if kind is errors.SessionBusy else kind("k")
+        kind: kind("k", **more.get(kind, {}))
         for kind in vars(errors).values()
         if isinstance(kind, type) and issubclass(kind, errors.SessionStoreError)
     }

@@ -23,7 +23,13 @@ INTERRUPTED: Final = 130
 
 # The base class of typer's errors about arguments; it has no public name in all versions since 0.27.
 _BadUsage: type[BaseException] = typer.BadParameter.__mro__[1]
-_PARTIAL_ERRORS: Final = (errors.CorruptValue, errors.InexactScan, errors.LeaseHeld, errors.SessionBusy)
+_PARTIAL_ERRORS: Final = (
+    errors.CorruptValue,
+    errors.InexactScan,
+    errors.LeaseHeld,
+    errors.SessionBusy,
+    errors.SessionElsewhere,
+)
 _URL = re.compile(r"://\S+")
 
 

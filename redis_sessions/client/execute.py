@@ -143,7 +143,9 @@ def _replies(commands: list[Command], link: Link) -> Plan[list[Any]]:
             replies, resent = yield from _persistently(pipeline, commands, link)
             tried = [(reply, resent) for reply in replies]
         except SessionStoreError as error:
-            if is_away(error) or not all(command.optional for command in commands):
+            # A server may shut out who logs in wrongly too often.
+            login = any(code in error.message for code in ("WRONGPASS", "NOAUTH"))
+            if is_away(error) or login or not all(command.optional for command in commands):
                 raise
             # One by one, to learn which of them was refused.
             tried = yield from _one_by_one(commands, link)

@@ -121,7 +121,7 @@ def _remove(url: str, namespace: str, conversations: set[str], view: LiveView) -
         with SessionStore.from_url(url) as store:
             for name in (WITHOUT, WITH):
                 keys = Keys(f"{namespace}.{name}")
-                names = [keys.counter(counter) for counter in COUNTERS]
+                names = [keys.settings(), *(keys.counter(counter) for counter in COUNTERS)]
                 names += [make(key) for key in conversations for make in (keys.session_id, keys.record, keys.lease)]
                 execute.run(store.client, _deletion(names))
     except SessionStoreError as error:

@@ -261,7 +261,7 @@ class Operations:
     def set(self, key: str, session_id: str) -> Op[None]:
         value = check_session_id(key, session_id)
         yield [Command(("SET", self.keys.session_id(key), value, "PX", self.settings.session_max_age_ms), key)]
-        yield from self._compare_max_age()
+        yield from self.compare_max_age()
 
     def delete(self, key: str, session_id: str | None = None) -> Op[bool]:
         value = b"" if session_id is None else check_session_id(key, session_id)
@@ -300,6 +300,7 @@ class Operations:
         context_tokens: int | None = None,
         complete: bool = True,
         counters: Sequence[str] = (),
+        compare: bool = True,
     ) -> Op[Written]:
         """Save a session ID, and what is known of it.
 
@@ -314,6 +315,7 @@ class Operations:
             context_tokens: size of the context, for the record.
             complete: False if the turn was cut short or goes on.
             counters: to increment, where `counts_in_scripts`.
+            compare: False leaves `compare_max_age` to the caller, who then knows by an interrupt that the save is done.
         """
         _check_lease(lease)
         value = check_session_id(lease.key, session_id)
@@ -339,8 +341,8 @@ class Operations:
         )
         [reply] = yield [command._replace(tell_again=True)]
         written = _written(reply)
-        if written.mine:
-            yield from self._compare_max_age()
+        if written.mine and compare:
+            yield from self.compare_max_age()
         return written
 
     def max_age_ms(self) -> Op[int | None]:
@@ -348,7 +350,7 @@ class Operations:
         [raw] = yield [Command(("HGET", self.keys.settings(), _MAX_AGE), optional=True)]
         return None if raw is None or isinstance(raw, SessionStoreError) else _max_age(raw)
 
-    def _compare_max_age(self) -> Op[None]:
+    def compare_max_age(self) -> Op[None]:
         """After this store's first save: write the max age for all workers, or warn that it is not that of the others.
 
         Whatever becomes of it, the save before it was carried out and must not fail.
