@@ -58,7 +58,7 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
         max_lifetime_ms: milliseconds since its first turn was saved, the same; default: None.
         max_context_tokens: tokens of its context after its last turn (see `Turn.context_tokens`), the same; default: None.
         records: whether what is known of a session beside its ID is kept in a hash; default: True. Without it nothing is
-            given up or rotated.
+            given up, and nothing can be rotated.
         scan_count: keys that the server looks at for one page of a scan; default: 1000, which take it about 3 ms.
         batch_size: legacy records written in one round trip; default: 500.
         replicas: replicas that must have a save before it counts as acknowledged; default: 0, which doesn't wait for any.
@@ -97,9 +97,13 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _wrap_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            return handler(data)
+            made = handler(data)
         except ValidationError as error:
             raise _explain(error, cls) from None
+        limits = [name for name in ("max_turns", "max_lifetime_ms", "max_context_tokens") if getattr(made, name) is not None]
+        if limits and not made.records:
+            raise InvalidSettings(f"{limits[0]} is kept by the record, and records is False", remedy="leave out one of them")
+        return made
 
     if not TYPE_CHECKING:  # else a type checker would accept any assignment
 

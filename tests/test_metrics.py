@@ -214,6 +214,7 @@ def test_a_slow_scan_is_shown_by_a_later_scrape(server, registry):
             assert shown[UP] == 1
             assert LIVE not in shown
             assert AGE not in shown
+        wait_until(lambda: store.began, "it scans")
         [scan] = store.began
         store.go.set()
         scan.join()

@@ -149,7 +149,12 @@ class TestAWrongPasswordIsTriedOnce:
         with EmbeddedServer(extra={"requirepass": "right"}) as server:
             store = open_store(flavour, f"redis://:wrong@127.0.0.1:{server.port}", loop)
             with redis.Redis(port=server.port, password="right") as raw:
-                for operation in (lambda: store.get("a"), lambda: store.peek("a"), store.increment_resume_failures):
+                for operation in (
+                    lambda: store.get("a"),
+                    lambda: store.peek("a"),
+                    store.counters,
+                    store.increment_resume_failures,
+                ):
                     raw.acl_log_reset()
                     with pytest.raises(AccessDenied, match="WRONGPASS"):
                         operation()

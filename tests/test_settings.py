@@ -129,6 +129,11 @@ def test_every_setting_is_documented_with_its_unit_and_its_default():
         assert name.endswith("_ms") == what.startswith("milliseconds"), name
 
 
+def test_limits_that_nothing_could_keep():
+    with pytest.raises(InvalidSettings, match="max_turns is kept by the record, and records is False"):
+        StoreSettings(max_turns=5, records=False)
+
+
 class TestFromJsonFile:
     @pytest.fixture
     def file(self, tmp_path):

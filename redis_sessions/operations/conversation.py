@@ -279,7 +279,7 @@ class Operations:
         value = check_session_id(key, session_id)
         command = Command(("SET", self.keys.session_id(key), value, "PX", self.settings.session_max_age_ms), key)
         _, lacking = yield from self._replicated(key, command)
-        yield from self._compare_max_age()
+        yield from self.compare_max_age()
         return Written(mine=True, lacking=lacking)
 
     @staticmethod
@@ -369,6 +369,7 @@ class Operations:
         context_tokens: int | None = None,
         complete: bool = True,
         counters: Sequence[str] = (),
+        compare: bool = True,
     ) -> Op[Written]:
         """Save a session ID, and what is known of it.
 
@@ -383,6 +384,7 @@ class Operations:
             context_tokens: size of the context, for the record.
             complete: False if the turn was cut short or goes on.
             counters: to increment, where `counts_in_scripts`.
+            compare: False leaves `compare_max_age` to the caller, who then knows by an interrupt that the save is done.
         """
         _check_lease(lease)
         value = check_session_id(lease.key, session_id)
@@ -407,7 +409,8 @@ class Operations:
         written = _written(reply)
         if not written.mine:
             return written
-        yield from self._compare_max_age()
+        if compare:
+            yield from self.compare_max_age()
         return written._replace(lacking=lacking)
 
     def max_age_ms(self) -> Op[int | None]:
@@ -415,7 +418,7 @@ class Operations:
         [raw] = yield [Command(("HGET", self.keys.settings(), _MAX_AGE), optional=True)]
         return None if raw is None or isinstance(raw, SessionStoreError) else _max_age(raw)
 
-    def _compare_max_age(self) -> Op[None]:
+    def compare_max_age(self) -> Op[None]:
         """After this store's first save: write the max age for all workers, or warn that it is not that of the others.
 
         Whatever becomes of it, the save before it was carried out and must not fail.

@@ -190,7 +190,9 @@ class _RunningTurn:
                 found, unusable = lease.session_id, lease.unusable
             else:
                 try:
-                    found, unusable = (yield from self._do(self.ops.get(self.key))), False
+                    peek = yield from self._do(self.ops.peek(self.key))
+                    found, unusable = peek and peek.session_id, False
+                    self.record = (peek and peek.record) or self.record
                 except (InvalidSessionID, CorruptValue):
                     found, unusable = None, True
         except StoreUnavailable as error:
@@ -425,8 +427,10 @@ class _RunningTurn:
         self.uncounted = self._left(self.uncounted, written.uncounted, mine=written.mine)
         if not written.mine:
             self._say("not saved: another worker took the conversation over")
+            return False
         self._note_replicas(written)
-        return written.mine
+        yield from self._do(self.ops.compare_max_age())
+        return True
 
     def _note_replicas(self, written: Written) -> None:
         if self.ops.settings.replicas:
@@ -455,6 +459,7 @@ class _RunningTurn:
             context_tokens=context_tokens,
             complete=complete,
             counters=() if keep_lease else self._counted_in_script(self.uncounted),
+            compare=False,
         )
 
     def _finish(self) -> Flow[None]:

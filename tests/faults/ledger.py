@@ -78,9 +78,9 @@ class Ledger:
             return []
         rows: dict[str, list[int]] = {}
         for tally in [*self._tallies, *(replace(tally, fault="all") for tally in self._tallies)]:
-            row = rows.setdefault(tally.fault, [0] * len(_NUMBERS))
-            rows[tally.fault] = [total + getattr(tally, name) for total, name in zip(row, _NUMBERS, strict=True)]
-        table = [["fault", *(name.replace("_", " ") for name in _NUMBERS)]]
+            row = rows.setdefault(tally.fault, [0] * len(NUMBERS))
+            rows[tally.fault] = [total + getattr(tally, name) for total, name in zip(row, NUMBERS, strict=True)]
+        table = [["fault", *(name.replace("_", " ") for name in NUMBERS)]]
         table += [[fault, *(f"{number:,}" for number in numbers)] for fault, numbers in rows.items()]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return [
@@ -89,5 +89,5 @@ class Ledger:
         ]
 
 
-_NUMBERS: Final = tuple(each.name for each in fields(Tally) if each.type == "int")
+NUMBERS: Final = tuple(each.name for each in fields(Tally) if each.type == "int")
 LEDGER: Final = Ledger()

@@ -29,6 +29,13 @@ SHARED_KEYS: Final = 6
 PAUSE_S: Final = 0.002
 RUN_S: Final = 0.004
 AWAY: Final = "store unavailable"
+# How long operations may ride out a failover on a machine however busy. The default is for `long` on a quiet one.
+PATIENCE_MS: Final = 60_000
+
+
+def patience(rounds: int) -> dict[str, int]:
+    """The settings of stores for that many failovers."""
+    return {"deadline_ms": PATIENCE_MS} if rounds == 1 else {}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from redis.crc import key_slot
 from redis_sessions import AsyncSessionStore, InexactScan, Lease, NotReplicated, SessionStore, StoreSettings, Turn
 from redis_sessions.keys import Keys
 from tests.faults.ledger import Tally
-from tests.faults.load import Load, Save, both
+from tests.faults.load import Load, Save, both, patience
 from tests.faults.slots import Slots
 from tests.sentinels import role
 from tests.servers import CLUSTER_SETTINGS, SLOTS, Cluster, find_redis_server, stopped, wait_until
@@ -248,7 +248,7 @@ def test_a_primary_dies_and_its_slots_are_back_within_three_node_timeouts(
     """A stopped one comes back after it was replaced, and still takes itself for the primary."""
     tally = ledger(f"cluster primary {fault}{', saves waited for a replica' if replicas else ''}")
     back_s: list[float] = []
-    with both(cluster.url, loop, namespace, replicas=replicas) as stores:
+    with both(cluster.url, loop, namespace, replicas=replicas, **patience(rounds)) as stores:
         with Load(stores) as load:
             for _ in range(rounds):
                 load.goes_on()

@@ -13,7 +13,7 @@ import redis
 from redis_sessions import NotReplicated, StoreUnavailable, Turn
 from redis_sessions.keys import Keys
 from tests.faults.ledger import Tally
-from tests.faults.load import Findings, Load, both
+from tests.faults.load import Findings, Load, both, patience
 from tests.sentinels import SERVICE, Watched, role
 from tests.servers import find_redis_7, stopped, wait_until
 
@@ -119,7 +119,7 @@ def refused(load: Load) -> set[str]:
 @pytest.mark.parametrize(("replicas", "rounds"), CASES)
 def test_the_primary_is_killed(watched, replicas, rounds, loop, namespace, ledger):
     tally, before = ledger(row("killed", replicas)), watched.failovers()
-    with both(watched.url, loop, namespace, replicas=replicas) as stores:
+    with both(watched.url, loop, namespace, replicas=replicas, **patience(rounds)) as stores:
         with Load(stores) as load:
             for _ in range(rounds):
                 load.goes_on()
@@ -140,10 +140,11 @@ def test_the_primary_is_killed(watched, replicas, rounds, loop, namespace, ledge
 @pytest.mark.parametrize(("replicas", "rounds"), CASES)
 def test_the_primary_is_stopped_and_comes_back_replaced(watched, replicas, rounds, loop, namespace, ledger):
     tally = ledger(row("stopped, back after the failover", replicas))
+    settings = {"replicas": replicas, **patience(rounds)}
     for number in range(rounds):
         # Some stores are at work all the time; some were idle since before it was stopped, and still have connections to it.
         where = (watched.url, loop, f"{namespace}-{number}")
-        with both(*where, replicas=replicas) as stores, both(*where, replicas=replicas) as idle:
+        with both(*where, **settings) as stores, both(*where, **settings) as idle:
             stop_and_go_on(watched, stores, idle, tally)
     tally.check()
 

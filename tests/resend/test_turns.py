@@ -46,3 +46,21 @@ class TestALeaseIsGivenBackWhenTheFreshRunFails:
             store.resume("a", run)
         assert not client.losses
         assert isinstance(store.acquire("a"), Lease)
+
+
+def test_an_interrupt_after_a_stores_first_save_counts_the_turn_once(store, client, monkeypatch, caplog):
+    """It comes while the max age is compared: the turn has been saved and counted, and its lease released."""
+    send, sent = client._client.execute_command, []
+
+    def execute_command(*args, **options):
+        sent.append(args)
+        if b"max_age_ms" in args or "max_age_ms" in args:
+            raise KeyboardInterrupt
+        return send(*args, **options)
+
+    monkeypatch.setattr(client._client, "execute_command", execute_command)
+    with pytest.raises(KeyboardInterrupt):
+        store.resume("a", lambda _: Turn("ID-1"))
+    assert (store.get("a"), store.counters()["fresh_starts_total"]) == ("ID-1", 1)
+    assert store.peek("a").record.turns == 1
+    assert not [record for record in caplog.records if "taken over" in record.getMessage()]

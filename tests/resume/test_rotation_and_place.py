@@ -82,6 +82,14 @@ class TestRotation:
         ]
         assert store.running_turn(KEY) is None
 
+    def test_without_a_lease_it_is_looked_at_too(self, make_store):
+        store = make_store(max_turns=1)
+        store.resume(KEY, Agent("R"), place=HERE)
+        with pytest.raises(SessionElsewhere):
+            make_store().resume(KEY, Agent(), lease=False, place=elsewhere(host="other"), on_elsewhere="raise")
+        assert store.resume(KEY, Agent("E"), lease=False).how == "rotated"
+        assert (store.get(KEY), store.peek(KEY).record) == ("E", None)
+
     def test_giving_up_comes_first(self, make_store):
         store = make_store(max_turns=1, give_up_after=1)
         store.resume(KEY, Agent("R"))
