@@ -64,15 +64,16 @@ class Send(NamedTuple):
     again: bool
     with_source: bool = False
 
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self) -> tuple[bytes | str, ...]:
         """The arguments of execute_command. Replies are left undecoded, so that one bad key can't break a scan."""
         command, again, with_source = self
-        args = (*command.args, int(again)) if command.tell_again else command.args
-        if command.script is not None:
-            how = ("EVAL", command.script.source) if with_source else ("EVALSHA", command.script.sha)
-            args = (*how, len(command.redis_keys), *command.redis_keys, *args)
-        # A signal handler that raises while hiredis renders an integer crashes the process. No upstream issue found.
-        return tuple([b"%d" % arg if isinstance(arg, int) else arg for arg in args])
+        args, script, redis_keys = command.args, command.script, command.redis_keys
+        if command.tell_again:
+            args = (*args, "1" if again else "0")
+        if script is None:
+            return args
+        how = ("EVAL", script.source) if with_source else ("EVALSHA", script.sha)
+        return (*how, str(len(redis_keys)), *redis_keys, *args)
 
     def options(self, *, routed: bool = True) -> dict[str, Any]:
         """The options of execute_command; not `routed`, those of a connection to the node itself."""
@@ -126,13 +127,13 @@ def execution(op: Op[T], link: Link) -> Plan[T]:
     try:
         commands = next(op)
         while True:
-            if commands == [EMULATED]:
+            if len(commands) != 1:
+                replies = yield from _replies(commands, link)
+            elif commands[0] is EMULATED:
                 replies = [link.emulated]
-            elif len(commands) == 1:
+            else:
                 reply, resent = yield from _persistently(_step(commands[0], link), commands, link)
                 replies = Resent([reply]) if resent else [reply]
-            else:
-                replies = yield from _replies(commands, link)
             commands = op.send(replies)
     except StopIteration as done:
         result: T = done.value
@@ -185,7 +186,7 @@ def _one_by_one(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
 def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Tried]:
     """Try a step until it succeeds, while another try may help and is allowed. An optional command's error is its reply."""
     attempt, crowded = 1, 0
-    resend = all(command.resend for command in commands)
+    resend = all(map(attrgetter("resend"), commands))
     first_s = began_s = time.monotonic()
     while True:
         if not resend:
@@ -193,7 +194,10 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
         outcome = yield step
         if not resend:
             sent_once.set(False)
-        failure = _failure(step, outcome, link)
+        if isinstance(outcome, Failed):
+            failure: Exception | None = outcome.error
+        else:
+            failure = _refusal(step, outcome, link) if isinstance(step, Pipeline) else None
         if failure is None:
             return outcome, attempt > 1
         if isinstance(failure, redis_errors.NoScriptError) and isinstance(step, Send) and not step.with_source:
@@ -233,20 +237,17 @@ def _pause_s(backoff_s: tuple[float, float], number: int) -> float:
     return min(first_s * 2.0 ** min(number - 1, 10), longest_s)
 
 
-def _failure(step: Step, outcome: Any, link: Link) -> Exception | None:
-    """What went wrong with a whole step. In a pipeline, the refusal of an optional command becomes its reply."""
-    if isinstance(outcome, Failed):
-        return outcome.error
-    if isinstance(step, Pipeline):
-        for number, reply in enumerate(outcome):
-            if isinstance(reply, Exception):
-                command = step.sends[number].command
-                translation = translate(reply, command.key, link.address, cluster=link.cluster)
-                # Another node has that key: to ask this one again would not help.
-                gone = step.node is not None and isinstance(reply, redis_errors.AskError | redis_errors.TryAgainError)
-                if translation is None or not command.optional or (is_away(translation.error) and not gone):
-                    return reply
-                outcome[number] = translation.error
+def _refusal(step: Pipeline, outcome: list[Any], link: Link) -> Exception | None:
+    """The refusal that makes a whole pipeline fail. That of an optional command becomes its reply."""
+    for number, reply in enumerate(outcome):
+        if isinstance(reply, Exception):
+            command = step.sends[number].command
+            translation = translate(reply, command.key, link.address, cluster=link.cluster)
+            # Another node has that key: to ask this one again would not help.
+            gone = step.node is not None and isinstance(reply, redis_errors.AskError | redis_errors.TryAgainError)
+            if translation is None or not command.optional or (is_away(translation.error) and not gone):
+                return reply
+            outcome[number] = translation.error
     return None
 
 
@@ -273,10 +274,10 @@ def _carry_out(client: Any, plan: Plan[T]) -> T:
 def _outcome(client: Any, step: Step) -> Any:
     try:
         match step:
-            case Send(command) if command.followed_by:
-                return follow(client, step)
-            case Send():
+            case Send() if not step.command.followed_by:
                 return client.execute_command(*step.arguments(), **step.options())
+            case Send():
+                return follow(client, step)
             case Pipeline(sends, node):
                 at = client if node is None else client.get_redis_connection(node)
                 return _filled(at.pipeline(transaction=False), sends).execute(raise_on_error=False)
@@ -352,10 +353,10 @@ async def _aoutcome(client: Any, step: Step) -> Any:
 
 async def _ado(client: Any, step: Step) -> Any:
     match step:
-        case Send(command) if command.followed_by:
-            return await afollow(client, step)
-        case Send():
+        case Send() if not step.command.followed_by:
             return await client.execute_command(*step.arguments(), **step.options())
+        case Send():
+            return await afollow(client, step)
         case Pipeline(sends, None):
             return await _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
         case Pipeline(sends, node):

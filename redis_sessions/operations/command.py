@@ -27,7 +27,9 @@ class Script:
 class Command(NamedTuple):
     """One command, and what the client must know to send it."""
 
-    args: tuple[bytes | str | int, ...]  # name and arguments; of a script, its arguments alone
+    # Name and arguments; of a script, its arguments alone. No integers: a signal handler that raises while hiredis renders
+    # one crashes the process. No upstream issue found.
+    args: tuple[bytes | str, ...]
     key: str | None = None  # the conversation it is about, for errors to name
     script: Script | None = None
     redis_keys: tuple[bytes, ...] = ()  # the script's KEYS
@@ -38,7 +40,7 @@ class Command(NamedTuple):
     even_away: bool = False  # of an optional one, the same if the server can't be reached
     # Another command, to send behind it on the same connection. Both replies are its reply then; if the server refuses the
     # second, the error (a SessionStoreError) is in the place of that reply.
-    followed_by: tuple[bytes | str | int, ...] = ()
+    followed_by: tuple[bytes | str, ...] = ()
 
 
 class Resent(list[Any]):

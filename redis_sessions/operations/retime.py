@@ -57,7 +57,7 @@ def retime(
     looked_at = invalid = invalid_no_ttl = 0
     done: Counter[int] = Counter()
     while (pages := (yield from scan.next_pages())) is not None:
-        commands = []
+        commands, args = [], (str(max_age_ms),)
         for page in pages:
             due: list[tuple[bytes, int]] = []
             for name, redis_key, pttl_ms in zip(page.conversations(keys), page.redis_keys, page.pttls_ms, strict=True):
@@ -76,7 +76,7 @@ def retime(
                 # Only where one server has all keys may a script have several.
                 groups = [redis_keys] if scan.by_script else [(redis_key,) for redis_key in redis_keys]
                 commands += [
-                    Command((max_age_ms,), script=RETIME, redis_keys=group, node=page.node, optional=page.node is not None)
+                    Command(args, script=RETIME, redis_keys=group, node=page.node, optional=page.node is not None)
                     for group in groups
                 ]
         for reply in (yield commands) if commands else ():
@@ -85,7 +85,7 @@ def retime(
             # A key whose slot has moved away meanwhile is not changed.
             done.update((0,) if is_away(reply) else reply)
     if not dry_run:
-        yield [Command(("HSET", keys.settings(), "max_age_ms", max_age_ms))]
+        yield [Command(("HSET", keys.settings(), "max_age_ms", str(max_age_ms)))]
     shortened, given_ttl = done[SHORTENED], done[GIVEN_TTL]
     return RetimeResult(
         looked_at=looked_at,

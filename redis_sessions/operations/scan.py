@@ -199,7 +199,7 @@ class Scan:
     def _by_script(self) -> Op[list[tuple[bytes, Page]]]:
         cursor = (self._cursors or {})[None]
         fields = (self._keys.record_prefix, *RECORD_FIELDS) if self._records else (b"",)
-        args = (cursor, self._prefix, self._count, self._looser, *fields)
+        args = (cursor, self._prefix, str(self._count), self._looser, *fields)
         [reply] = yield [Command(args, script=PAGE, optional=True)]
         cursor, now_ms, redis_keys, pttls_ms, values, records, near, near_examples = _accepted(reply)
         return [(cursor, Page(redis_keys, pttls_ms, values, now_ms, None, records, near, near_examples))]
@@ -223,8 +223,8 @@ class Scan:
             pages.append((cursor, page))
         return pages
 
-    def _reads(self, redis_key: bytes) -> list[tuple[bytes | str | int, ...]]:
-        reads: list[tuple[bytes | str | int, ...]] = [("PTTL", redis_key), ("GETRANGE", redis_key, 0, 256)]
+    def _reads(self, redis_key: bytes) -> list[tuple[bytes | str, ...]]:
+        reads: list[tuple[bytes | str, ...]] = [("PTTL", redis_key), ("GETRANGE", redis_key, "0", "256")]
         if self._records:
             reads.append(("HMGET", self._keys.record_prefix + redis_key[len(self._prefix) :], *RECORD_FIELDS))
         return reads
@@ -259,7 +259,7 @@ def _listed(cursors: dict[Any, bytes | str], pattern: bytes, count: int) -> Op[l
         Command(words, node=node, optional=True)
         for node, cursor in cursors.items()
         # Never SCAN alone: redis-py's cluster client would alter its reply.
-        for words in (("TIME",), ("SCAN", cursor, "MATCH", pattern, "COUNT", count))
+        for words in (("TIME",), ("SCAN", cursor, "MATCH", pattern, "COUNT", str(count)))
     ]
     listed = []
     for node, time, scan in zip(cursors, replies[::2], replies[1::2], strict=True):
