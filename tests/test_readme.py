@@ -12,6 +12,7 @@ import typer
 
 from redis_sessions.cli.app import app
 from tests.manual import PAGES, ROOT, blocks, play, prose, read, timeless
+from tests.over import over
 
 COMMANDS = typer.main.get_command(app).commands
 INLINE = [(name, line) for name in PAGES for line in re.findall(r"`redis-sessions ([^`]+)`", prose(name))]
@@ -53,7 +54,7 @@ def test_every_command_is_documented_and_exists():
     assert sorted(documented) == sorted(COMMANDS)
 
 
-@pytest.mark.parametrize(("name", "line"), INLINE)
+@over(("name", "line"), INLINE)
 def test_a_command_in_the_text_parses(name, line):
     """It is not run, but its name, its options and the number of its arguments are right."""
     command, *words = shlex.split(line)
