@@ -24,7 +24,7 @@ from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, run
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
 
-COMMANDS = ["get", "set", "delete", "list", "leases", "release", "report", "import", "export", "run", "doctor", "retime"]
+COMMANDS = ["run", "get", "set", "delete", "list", "leases", "release", "report", "import", "export", "doctor", "retime"]
 COMMANDS += ["failures", "agents", "acl", "metrics", "docs", "serve", "demo"]
 
 
