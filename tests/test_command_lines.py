@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from redis_sessions.agents import get_agent, known_agents, launchers
 from redis_sessions.agents.command_line import MARK, PlaceUnknown, guess, lacks, with_resume
 from redis_sessions.agents.launchers import name_of, named
+from tests.fuzz.texts import amounts, fuzz
 from tests.over import over
 
 AGENTS = [agent for agent in known_agents() if agent.executables]
@@ -727,71 +728,77 @@ def read_by_codex(words):
     return options, behind[0], behind[1:] or before
 
 
-@settings(max_examples=600, deadline=None)
-@given(words=codex_words())
-def test_codex_reads_the_same_options_and_prompt_on_every_turn(words):
+@amounts(150, 6_000)
+def test_codex_reads_the_same_options_and_prompt_on_every_turn(amount):
     """Nothing that it takes at the first turn is accepted, and broken at the second."""
-    try:
-        options, session, prompt = read_by_codex(words)
-    except Wrong:
-        assume(False)
-    if session is not None:
-        with pytest.raises(PlaceUnknown):
-            turns(["codex", *words])
-        return
-    try:
-        fresh, resumed = turns(["codex", *words])
-    except PlaceUnknown as error:
-        # The only forms that can't be resumed without a mark.
-        assert "takes all words up to the next option" in error.message
-        return
-    assert fresh == ["codex", *words]
-    assert read_by_codex(resumed[1:]) == (options, "ID", prompt)
+
+    def check(words):
+        try:
+            options, session, prompt = read_by_codex(words)
+        except Wrong:
+            assume(False)
+        if session is not None:
+            with pytest.raises(PlaceUnknown):
+                turns(["codex", *words])
+            return
+        try:
+            fresh, resumed = turns(["codex", *words])
+        except PlaceUnknown as error:
+            # The only forms that can't be resumed without a mark.
+            assert "takes all words up to the next option" in error.message
+            return
+        assert fresh == ["codex", *words]
+        assert read_by_codex(resumed[1:]) == (options, "ID", prompt)
+
+    fuzz(amount, codex_words(), check)
 
 
-@settings(max_examples=600, deadline=None)
-@given(
-    launched=st.lists(prefixes(), max_size=3).map(flat),
-    name=st.sampled_from(["claude", "gemini", "copilot", "opencode", "codex"]),
-    prompt=PROMPTS,
-    options=st.lists(st.sampled_from(["--model=claude", "--verbose", "-m", "x"]), max_size=2),
-)
-def test_behind_launchers_as_without_them(launched, name, prompt, options):
+@amounts(150, 6_000)
+def test_behind_launchers_as_without_them(amount):
     """Whatever the prompt, the launchers' values and the agent's options are."""
-    agent = get_agent(name)
-    inner = {
-        "opencode": ["opencode", "run", *options, prompt],
-        "codex": ["codex", "exec", prompt, "--json", "-s", "read-only"],
-    }.get(name, [name, "-p", *options, "--", prompt])
-    assume(MARK not in inner)
-    try:
-        fresh, resumed = turns(inner, agent)
-    except PlaceUnknown:
-        assume(False)
-    arguments = [word.replace("{id}", "ID") for word in agent.resume]
-    at = next(at for at in range(len(inner) + 1) if resumed[:at] + arguments == resumed[: at + len(arguments)])
-    assert resumed == inner[:at] + arguments + inner[at:]
-    assert fresh == inner
-    assert guess([*launched, *inner], PROGRAMS) == name
-    assert turns([*launched, *inner], agent) == ([*launched, *fresh], [*launched, *resumed])
+
+    def check(drawn):
+        launched, name, prompt, options = drawn
+        agent = get_agent(name)
+        inner = {
+            "opencode": ["opencode", "run", *options, prompt],
+            "codex": ["codex", "exec", prompt, "--json", "-s", "read-only"],
+        }.get(name, [name, "-p", *options, "--", prompt])
+        assume(MARK not in inner)
+        try:
+            fresh, resumed = turns(inner, agent)
+        except PlaceUnknown:
+            assume(False)
+        arguments = [word.replace("{id}", "ID") for word in agent.resume]
+        at = next(at for at in range(len(inner) + 1) if resumed[:at] + arguments == resumed[: at + len(arguments)])
+        assert resumed == inner[:at] + arguments + inner[at:]
+        assert fresh == inner
+        assert guess([*launched, *inner], PROGRAMS) == name
+        assert turns([*launched, *inner], agent) == ([*launched, *fresh], [*launched, *resumed])
+
+    names = st.sampled_from(["claude", "gemini", "copilot", "opencode", "codex"])
+    options = st.lists(st.sampled_from(["--model=claude", "--verbose", "-m", "x"]), max_size=2)
+    fuzz(amount, st.tuples(st.lists(prefixes(), max_size=3).map(flat), names, PROMPTS, options), check)
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    words=st.one_of(
+@amounts(100, 3_000)
+def test_a_line_for_the_shell_as_its_words(amount):
+    def check(drawn):
+        words, shell = drawn
+        assume(MARK not in words)
+        try:
+            fresh, resumed = turns(words)
+        except PlaceUnknown:
+            assume(False)
+        in_line = turns([*shell, shlex.join(words), *["/dev/null"] * (shell[0] == "script")])
+        assert [shlex.split(turn[len(shell)]) for turn in in_line] == [fresh, resumed]
+
+    words = st.one_of(
         codex_words().map(lambda words: ["codex", *words]),
         st.lists(TEXT, max_size=4).map(lambda words: ["claude", *words]),
-    ),
-    shell=st.sampled_from([["sh", "-c"], ["bash", "-lc"], ["script", "-qec"], ["su", "bob", "-c"], ["ssh", "host"]]),
-)
-def test_a_line_for_the_shell_as_its_words(words, shell):
-    assume(MARK not in words)
-    try:
-        fresh, resumed = turns(words)
-    except PlaceUnknown:
-        assume(False)
-    in_line = turns([*shell, shlex.join(words), *["/dev/null"] * (shell[0] == "script")])
-    assert [shlex.split(turn[len(shell)]) for turn in in_line] == [fresh, resumed]
+    )
+    shells = st.sampled_from([["sh", "-c"], ["bash", "-lc"], ["script", "-qec"], ["su", "bob", "-c"], ["ssh", "host"]])
+    fuzz(amount, st.tuples(words, shells), check)
 
 
 @settings(max_examples=200, deadline=None)

@@ -145,7 +145,9 @@ def test_a_server_given_by_url_is_left_as_it_was(tmp_path):
     assert_nothing_left(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.long) for each in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_a_signal_leaves_nothing_behind(tmp_path, number):
     with demo_in_the_middle(tmp_path) as demo:
         assert processes_of(tmp_path)

@@ -118,6 +118,7 @@ def test_the_doctor_goes_by_it(make_store, raw, namespace):
     assert said(reader) == ("warning", "more than 24h left: 1 session")
 
 
+@pytest.mark.parametrize("place", ["valkey", "cluster"], indirect=True)
 @pytest.mark.parametrize("count", [300, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 def test_a_store_that_has_neither_records_nor_a_max_age(make_store, raw, namespace, tmp_path, count):
     """As the version before wrote it: everything is read, and gets both as it is used."""

@@ -13,7 +13,7 @@ WORKERS = 8
 TURNS = 25
 
 
-@pytest.mark.parametrize("name", ["valkey", "cluster", "redis"])
+@pytest.mark.parametrize("name", ["valkey", "cluster", pytest.param("redis", marks=pytest.mark.long)])
 def test_eight_processes_hammering_one_conversation(name, places, namespace, tmp_path):
     place = places.get(name)
     arguments = [place.url, namespace, "acme/shop#42", str(TURNS), str(tmp_path)]

@@ -162,10 +162,10 @@ def test_the_command(cli: Cli) -> None:
     would = cli("retime", "--max-age", "1h", "--dry-run")
     assert re.search(r"^  shortened +1  would be, this was a dry run$", would.stdout, re.MULTILINE)
     assert cli.pttl_ms("immortal") == -1
-    done = cli.json("retime", "--max-age", "1h")
+    done = cli.json("retime", "--max-age", "1h", "--yes")
     counts = {"looked_at": 4, "shortened": 1, "given_ttl": 1, "left": 1, "invalid": 1, "invalid_no_ttl": 1}
     assert done == counts | {"approximate": False}
-    shown = cli("retime", "--max-age", "1h")
+    shown = cli("retime", "--max-age", "1h", "--yes")
     assert shown.stderr == ""
     assert re.search(r"^  shortened +0$", shown.stdout, re.MULTILINE)
     assert re.search(r"^  left +3  live no longer than 1h$", shown.stdout, re.MULTILINE)
@@ -178,6 +178,6 @@ def test_the_command_says_when_keys_may_have_been_missed(cli: Cli) -> None:
     cli.plant("day")
     cli.raw.execute_command("ACL", "SETUSER", "noinfo", "on", "nopass", "~*", "+@all", "-info")
     limited = ["--url", cli.url.replace("//", "//noinfo:x@"), "--namespace", cli.namespace]
-    shown = test_cli_support.run("retime", "--json", "--max-age", "1h", *limited, code=exits.PARTLY)
+    shown = test_cli_support.run("retime", "--json", "--max-age", "1h", "--yes", *limited, code=exits.PARTLY)
     assert json.loads(shown.stdout)["approximate"]
     assert "approximate" in shown.stderr

@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from redis_sessions import Held, Lease, StoreSettings
 from redis_sessions.keys import LEASE_GRACE_MS, Keys
+from tests.fuzz.texts import amounts
 
 KEYS = st.sampled_from(["a", "b", "ü {x} %", "a\n"])
 IDS = st.sampled_from(["ID-1", "ID-2", "ID-3"])
@@ -122,7 +123,8 @@ class StoreAgainstDict(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("name", ["fakeredis", "valkey"])
-def test_any_sequence_of_operations(name, places):
+@amounts(15, 300)
+def test_any_sequence_of_operations(name, places, amount):
     machine = type("Machine", (StoreAgainstDict,), {"place": places.get(name)})
-    few = settings(max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+    few = settings(max_examples=amount, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=few)

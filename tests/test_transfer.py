@@ -108,6 +108,7 @@ def test_batches_and_progress(make_store, now_ms, file):
     assert heard == [(n, 95) for n in (*range(10, 95, 10), 95)]
 
 
+@pytest.mark.parametrize("place", ["valkey", "cluster"], indirect=True)
 def test_a_mixed_file_of_ten_thousand_with_three_hundred_broken_ones(store, now_ms, file):
     rng = random.Random(7)
     broken = [
