@@ -114,10 +114,9 @@ return 0
 )
 
 # KEYS lease, id, record, counter, ...
-# ARGV token, session ID, max age, lease TTL to keep the lease or '', the ID whose session this one continues ('': none but
-# its own, '-': it begins now), what to do with the failures ('keep', 'add' or 'reset'; '' writes no record), further fields
-# of the record and their values, ..., whether it is sent again. -> {1 saved or 0 lost, number of counters that were not
-# incremented}
+# ARGV token, session ID, max age, lease TTL to keep the lease or '', the ID whose session this one continues or '', what to
+# do with the failures ('keep', 'add' or 'reset'; '' writes no record), further fields of the record and their values, ...,
+# whether it is sent again. -> {1 saved or 0 lost, number of counters that were not incremented}
 # Sent again, it also looks at the ID: the first sending may have released the lease already, and has counted then. Sent once
 # it must not, or a worker that comes late with the same ID that its successor resumed or saved would never learn that it was
 # taken over. It writes then, too: WAIT is about the last write of its connection, and says nothing of replicas if there was
@@ -147,7 +146,7 @@ if ARGV[6] ~= '' then
   local function field(name, value)
     fields[#fields + 1], fields[#fields + 2] = name, string.format('%.0f', value)
   end
-  if was[1] and ARGV[5] ~= '-' and (was[1] == id or was[1] == ARGV[5]) then
+  if was[1] and (was[1] == id or was[1] == ARGV[5]) then
     started = tonumber(was[2])
     turns = turns + (tonumber(was[3]) or 0)
     if ARGV[6] ~= 'reset' then
