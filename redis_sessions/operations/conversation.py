@@ -179,6 +179,10 @@ class Lease:
         return Record.read(self.values)
 
 
+# In place of an ID that a session continues: it begins now, even if there is a record of its ID.
+BEGINS: Final = "-"
+
+
 class Failures(StrEnum):
     """What a save does with the number of undecided failures in a row."""
 
@@ -379,7 +383,7 @@ class Operations:
             lease: under which it is saved.
             session_id: the ID.
             keep_lease: renew the lease instead of releasing it: the turn goes on.
-            continues: another ID of the same session, whose record goes on.
+            continues: another ID of the same session, whose record goes on; BEGINS if not even that of this ID does.
             failures: what to do with the number of undecided failures in a row.
             agent: the runtime, for the record. Without it and `place`, what the record has of both stays.
             place: where the turn ran, for the record.

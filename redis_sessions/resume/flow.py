@@ -55,7 +55,7 @@ from redis_sessions.errors import (
 )
 from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
 from redis_sessions.operations.command import Op
-from redis_sessions.operations.conversation import Failures, Held, Lease, Operations, Record, Written, new_token
+from redis_sessions.operations.conversation import BEGINS, Failures, Held, Lease, Operations, Record, Written, new_token
 from redis_sessions.resume.turn import (
     How,
     InvalidTurn,
@@ -452,7 +452,8 @@ class _RunningTurn:
             self.claim,
             session_id,
             keep_lease=keep_lease,
-            continues=self.previous if self.how == "resumed" else None,
+            # What an early save, or an agent that gives the same ID again, has left of another session doesn't go on.
+            continues=self.previous if self.how == "resumed" else self.previous and BEGINS,
             failures=Failures.reset if complete else Failures.add if self.undecided else Failures.keep,
             agent=agent,
             place=place,
