@@ -56,13 +56,21 @@ class LegacyFileError(SessionStoreError):
 
     Attributes:
         line, column: the place of the error, counted from 1; None if it has no place (a missing file).
+        shapes: what reads a file of another shape: names of known shapes, and a `redis_sessions.legacy.Shape`.
     """
 
     def __init__(
-        self, message: str, *, line: int | None = None, column: int | None = None, remedy: str | None = None
+        self,
+        message: str,
+        *,
+        line: int | None = None,
+        column: int | None = None,
+        remedy: str | None = None,
+        shapes: tuple[object, ...] = (),
     ) -> None:
         self.line = line
         self.column = column
+        self.shapes = shapes
         super().__init__(message, remedy=remedy)
 
 

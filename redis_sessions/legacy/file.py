@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from array import array
-from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from redis_sessions.errors import LegacyFileError
 from redis_sessions.keys import SESSION_ID
-from redis_sessions.legacy.atomic_file import Replacement
+from redis_sessions.legacy.atomic_file import Replacement, replace_file
 from redis_sessions.legacy.shape import (
+    MILLISECONDS,
     NAME,
     NO_ID,
     SAMPLE,
@@ -44,21 +44,99 @@ _ESCAPED = re.compile(r'["\\\x00-\x1f]')
 # at once, in a tenth of the time of `json`, which reads all others.
 _LONG_ID = "[A-Za-z0-9][A-Za-z0-9_:-]{27,255}+"  # too long for a date, and without the dot of a version or a file's name
 _USUAL_PAIR = (
-    rf'"([^"\\%{{}}\x00-\x1f\x7f-\x9f]{{1,128}})"{_SPACE}:{_SPACE}\{{{_SPACE}"id"{_SPACE}:{_SPACE}"({_LONG_ID}|(?!{NO_ID}"){SESSION_ID})"'
-    rf'{_SPACE},{_SPACE}"last_used_at"{_SPACE}:{_SPACE}([1-9][0-9]{{11,13}}){_SPACE}\}}'
+    rf'("([^"\\%{{}}\x00-\x1f\x7f-\x9f]{{1,128}})"{_SPACE}:{_SPACE}\{{{_SPACE}"id"{_SPACE}:{_SPACE}"({_LONG_ID}|(?!{NO_ID}"){SESSION_ID})"'
+    rf'{_SPACE},{_SPACE}"last_used_at"{_SPACE}:{_SPACE}([1-9][0-9]{{11,13}}){_SPACE}\}})'
 )
 _USUAL = re.compile(_USUAL_PAIR)
-_RUN: Final = 500
-_USUAL_RUN = re.compile(rf"(?:{_USUAL_PAIR}{_SPACE},{_SPACE}){{1,{_RUN}}}+")
+_USUAL_RUN = re.compile(rf"{_USUAL_PAIR}(?:{_SPACE},{_SPACE}{_USUAL_PAIR}){{0,499}}+")
 
 
-class _Container(NamedTuple):
-    """A map or list that has entries of the file."""
+class _Cursor:
+    """A place in a JSON text, which reading moves on. Raises JSONDecodeError."""
 
-    first: int  # index of its first entry
+    def __init__(self, text: str) -> None:
+        self.text, self.at = text, 0
+        self._skip_spaces()
+
+    def begins(self, beginning: str | tuple[str, ...]) -> bool:
+        return self.text.startswith(beginning, self.at)
+
+    def value(self) -> Any:
+        try:
+            value, self.at = _decode(self.text, self.at)
+        except JSONDecodeError:
+            raise
+        except ValueError:
+            raise self._error("Number with too many digits") from None
+        except RecursionError:
+            raise self._error("Nested too deeply") from None
+        return value
+
+    def members(self, *, runs: bool = False) -> Iterator[tuple[int, str | None]]:
+        """Where each member of the object or list that begins here starts, and its name; "" in a list.
+
+        The caller reads the value before it asks for the next. With `runs`, usual pairs are read here, many at once; None is
+        their name.
+        """
+        closing = "]" if self.begins("[") else "}"
+        self._pass(self.text[self.at])
+        closed = self.begins(closing)
+        while not closed:
+            start = self.at
+            if runs and (run := _USUAL_RUN.match(self.text, start)):
+                self.at = run.end()
+                yield start, None
+            else:
+                name = ""
+                if closing == "}":
+                    if not self.begins('"'):
+                        raise self._error("Expecting property name enclosed in double quotes")
+                    name = self.value()
+                    self._pass(":")
+                yield start, name
+            self._skip_spaces()
+            closed = self.begins(closing)
+            if not closed:
+                self._pass(",")
+        self.at += 1
+
+    def end(self) -> None:
+        self._skip_spaces()
+        if self.at != len(self.text):
+            raise self._error("Extra data")
+
+    def _pass(self, sign: str) -> None:
+        self._skip_spaces()
+        if not self.begins(sign):
+            raise self._error(f"Expecting '{sign}' delimiter")
+        self.at += 1
+        self._skip_spaces()
+
+    def _skip_spaces(self) -> None:
+        found = _SPACES.match(self.text, self.at)
+        assert found is not None  # the pattern matches the empty string
+        self.at = found.end()
+
+    def _error(self, message: str) -> JSONDecodeError:
+        return JSONDecodeError(message, self.text, self.at)
+
+
+class _Place(NamedTuple):
+    """A map or list that has entries of the file, or a place above it."""
+
     names: tuple[str, ...]  # those that lead to it
     before: str  # what the names in it begin with in the conversation key: those that a `*` stands for
     is_list: bool  # or a single record
+
+
+class _Member(NamedTuple):
+    """An entry, or a run of usual pairs, whose name and value are None."""
+
+    place: _Place
+    start: int
+    end: int
+    name: str | None
+    value: Any
 
 
 class LegacyFile:
@@ -72,193 +150,126 @@ class LegacyFile:
         """Raises JSONDecodeError, and LegacyFileError for a document that is not of this shape."""
         self.mtime_ms = mtime_ms
         self._path, self._text, self._shape = path, text, shape
-        # Single entries, and runs of usual pairs: where each begins and ends, and the index of its first entry.
-        self._starts, self._ends, self._firsts = array("Q"), array("Q"), array("Q", (0,))
-        self._places: list[_Container] = []
-        self._seen: set[str] = set()
-        self._times: dict[str, int] = {}  # how often a key occurs, of those that do more than once
-        self._sources: tuple[int, list[str]] = (-1, [])
-        self._missing = ""  # what is not in all that a `*` stands for
-        self._at = _skip_spaces(text, 0)
-        self._read_at(tuple(filter(None, shape.entries.split("."))), (), "")
-        _check_end(text, self._at)
-        if self._missing and not self._places:
-            raise self._unfit(f"has nothing at {shape.entries}", (), f"there is no {self._missing} in any")
-        self._seen = set()
-        self._check_shape()
+        self._first: _Place | None = None
+        self._miss: LegacyFileError | None = None
+        sample: list[_Member] = []
+        times: defaultdict[str, int] = defaultdict(int)
+        self._len = 0
+        for member in self._members():
+            for key in self._keys(member):
+                times[key] += 1
+                self._len += 1
+            if len(sample) < SAMPLE:
+                sample.append(member)
+        self._times = {key: count for key, count in times.items() if key and count > 1}
+        if self._first is None and self._miss:
+            raise self._miss
+        if self._first is not None:
+            self._check_shape(self._first, sample)
 
     def __len__(self) -> int:
-        return self._firsts[-1]
+        return self._len
 
     def __iter__(self) -> Iterator[Entry]:
         times = self._times
-        for run, (start, end) in enumerate(zip(self._starts, self._ends, strict=True)):
-            if self._length(run) > 1:
-                pairs = _USUAL.findall(self._text, start, end)
-                entries = [Entry(key, session_id, int(used_at_ms)) for key, session_id, used_at_ms in pairs]
+        for member in self._members():
+            within = member.place.names
+            if member.name is None:
+                pairs = _USUAL.findall(self._text, member.start, member.end)
+                entries = [
+                    Entry(key, session_id, int(used_at_ms), None, MILLISECONDS, None, source, within)
+                    for source, key, session_id, used_at_ms in pairs
+                ]
             else:
-                entries = [entry_of(self._shape, *self._member(run))]
+                entry = entry_of(self._shape, member.place.before + member.name, member.value)
+                entries = [entry._replace(source=self._text[member.start : member.end], within=within)]
             if times:
-                entries = [_repeated(entry, times[entry.key]) if entry.key in times else entry for entry in entries]
+                entries = [
+                    entry._replace(problem=f"key occurs {times[entry.key]} times") if entry.key in times else entry
+                    for entry in entries
+                ]
             yield from entries
 
-    def source(self, index: int) -> str:
-        """The JSON text of an entry, unaltered: name and value in a map, the value alone in a list."""
-        run = bisect_right(self._firsts, index) - 1
-        if self._sources[0] != run:
-            text, start, end = self._text, self._starts[run], self._ends[run]
-            pairs = [pair[0] for pair in _USUAL.finditer(text, start, end)] if self._length(run) > 1 else [text[start:end]]
-            self._sources = run, pairs
-        return self._sources[1][index - self._firsts[run]]
+    def _keys(self, member: _Member) -> list[str]:
+        if member.name is None:
+            return [pair[1] for pair in _USUAL.findall(self._text, member.start, member.end)]
+        return [key_of(self._shape, member.place.before + member.name, member.value)]
 
-    def within(self, index: int) -> tuple[str, ...]:
-        """The names that lead to the map or list that an entry is in."""
-        return self._place(index).names
+    def _members(self) -> Iterator[_Member]:
+        cursor = _Cursor(self._text)
+        path = tuple(filter(None, self._shape.entries.split(".")))
+        yield from self._find(cursor, path, _Place((), "", is_list=False))
+        cursor.end()
 
-    def _length(self, run: int) -> int:
-        return self._firsts[run + 1] - self._firsts[run]
+    def _find(self, cursor: _Cursor, path: tuple[str, ...], place: _Place) -> Iterator[_Member]:
+        """The members of the map or list at a path in the value that begins here."""
+        if not cursor.begins(("{", "[") if not path else "{"):
+            kind = json_type(cursor.value())
+            self._miss = self._miss or self._unfit(place, f"is {kind}, not an object from conversation keys to session IDs")
+        elif path:
+            head, there = path[0], []
+            for _, name in cursor.members():
+                assert name is not None  # only runs are without a name
+                there.append(name)
+                if name == ".".join(path):
+                    yield from self._find(cursor, (), place._replace(names=(*place.names, name)))
+                elif head in (name, "*"):
+                    before = f"{place.before}{name}:" if head == "*" else place.before
+                    yield from self._find(cursor, path[1:], place._replace(names=(*place.names, name), before=before))
+                else:
+                    cursor.value()
+            if head != "*" and head not in there and ".".join(path) not in there:
+                names = ", ".join(there[:9]) or "nothing"
+                self._miss = self._miss or self._unfit(place, f"has no {head}", f"name one of {names}")
+        else:
+            yield from self._entries(cursor, place)
 
-    def _place(self, index: int) -> _Container:
-        return self._places[bisect_right(self._places, index, key=lambda place: place.first) - 1]
-
-    def _member(self, run: int) -> tuple[str, Any]:
-        """Name and value of a single entry."""
-        place, start = self._place(self._firsts[run]), self._starts[run]
-        if place.is_list:
-            return "", _read_value(self._text, start)[0]
-        name, value, _ = _read_pair(self._text, start)
-        return place.before + name, value
-
-    def _read_at(self, path: tuple[str, ...], names: tuple[str, ...], before: str) -> None:
-        """Read the value that begins here, and the entries at a path in it."""
-        if not self._text.startswith(("{", "[") if not path else "{", self._at):
-            value, self._at = _read_value(self._text, self._at)
-            if before:
-                self._missing = ".".join(path)
-                return
-            if not names:
-                _check_end(self._text, self._at)
-            raise self._unfit(f"is {json_type(value)}, not an object from conversation keys to session IDs", names)
-        if not path:
-            self._read_entries(names, before)
+    def _entries(self, cursor: _Cursor, place: _Place) -> Iterator[_Member]:
+        """The members of the map or list that begins here, or the only record, which begins here."""
+        start, shape, is_list = cursor.at, self._shape, cursor.begins("[")
+        is_record = False
+        if not is_list and shape.key_field != NAME:
+            # A map of records has only records in it.
+            names = islice(cursor.members(), SAMPLE)
+            is_record = any(isinstance(cursor.value(), str | int) and name == shape.key_field for _, name in names)
+            cursor.at = start
+        place = place._replace(is_list=is_list or is_record)
+        self._first = self._first or place
+        if is_record:
+            value = cursor.value()
+            yield _Member(place, start, cursor.at, "", value)
             return
-        head, *rest = path
-        there: list[str] = []
-        for name in self._members():
-            there.append(name)
-            if name == ".".join(path):
-                self._read_at((), (*names, name), before)
-            elif head in (name, "*"):
-                self._read_at(tuple(rest), (*names, name), f"{before}{name}:" if head == "*" else before)
-            else:
-                _, self._at = _read_value(self._text, self._at)
-        if head != "*" and head not in there and ".".join(path) not in there:
-            self._missing = head
-            if before:
-                return
-            raise self._unfit(f"has no {head}", names, f"entries must name one of {', '.join(there[:9]) or 'nothing'}")
+        for start, name in cursor.members(runs=is_own(shape) and not place.before):
+            value = None if name is None else cursor.value()
+            yield _Member(place, start, cursor.at, name, value)
 
-    def _read_entries(self, names: tuple[str, ...], before: str) -> None:
-        """Read the map or list of entries, or the only entry, that begins here."""
-        start, by_name = self._at, self._shape.key_field == NAME
-        if self._text.startswith("{", start) and not by_name and self._is_record():
-            self._places.append(_Container(len(self), names, before, is_list=True))
-            value, self._at = _read_value(self._text, start)
-            self._add(key_of(self._shape, "", value), start, self._at)
-            return
-        self._at = start
-        is_list = self._text.startswith("[", start)
-        if is_list and by_name:
-            raise self._unkeyed(names)
-        self._places.append(_Container(len(self), names, before, is_list))
-        for name in self._members(runs=is_own(self._shape) and not before):
-            start = self._start
-            value, self._at = _read_value(self._text, self._at)
-            self._add(key_of(self._shape, before + name, value), start, self._at)
-
-    def _is_record(self) -> bool:
-        """Whether the object that begins here has a conversation key itself, and is not a map of records that do."""
-        found = False
-        for name in self._members():
-            value, self._at = _read_value(self._text, self._at)
-            found = found or (name == self._shape.key_field and isinstance(value, str | int))
-        return found
-
-    def _members(self, *, runs: bool = False) -> Iterator[str]:
-        """The names in the object, or "" for each element of the list, that begins here.
-
-        The caller moves on behind the value before it asks for the next. Runs of usual pairs are added here.
-        """
-        text = self._text
-        is_list = text.startswith("[", self._at)
-        closing = "]" if is_list else "}"
-        self._at = _skip_spaces(text, self._at + 1)
-        closed = text.startswith(closing, self._at)
-        if closed:
-            self._at += 1
-        while not closed:
-            if runs and (run := _USUAL_RUN.match(text, self._at)):
-                self._add_run(run)
-                continue
-            self._start = self._at
-            name = ""
-            if not is_list:
-                name, self._at = _read_name(text, self._at)
-            yield name
-            at = _skip_spaces(text, self._at)
-            closed = text.startswith(closing, at)
-            if not closed and not text.startswith(",", at):
-                raise JSONDecodeError("Expecting ',' delimiter", text, at)
-            self._at = at + 1 if closed else _skip_spaces(text, at + 1)
-
-    def _add(self, key: str, start: int, end: int) -> None:
-        if key and key in self._seen:
-            self._times[key] = self._times.get(key, 1) + 1
-        self._seen.add(key)
-        self._starts.append(start)
-        self._ends.append(end)
-        self._firsts.append(self._firsts[-1] + 1)
-
-    def _add_run(self, run: re.Match[str]) -> None:
-        keys = [key for key, _, _ in _USUAL.findall(self._text, run.start(), run.end())]
-        distinct = set(keys)
-        if len(distinct) < len(keys) or not self._seen.isdisjoint(distinct):
-            for key in keys:
-                if key in self._seen:
-                    self._times[key] = self._times.get(key, 1) + 1
-                self._seen.add(key)
-        self._seen |= distinct
-        self._starts.append(run.start())
-        self._ends.append(run.end())
-        self._firsts.append(self._firsts[-1] + len(keys))
-        self._at = run.end()
-
-    def _check_shape(self) -> None:
+    def _check_shape(self, place: _Place, sample: list[_Member]) -> None:
         """Raise LegacyFileError if the first entries show that the file is of another shape."""
-        runs = range(min(len(self._starts), SAMPLE))
-        if not self._starts or any(self._length(run) > 1 for run in runs):
+        if any(member.name is None for member in sample):
             return
-        members = [self._member(run) for run in runs]
-        place = self._places[0]
-        if remedy := other_shape(members, self._shape, is_list=place.is_list):
-            own = self._shape == Shape()
-            other = "is not a map from conversation keys to session IDs" if own else "is of another shape"
-            raise self._unfit(other, (), remedy)
+        members = [(member.place.before + (member.name or ""), member.value) for member in sample]
+        other = other_shape(members, self._shape, is_list=place.is_list) if sample else None
+        unkeyed = place.is_list and self._shape.key_field == NAME
+        if other is None and not unkeyed:
+            return
+        problem = "is of another shape"
+        if unkeyed:
+            problem = "is a list"
+        elif self._shape == Shape():
+            problem = "is not a map from conversation keys to session IDs"
+        if other is None:
+            raise self._unfit(place, problem)
+        if not other.timed:
+            problem += " and has no times, so that one must be assumed"
+        raise self._unfit(place, problem, "name a file of conversations", other.shapes)
 
-    def _unkeyed(self, names: tuple[str, ...]) -> LegacyFileError:
-        members: list[tuple[str, Any]] = []
-        for _ in self._members():
-            value, self._at = _read_value(self._text, self._at)
-            members += [("", value)] * (len(members) < SAMPLE)
-        if not names:
-            _check_end(self._text, self._at)
-        return self._unfit("is a list", names, other_shape(members, self._shape, is_list=True))
-
-    def _unfit(self, problem: str, names: tuple[str, ...], remedy: str | None = None) -> LegacyFileError:
-        where = f"{'.'.join(names)} in {self._path}" if names else str(self._path)
-        return LegacyFileError(
-            f"{where} {problem}, nothing was written", line=1, column=1, remedy=remedy or "name a sessions.json"
-        )
+    def _unfit(
+        self, place: _Place, problem: str, remedy: str = "name a sessions.json", shapes: tuple[str | Shape, ...] = ()
+    ) -> LegacyFileError:
+        where = f"{'.'.join(place.names)} in {self._path}" if place.names else str(self._path)
+        if shapes:
+            remedy = f"read it with shape={', or '.join(map(repr, shapes))}"
+        return LegacyFileError(f"{where} {problem}, nothing was written", line=1, column=1, remedy=remedy, shapes=shapes)
 
 
 def read(path: str | Path, shape: Shape | None = None) -> LegacyFile:
@@ -334,75 +345,21 @@ def write_rejects(path: str | Path, rejects: Iterable[tuple[tuple[str, ...], str
 
     Each comes with the names that lead to its map or list.
     """
-    with Replacement(path) as replacement:
-        replacement.file.writelines(_document(list(rejects), 0))
-        replacement.file.write("\n")
+    replace_file(path, _document(list(rejects), 0) + "\n")
 
 
-def _document(rejects: list[tuple[tuple[str, ...], str]], depth: int) -> Iterator[str]:
-    if not rejects:
-        yield "{\n}"
-    elif depth < len(rejects[0][0]):
-        before = "{"
-        for name, group in groupby(rejects, key=lambda reject: reject[0][depth]):
-            yield f"{before}{json_text(name)}: "
-            yield from _document(list(group), depth + 1)
-            before = ", "
-        yield "}"
-    else:
-        opening, closing = "{}" if _is_pair(rejects[0][1]) else "[]"
-        before = f"{opening}\n  "
-        for _, source in rejects:
-            yield before + source
-            before = ",\n  "
-        yield f"\n{closing}"
+def _document(rejects: list[tuple[tuple[str, ...], str]], depth: int) -> str:
+    if rejects and depth < len(rejects[0][0]):
+        groups = groupby(rejects, key=lambda reject: reject[0][depth])
+        inner = (f"{json_text(name)}: {_document(list(group), depth + 1)}" for name, group in groups)
+        return f"{{{', '.join(inner)}}}"
+    sources = [source for _, source in rejects]
+    opening, closing = "{}" if not sources or _is_pair(sources[0]) else "[]"
+    return f"{opening}\n  " + ",\n  ".join(sources) + f"\n{closing}"
 
 
 def _is_pair(source: str) -> bool:
-    return source.startswith('"') and _read_value(source, 0)[1] < len(source)
-
-
-def _repeated(entry: Entry, times: int) -> Entry:
-    return entry._replace(problem=f"key occurs {times} times")
-
-
-def _read_name(text: str, at: int) -> tuple[str, int]:
-    """The name of the pair that begins there, and where its value begins. Raises JSONDecodeError."""
-    if not text.startswith('"', at):
-        raise JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
-    name, end = _read_value(text, at)
-    colon = _skip_spaces(text, end)
-    if not text.startswith(":", colon):
-        raise JSONDecodeError("Expecting ':' delimiter", text, colon)
-    return name, _skip_spaces(text, colon + 1)
-
-
-def _read_pair(text: str, at: int) -> tuple[str, Any, int]:
-    """The name and value of the pair that begins there, and where it ends. Raises JSONDecodeError."""
-    name, at = _read_name(text, at)
-    return (name, *_read_value(text, at))
-
-
-def _read_value(text: str, at: int) -> tuple[Any, int]:
-    try:
-        return _decode(text, at)
-    except JSONDecodeError:
-        raise
-    except ValueError:
-        raise JSONDecodeError("Number with too many digits", text, at) from None
-    except RecursionError:
-        raise JSONDecodeError("Nested too deeply", text, at) from None
-
-
-def _skip_spaces(text: str, at: int) -> int:
-    found = _SPACES.match(text, at)
-    assert found is not None  # the pattern matches the empty string
-    return found.end()
-
-
-def _check_end(text: str, at: int) -> None:
-    if (end := _skip_spaces(text, at)) != len(text):
-        raise JSONDecodeError("Extra data", text, end)
+    return source.startswith('"') and _decode(source)[1] < len(source)
 
 
 def _broken(path: str | Path, what: str, line: int, column: int) -> LegacyFileError:

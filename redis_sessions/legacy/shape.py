@@ -6,7 +6,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -19,14 +19,21 @@ from redis_sessions.keys import SESSION_ID, check_session_id, escape
 
 KNOWN: Final = Path(__file__).with_name("known")
 NAME: Final = "@key"
-_UNNAMED: Final = "NAME"
+_UNNAMED: Final = "FIELD_OF_THE_KEY"
 MILLISECONDS: Final = "milliseconds"
+LOCAL: Final = "ISO 8601 without time zone, taken as local"
 # So many entries, or names of an object, show what shape a file has.
 SAMPLE: Final = 50
 _DEPTH: Final = 3
 # A shorter bare ID is taken for metadata, such as the name of a program.
 _BARE: Final = 8
-_JSON_TYPES: Final = {tuple: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+_JSON_TYPES: Final[dict[type, str]] = {
+    **dict.fromkeys((tuple, dict), "an object"),
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+}
 
 # From which number on, up to the next, a time is in this unit: each covers the years 1973 to 5138.
 _UNITS: Final = (
@@ -36,7 +43,6 @@ _UNITS: Final = (
     (10**17, "nanoseconds", 1, 1_000_000),
     (10**20, "", 0, 1),
 )
-_LOOKS_LIKE_SECONDS: Final = range(10**8, 10**11)
 _SINCE_1973_MS: Final = 10**11
 _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,9})?")
 
@@ -71,6 +77,8 @@ class Entry(NamedTuple):
     problem: str | None = None  # why it can't be imported
     unit: str = MILLISECONDS  # what the time was given in
     untimed: str | None = None  # why it can't be imported unless a time of last use is assumed
+    source: str = ""  # its JSON text, unaltered: name and value in a map, the value alone in a list
+    within: tuple[str, ...] = ()  # the names that lead to the map or list that it is in
 
 
 class Shape(BaseModel, frozen=True, extra="forbid"):
@@ -107,8 +115,14 @@ class Shape(BaseModel, frozen=True, extra="forbid"):
             return handler(data)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InvalidSettings(f"shape: {where}: {first['msg']}", remedy="see redis_sessions.legacy.Shape") from None
+            name = str(first["loc"][0])
+            raise InvalidSettings(
+                f"is invalid ({first['msg']})", setting=name, remedy="see redis_sessions.legacy.Shape"
+            ) from None
+
+    def __repr_args__(self) -> Iterable[tuple[str, Any]]:
+        """What differs from the default."""
+        return self.model_dump(exclude_defaults=True).items()
 
 
 def known_shapes() -> tuple[Shape, ...]:
@@ -147,32 +161,35 @@ def id_of(shape: Shape, name: str, value: Any) -> str | None:
 def entry_of(shape: Shape, name: str, value: Any) -> Entry:
     """Read an entry."""
     key = key_of(shape, name, value)
-    used_at_ms, unit, untimed = None, MILLISECONDS, None
     session_id: str | None = ""
+    used_at_ms, unit, problem, untimed = None, MILLISECONDS, None, None
     if isinstance(value, str) and shape.key_field == NAME:
-        session_id, problem = value, None
+        session_id = value
     elif isinstance(value, tuple) or (isinstance(value, list) and shape.id_fields[0][:1].isdigit()):
         session_id = id_of(shape, name, value)
-        used_at_ms, unit, problem, untimed = _time(shape, value)
-        if isinstance(value, tuple) and len(dict(value)) < len(value):
-            problem = "record with a name that occurs twice"
         if session_id is None:
-            problem = f"record without {_either(shape.id_fields)} that is text{_but(value)}"
+            like = _id_like(value)
+            but = f", but {like} looks like one" if like else ""
+            problem = f"record without {_either(shape.id_fields)} that is text{but}"
+        elif isinstance(value, tuple) and len(dict(value)) < len(value):
+            problem = "record with a name that occurs twice"
+        else:
+            used_at_ms, unit, problem, untimed = _time(shape, value)
+        if problem is None and not key and shape.key_field != NAME:
+            problem = f"record without {shape.key_field}, its conversation key"
     else:
         problem = f"{json_type(value)} where an ID or a record belongs"
-    if problem is None and not key and shape.key_field != NAME:
-        problem = f"record without {shape.key_field}, its conversation key"
-    try:
-        escape(key)
-        if problem is None and session_id is not None:
+    if problem is None and session_id is not None:
+        try:
+            escape(key)
             check_session_id(key, session_id)
-            if _NO_ID.fullmatch(session_id):
-                problem = f"{session_id!r} is an empty value, a version, a date or a file's name, not a session ID"
-    except (InvalidKey, InvalidSessionID) as error:
-        problem = problem or str(error)
-    if problem is not None:
-        return Entry(key, session_id or "", None, problem)
-    return Entry(key, session_id or "", used_at_ms, None, unit, untimed)
+        except (InvalidKey, InvalidSessionID) as error:
+            problem = str(error)
+        else:
+            if not _NO_ID.fullmatch(session_id):
+                return Entry(key, session_id, used_at_ms, None, unit, untimed)
+            problem = f"{session_id!r} is an empty value, a version, a date or a file's name, not a session ID"
+    return Entry(key, session_id or "", None, problem)
 
 
 def _time(shape: Shape, record: Any) -> tuple[int | None, str, str | None, str | None]:
@@ -180,16 +197,16 @@ def _time(shape: Shape, record: Any) -> tuple[int | None, str, str | None, str |
     for field in shape.used_fields:
         if (value := _at(record, field)) is not None:
             time = read_time(value)
-            if isinstance(time, str):
-                inside = _time_like(value, f"{field}.")
-                hint = f": used_fields={_tuple(inside)}" if inside else ""
-                return None, MILLISECONDS, f"{field} {time}{hint}", None
-            return *time, None, None
+            if not isinstance(time, str):
+                return *time, None, None
+            inside = _time_like(value, f"{field}.")
+            return None, MILLISECONDS, f"{field} {time}" + (f", but {inside} looks like one" if inside else ""), None
+    untimed = None
     if like := _time_like(record):
-        return None, MILLISECONDS, None, f"no {_either(shape.used_fields)}, but {like}: used_fields={_tuple(like)}"
-    if is_own(shape):
-        return None, MILLISECONDS, None, None
-    return None, MILLISECONDS, None, f"no {_either(shape.used_fields)}: assume_used_at gives it a time"
+        untimed = f"no {_either(shape.used_fields)}, but {like} looks like a time"
+    elif not is_own(shape):
+        untimed = f"no {_either(shape.used_fields)}, and no time is assumed"
+    return None, MILLISECONDS, None, untimed
 
 
 json_text = json.JSONEncoder(ensure_ascii=False).encode
@@ -197,7 +214,7 @@ json_text = json.JSONEncoder(ensure_ascii=False).encode
 
 def json_type(value: Any) -> str:
     """What a value is, in words."""
-    return _JSON_TYPES.get(type(value), "an object" if isinstance(value, dict) else "a number")
+    return _JSON_TYPES.get(type(value), "a number")
 
 
 def time_problem(used_at_ms: Any) -> str | None:
@@ -210,9 +227,7 @@ def time_problem(used_at_ms: Any) -> str | None:
         return "is not a whole number of milliseconds"
     if used_at_ms < 0:
         return "is negative"
-    if used_at_ms in _LOOKS_LIKE_SECONDS:
-        return "looks like seconds, not milliseconds"
-    return None
+    return "looks like seconds, not milliseconds" if used_at_ms < _SINCE_1973_MS else None
 
 
 def read_time(value: Any) -> tuple[int, str] | str:
@@ -223,7 +238,7 @@ def read_time(value: Any) -> tuple[int, str] | str:
     number = value
     if isinstance(value, str):
         if not _NUMBER.fullmatch(value):
-            return _iso_time(value)
+            return iso_time(value)
         number = float(value) if "." in value else int(value)
     if isinstance(number, bool) or not isinstance(number, int | float):
         return f"is {json_type(number)}, not a time"
@@ -239,7 +254,8 @@ def read_time(value: Any) -> tuple[int, str] | str:
     return (number * multiplier // divisor if isinstance(number, int) else round(number * multiplier / divisor)), unit
 
 
-def _iso_time(text: str) -> tuple[int, str] | str:
+def iso_time(text: str) -> tuple[int, str] | str:
+    """A time in ISO 8601 as milliseconds since 1970, and LOCAL or what it was given in; or why it can't be one."""
     try:
         instant = datetime.fromisoformat(text)
         used_at_ms = round(instant.timestamp() * 1000)
@@ -247,7 +263,7 @@ def _iso_time(text: str) -> tuple[int, str] | str:
         return "is text, not a time"
     if used_at_ms < 0:
         return "is before 1970"
-    return used_at_ms, "ISO 8601" if instant.tzinfo else "ISO 8601 without time zone, taken as local"
+    return used_at_ms, "ISO 8601" if instant.tzinfo else LOCAL
 
 
 def _at(value: Any, path: str) -> Any:
@@ -265,101 +281,69 @@ def _either(fields: tuple[str, ...]) -> str:
     return f"an {fields[0]}" if fields == ("id",) else " or ".join(fields)
 
 
-def _tuple(*fields: str) -> str:
-    return f"({', '.join(map(json_text, fields))}{',' if len(fields) == 1 else ''})"
-
-
-def _but(record: Any) -> str:
-    like = _id_like(record)
-    return f", but with {like}: id_fields={_tuple(like)}" if like else ""
-
-
 # What would read a file of another shape
 
 
-class _Candidate(NamedTuple):
-    """A map or list of records that look like sessions, and the first of them."""
+class OtherShape(NamedTuple):
+    """What would read a file of another shape."""
 
-    place: tuple[str, ...]
-    is_list: bool
-    name: str
-    record: Any
+    shapes: tuple[str | Shape, ...]  # names of known ones, and one made of the names in the file; () if none would
+    timed: bool  # whether its entries have times
 
 
-def other_shape(members: list[tuple[str, Any]], given: Shape, *, is_list: bool) -> str | None:
+def other_shape(members: list[tuple[str, Any]], given: Shape, *, is_list: bool) -> OtherShape | None:
     """How a file can be read, judged by its first entries, if `given` reads none of them; None if it reads it well."""
     # A bare ID shows nothing: a file's metadata may look like one.
     if any(not isinstance(value, str) and id_of(given, name, value) is not None for name, value in members):
         return None
     document: Any = [value for _, value in members] if is_list else tuple(members)
+    like = None if is_list else _id_like(document)
+    one_record = like is not None and (_SESSION_NAME.search(like) or _time_like(document))
     metadata = any(name in _VERSIONS for name, _ in members)
     bare = [value for _, value in members if isinstance(value, str) and len(value) >= _BARE and _AN_ID.fullmatch(value)]
-    if len(bare) * 2 > len(members) and not metadata and not _is_one_record(document):
+    if len(bare) * 2 > len(members) and not metadata and not one_record:
         return None
-    if found := next(_suggested(document), None):
-        place, name, record, shape = found
-        entries = ".".join((*filter(None, [given.entries]), *place))
-        return _how_to_read(shape.model_copy(update={"entries": entries}), name, record)
-    return "name a file of conversations" if metadata else None
-
-
-def _suggested(document: Any) -> Iterator[tuple[tuple[str, ...], str, Any, Shape]]:
-    if found := list(islice(_containers(document), SAMPLE)):
+    place: tuple[str, ...] = ()
+    name, record = "", ()
+    if found := list(islice(_records(document), SAMPLE)):
         place, is_list, name, record = found[0]
-        if len(found) > 1 and place and all(each.place[:-1] == place[:-1] for each in found):
+        if len(found) > 1 and place and all(each[0][:-1] == place[:-1] for each in found):
             place = (*place[:-1], "*")
-        like = _id_like(record)
-        key_field = _key_like(record, like) if is_list or like is None else NAME
-        yield place, name, record, _shape(key_field, like, record)
-    elif _is_one_record(document):
-        like = _id_like(document)
-        yield (), "", document, _shape(_key_like(document, like), like, document)
-    elif isinstance(document, tuple):
-        for name, value in document:
-            if name in _CONTAINERS and isinstance(value, tuple | list):
-                yield (name,), "", (), Shape(key_field=NAME if isinstance(value, tuple) else _UNNAMED)
-
-
-def _shape(key_field: str, id_field: str | None, record: Any) -> Shape:
-    used_field = _time_like(record)
-    return Shape(key_field=key_field, id_fields=(id_field or NAME,), used_fields=(used_field or "last_used_at",))
-
-
-def _how_to_read(shape: Shape, name: str, record: Any) -> str:
-    """The known shapes that read this record in this place, and the fields of the suggested one, in the words of Python."""
+    elif one_record:
+        is_list, record = True, document
+    elif empty := [(name, value) for name, value in members if name in _CONTAINERS and isinstance(value, tuple | list)]:
+        place, is_list = (empty[0][0],), isinstance(empty[0][1], list)
+    else:
+        return OtherShape((), timed=True) if metadata else None
+    like, used_field = _id_like(record), _time_like(record)
+    by_id = bool(record) and like is None  # the session ID is the name in the map
+    shape = Shape(
+        entries=".".join(filter(None, (given.entries, *place))),
+        key_field=_key_like(record, like) if is_list or by_id else NAME,
+        id_fields=(NAME if by_id else like or "id",),
+        used_fields=(used_field or "last_used_at",),
+    )
     known = [
-        f'"{each.name}"'
+        each.name
         for each in known_shapes()
-        if record and each.entries == shape.entries and id_of(each, name, record) and key_of(each, name, record)
+        if each.entries == shape.entries and id_of(each, name, record) and key_of(each, name, record)
     ]
-    default = Shape()
-    fields = [
-        f"{field}={_tuple(*value) if isinstance(value, tuple) else json_text(value)}"
-        for field in ("entries", "key_field", "id_fields", "used_fields")
-        if (value := getattr(shape, field)) != getattr(default, field)
-    ]
-    ways = [f"shape={' or '.join(known)}"] * bool(known) + [f"Shape({', '.join(fields)})"] * bool(fields)
-    unnamed = "; put the field of the conversation key in place of NAME" if shape.key_field == _UNNAMED else ""
-    untimed = record and _time_like(record) is None and "last_used_at" not in dict(record)
-    return f"read it with {', or '.join(ways)}{unnamed}" + ("; it has no times: add assume_used_at" if untimed else "")
+    return OtherShape((*known, *[shape] * (shape != Shape())), timed=not record or used_field is not None)
 
 
-def _containers(value: Any, depth: int = _DEPTH, place: tuple[str, ...] = ()) -> Iterator[_Candidate]:
+def _records(
+    value: Any, depth: int = _DEPTH, place: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], bool, str, Any]]:
+    """For each map or list of records like sessions: its place, whether it is a list, and the first one with its name."""
     is_list = isinstance(value, list)
     members = [("", each) for each in value[:SAMPLE]] if is_list else value[:SAMPLE]
     for name, member in members:
         if isinstance(member, tuple) and member and (_id_like(member) or (not is_list and _UUID.fullmatch(name))):
-            yield _Candidate(place, is_list, name, member)
+            yield place, is_list, name, member
             return
     for name, member in members:
         if depth and not is_list and isinstance(member, tuple | list):
-            yield from _containers(member, depth - 1, (*place, name))
-
-
-def _is_one_record(document: Any) -> bool:
-    if not isinstance(document, tuple) or (like := _id_like(document)) is None:
-        return False
-    return _SESSION_NAME.search(like) is not None or _time_like(document) is not None
+            yield from _records(member, depth - 1, (*place, name))
 
 
 def _id_like(record: Any) -> str | None:
@@ -379,14 +363,14 @@ def _time_like(record: Any, before: str = "") -> str | None:
     """The path at which an object probably has its time of last use, or None."""
     if not isinstance(record, tuple):
         return None
-    ranked = [
-        (_rank(name), before + name)
+    names = [
+        name
         for name, value in record
         if (_TIME_NAME.search(name) or (isinstance(value, str) and "-" in value))
         and not isinstance(time := read_time(value), str)
         and time[0] >= _SINCE_1973_MS
     ]
-    return min(ranked, default=(0, None), key=lambda each: each[0])[1]
+    return before + min(names, key=_rank) if names else None
 
 
 def _rank(name: str) -> int:

@@ -115,28 +115,21 @@ def import_entries(
         while batch := list(islice(entries, settings.batch_size)):
             [(seconds, microseconds)] = yield [Command(("TIME",))]
             now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-            oldest_ms = now_ms - max_age_ms
             due: list[tuple[str, str, int]] = []
             units = []
-            for index, entry in enumerate(batch, done):
-                key, session_id, used_at_ms, problem, unit, _ = entry
-                until: int | str
-                if problem is None and used_at_ms is not None and oldest_ms < used_at_ms <= now_ms:
-                    until = used_at_ms + max_age_ms
-                else:
-                    until = problem or expires_at_ms(entry, now_ms, max_age_ms, assumed_ms)
-                if accepts is not None and not isinstance(until, str) and not accepts(session_id):
-                    until = f"{session_id!r} does not have the form of this agent's session IDs"
+            for entry in batch:
+                until = entry.problem or expires_at_ms(entry, now_ms, max_age_ms, assumed_ms)
+                if accepts is not None and not isinstance(until, str) and not accepts(entry.session_id):
+                    until = f"{entry.session_id!r} does not have the form of this agent's session IDs"
                 if isinstance(until, str):
-                    source, within = legacy.source(index), legacy.within(index)
-                    rejects.append(Reject(key=key, reason=until, source=source, within=within))
+                    rejects.append(Reject(key=entry.key, reason=until, source=entry.source, within=entry.within))
                     continue
-                if used_at_ms is not None:
-                    units.append(unit)
+                if entry.used_at_ms is not None:
+                    units.append(entry.unit)
                 if until <= now_ms:
                     expired += 1
                 else:
-                    due.append((key, session_id, until))
+                    due.append((entry.key, entry.session_id, until))
             times.update(units)
             if due:
                 sent += len(due)
