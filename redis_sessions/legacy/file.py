@@ -38,17 +38,18 @@ AHEAD_MS: Final = 5 * 60_000
 _decode = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
 
 _SPACE = r"[ \t\r\n]*"
-_SPACES = re.compile(_SPACE)
+_SIGNS: Final = {sign: re.compile(_SPACE + re.escape(sign) + _SPACE) for sign in ("", ",", ":", "]", "}")}
 _ESCAPED = re.compile(r'["\\\x00-\x1f]')
 # The usual pair: a key that needs no check, a valid ID, and a time that can only be milliseconds. Many of them are matched
-# at once, in a tenth of the time of `json`, which reads all others.
+# at once, in a tenth of the time of `json`, which reads all others. What is matched already is taken apart by simpler ones.
 _LONG_ID = "[A-Za-z0-9][A-Za-z0-9_:-]{27,255}+"  # too long for a date, and without the dot of a version or a file's name
-_USUAL_PAIR = (
-    rf'("([^"\\%{{}}\x00-\x1f\x7f-\x9f]{{1,128}})"{_SPACE}:{_SPACE}\{{{_SPACE}"id"{_SPACE}:{_SPACE}"({_LONG_ID}|(?!{NO_ID}"){SESSION_ID})"'
-    rf'{_SPACE},{_SPACE}"last_used_at"{_SPACE}:{_SPACE}([1-9][0-9]{{11,13}}){_SPACE}\}})'
+_USUAL = (
+    rf'"[^"\\%{{}}\x00-\x1f\x7f-\x9f]{{1,128}}"{_SPACE}:{_SPACE}\{{{_SPACE}"id"{_SPACE}:{_SPACE}"(?:{_LONG_ID}|(?!{NO_ID}"){SESSION_ID})"'
+    rf'{_SPACE},{_SPACE}"last_used_at"{_SPACE}:{_SPACE}[1-9][0-9]{{11,13}}{_SPACE}\}}'
 )
-_USUAL = re.compile(_USUAL_PAIR)
-_USUAL_RUN = re.compile(rf"{_USUAL_PAIR}(?:{_SPACE},{_SPACE}{_USUAL_PAIR}){{0,499}}+")
+_USUAL_RUN = re.compile(rf"{_USUAL}(?:{_SPACE},{_SPACE}{_USUAL}){{0,499}}+")
+_USUAL_KEYS = re.compile(r'"([^"]*+)"[^}]*+')
+_USUAL_PARTS = re.compile(r'("([^"]*+)"[^"]*+"id"[^"]*+"([^"]*+)"[^0-9]*+([0-9]++)[^}]*+})')
 
 
 class _Cursor:
@@ -56,7 +57,7 @@ class _Cursor:
 
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
-        self._skip_spaces()
+        self.skip("")
 
     def begins(self, beginning: str | tuple[str, ...]) -> bool:
         return self.text.startswith(beginning, self.at)
@@ -67,9 +68,9 @@ class _Cursor:
         except JSONDecodeError:
             raise
         except ValueError:
-            raise self._error("Number with too many digits") from None
+            raise JSONDecodeError("Number with too many digits", self.text, self.at) from None
         except RecursionError:
-            raise self._error("Nested too deeply") from None
+            raise JSONDecodeError("Nested too deeply", self.text, self.at) from None
         return value
 
     def members(self, *, runs: bool = False) -> Iterator[tuple[int, str | None]]:
@@ -78,47 +79,35 @@ class _Cursor:
         The caller reads the value before it asks for the next. With `runs`, usual pairs are read here, many at once; None is
         their name.
         """
-        closing = "]" if self.begins("[") else "}"
-        self._pass(self.text[self.at])
-        closed = self.begins(closing)
-        while not closed:
-            start = self.at
+        is_list = self.begins("[")
+        self.at += 1
+        self.skip("")
+        more = not self.begins("]" if is_list else "}")
+        while more:
+            start, name = self.at, ""
             if runs and (run := _USUAL_RUN.match(self.text, start)):
                 self.at = run.end()
                 yield start, None
             else:
-                name = ""
-                if closing == "}":
+                if not is_list:
                     if not self.begins('"'):
-                        raise self._error("Expecting property name enclosed in double quotes")
+                        raise JSONDecodeError("Expecting property name enclosed in double quotes", self.text, start)
                     name = self.value()
-                    self._pass(":")
+                    self.expect(":")
                 yield start, name
-            self._skip_spaces()
-            closed = self.begins(closing)
-            if not closed:
-                self._pass(",")
-        self.at += 1
+            more = self.skip(",")
+        self.expect("]" if is_list else "}")
 
-    def end(self) -> None:
-        self._skip_spaces()
-        if self.at != len(self.text):
-            raise self._error("Extra data")
+    def skip(self, sign: str) -> bool:
+        """Skip a sign, and the spaces around it, if it is there."""
+        if found := _SIGNS[sign].match(self.text, self.at):
+            self.at = found.end()
+        return found is not None
 
-    def _pass(self, sign: str) -> None:
-        self._skip_spaces()
-        if not self.begins(sign):
-            raise self._error(f"Expecting '{sign}' delimiter")
-        self.at += 1
-        self._skip_spaces()
-
-    def _skip_spaces(self) -> None:
-        found = _SPACES.match(self.text, self.at)
-        assert found is not None  # the pattern matches the empty string
-        self.at = found.end()
-
-    def _error(self, message: str) -> JSONDecodeError:
-        return JSONDecodeError(message, self.text, self.at)
+    def expect(self, sign: str) -> None:
+        if not self.skip(sign):
+            self.skip("")
+            raise JSONDecodeError(f"Expecting '{sign}'", self.text, self.at)
 
 
 class _Place(NamedTuple):
@@ -175,7 +164,7 @@ class LegacyFile:
         for member in self._members():
             within = member.place.names
             if member.name is None:
-                pairs = _USUAL.findall(self._text, member.start, member.end)
+                pairs = _USUAL_PARTS.findall(self._text, member.start, member.end)
                 entries = [
                     Entry(key, session_id, int(used_at_ms), None, MILLISECONDS, None, source, within)
                     for source, key, session_id, used_at_ms in pairs
@@ -192,14 +181,16 @@ class LegacyFile:
 
     def _keys(self, member: _Member) -> list[str]:
         if member.name is None:
-            return [pair[1] for pair in _USUAL.findall(self._text, member.start, member.end)]
+            return _USUAL_KEYS.findall(self._text, member.start, member.end)
         return [key_of(self._shape, member.place.before + member.name, member.value)]
 
     def _members(self) -> Iterator[_Member]:
         cursor = _Cursor(self._text)
         path = tuple(filter(None, self._shape.entries.split(".")))
         yield from self._find(cursor, path, _Place((), "", is_list=False))
-        cursor.end()
+        cursor.skip("")
+        if cursor.at != len(self._text):
+            raise JSONDecodeError("Extra data", self._text, cursor.at)
 
     def _find(self, cursor: _Cursor, path: tuple[str, ...], place: _Place) -> Iterator[_Member]:
         """The members of the map or list at a path in the value that begins here."""

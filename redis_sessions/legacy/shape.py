@@ -268,13 +268,16 @@ def iso_time(text: str) -> tuple[int, str] | str:
 
 def _at(value: Any, path: str) -> Any:
     """What is at a dotted path, or None. A name may itself have dots in it."""
-    if not path:
-        return value
+    members = dict(value) if isinstance(value, tuple) else {}
     if isinstance(value, list):
-        value = tuple((str(place), each) for place, each in enumerate(value))
-    fields, parts = dict(value) if isinstance(value, tuple) else {}, path.split(".")
-    cut = next((cut for cut in range(len(parts), 0, -1) if ".".join(parts[:cut]) in fields), 0)
-    return _at(fields[".".join(parts[:cut])], ".".join(parts[cut:])) if cut else None
+        members = {str(place): each for place, each in enumerate(value)}
+    if path in members:
+        return members[path]
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        if (name := ".".join(parts[:cut])) in members:
+            return _at(members[name], ".".join(parts[cut:]))
+    return None
 
 
 def _either(fields: tuple[str, ...]) -> str:
