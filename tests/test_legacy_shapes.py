@@ -231,7 +231,7 @@ def test_a_place_that_is_not_there(write, entries, says):
         ),
         ({"id": "ID-1", "created": NOW_MS // 1000, "updated_at": ISO}, "but updated_at looks like a time"),
         ({"id": "ID-1", "count": NOW_MS}, None),
-        ({"session_id": "ID-1", "last_used_at": NOW_MS}, "but session_id looks like one"),
+        ({"session_id": "ID-1", "last_used_at": NOW_MS}, "but session_id looks like an ID"),
     ],
 )
 def test_a_record_with_an_unknown_time_is_never_expired(make_store, write, document, reason):

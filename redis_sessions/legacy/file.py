@@ -110,18 +110,10 @@ class _Cursor:
             raise JSONDecodeError(f"Expecting '{sign}'", self.text, self.at)
 
 
-class _Place(NamedTuple):
-    """A map or list that has entries of the file, or a place above it."""
-
-    names: tuple[str, ...]  # those that lead to it
-    before: str  # what the names in it begin with in the conversation key: those that a `*` stands for
-    is_list: bool  # or a single record
-
-
 class _Member(NamedTuple):
     """An entry, or a run of usual pairs, whose name and value are None."""
 
-    place: _Place
+    within: tuple[str, ...]  # the names that lead to its map or list
     start: int
     end: int
     name: str | None
@@ -139,13 +131,14 @@ class LegacyFile:
         """Raises JSONDecodeError, and LegacyFileError for a document that is not of this shape."""
         self.mtime_ms = mtime_ms
         self._path, self._text, self._shape = path, text, shape
-        self._first: _Place | None = None
+        self._first: tuple[tuple[str, ...], bool] | None = None  # the first map or list: its names, whether it is a list
         self._miss: LegacyFileError | None = None
         sample: list[_Member] = []
         times: defaultdict[str, int] = defaultdict(int)
         self._len = 0
         for member in self._members():
-            for key in self._keys(member):
+            _, start, end, name, value = member
+            for key in _USUAL_KEYS.findall(text, start, end) if name is None else (key_of(shape, name, value),):
                 times[key] += 1
                 self._len += 1
             if len(sample) < SAMPLE:
@@ -154,110 +147,93 @@ class LegacyFile:
         if self._first is None and self._miss:
             raise self._miss
         if self._first is not None:
-            self._check_shape(self._first, sample)
+            self._check_shape(self._first, [(name, value) for _, _, _, name, value in sample])
 
     def __len__(self) -> int:
         return self._len
 
     def __iter__(self) -> Iterator[Entry]:
-        times = self._times
-        for member in self._members():
-            within = member.place.names
-            if member.name is None:
-                pairs = _USUAL_PARTS.findall(self._text, member.start, member.end)
+        text, times = self._text, self._times
+        for within, start, end, name, value in self._members():
+            if name is None:
                 entries = [
                     Entry(key, session_id, int(used_at_ms), None, MILLISECONDS, None, source, within)
-                    for source, key, session_id, used_at_ms in pairs
+                    for source, key, session_id, used_at_ms in _USUAL_PARTS.findall(text, start, end)
                 ]
             else:
-                entry = entry_of(self._shape, member.place.before + member.name, member.value)
-                entries = [entry._replace(source=self._text[member.start : member.end], within=within)]
-            if times:
-                entries = [
-                    entry._replace(problem=f"key occurs {times[entry.key]} times") if entry.key in times else entry
-                    for entry in entries
-                ]
-            yield from entries
-
-    def _keys(self, member: _Member) -> list[str]:
-        if member.name is None:
-            return _USUAL_KEYS.findall(self._text, member.start, member.end)
-        return [key_of(self._shape, member.place.before + member.name, member.value)]
+                entries = [entry_of(self._shape, name, value)._replace(source=text[start:end], within=within)]
+            for entry in entries:
+                again = times and entry.key in times
+                yield entry._replace(problem=f"key occurs {times[entry.key]} times") if again else entry
 
     def _members(self) -> Iterator[_Member]:
         cursor = _Cursor(self._text)
-        path = tuple(filter(None, self._shape.entries.split(".")))
-        yield from self._find(cursor, path, _Place((), "", is_list=False))
+        yield from self._find(cursor, tuple(filter(None, self._shape.entries.split("."))), (), "")
         cursor.skip("")
         if cursor.at != len(self._text):
             raise JSONDecodeError("Extra data", self._text, cursor.at)
 
-    def _find(self, cursor: _Cursor, path: tuple[str, ...], place: _Place) -> Iterator[_Member]:
-        """The members of the map or list at a path in the value that begins here."""
+    def _find(self, cursor: _Cursor, path: tuple[str, ...], within: tuple[str, ...], before: str) -> Iterator[_Member]:
+        """The members of the map or list at a path in the value that begins here.
+
+        `before` is what their names begin with in the conversation key: the names that a `*` stands for.
+        """
         if not cursor.begins(("{", "[") if not path else "{"):
             kind = json_type(cursor.value())
-            self._miss = self._miss or self._unfit(place, f"is {kind}, not an object from conversation keys to session IDs")
-        elif path:
+            self._miss = self._miss or self._unfit(within, f"is {kind}, not an object from conversation keys to session IDs")
+        elif not path:
+            yield from self._entries(cursor, within, before)
+        else:
             head, there = path[0], []
             for _, name in cursor.members():
                 assert name is not None  # only runs are without a name
                 there.append(name)
                 if name == ".".join(path):
-                    yield from self._find(cursor, (), place._replace(names=(*place.names, name)))
+                    yield from self._find(cursor, (), (*within, name), before)
                 elif head in (name, "*"):
-                    before = f"{place.before}{name}:" if head == "*" else place.before
-                    yield from self._find(cursor, path[1:], place._replace(names=(*place.names, name), before=before))
+                    yield from self._find(cursor, path[1:], (*within, name), f"{before}{name}:" if head == "*" else before)
                 else:
                     cursor.value()
-            if head != "*" and head not in there and ".".join(path) not in there:
+            if not {"*", *there} & {head, ".".join(path)}:
                 names = ", ".join(there[:9]) or "nothing"
-                self._miss = self._miss or self._unfit(place, f"has no {head}", f"name one of {names}")
-        else:
-            yield from self._entries(cursor, place)
+                self._miss = self._miss or self._unfit(within, f"has no {head}", f"name one of {names}")
 
-    def _entries(self, cursor: _Cursor, place: _Place) -> Iterator[_Member]:
+    def _entries(self, cursor: _Cursor, within: tuple[str, ...], before: str) -> Iterator[_Member]:
         """The members of the map or list that begins here, or the only record, which begins here."""
-        start, shape, is_list = cursor.at, self._shape, cursor.begins("[")
-        is_record = False
+        start, shape, is_list, is_record = cursor.at, self._shape, cursor.begins("["), False
         if not is_list and shape.key_field != NAME:
-            # A map of records has only records in it.
+            # A map of records has nothing but records in it.
             names = islice(cursor.members(), SAMPLE)
             is_record = any(isinstance(cursor.value(), str | int) and name == shape.key_field for _, name in names)
             cursor.at = start
-        place = place._replace(is_list=is_list or is_record)
-        self._first = self._first or place
+        self._first = self._first or (within, is_list or is_record)
         if is_record:
             value = cursor.value()
-            yield _Member(place, start, cursor.at, "", value)
+            yield _Member(within, start, cursor.at, "", value)
             return
-        for start, name in cursor.members(runs=is_own(shape) and not place.before):
+        for start, name in cursor.members(runs=is_own(shape) and not before):
             value = None if name is None else cursor.value()
-            yield _Member(place, start, cursor.at, name, value)
+            yield _Member(within, start, cursor.at, before + name if before and name else name, value)
 
-    def _check_shape(self, place: _Place, sample: list[_Member]) -> None:
+    def _check_shape(self, first: tuple[tuple[str, ...], bool], sample: list[tuple[str | None, Any]]) -> None:
         """Raise LegacyFileError if the first entries show that the file is of another shape."""
-        if any(member.name is None for member in sample):
-            return
-        members = [(member.place.before + (member.name or ""), member.value) for member in sample]
-        other = other_shape(members, self._shape, is_list=place.is_list) if sample else None
-        unkeyed = place.is_list and self._shape.key_field == NAME
-        if other is None and not unkeyed:
-            return
-        problem = "is of another shape"
-        if unkeyed:
+        within, is_list = first
+        members = [(name, value) for name, value in sample if name is not None]
+        other = other_shape(members, self._shape, is_list=is_list) if len(members) == len(sample) else None
+        problem, remedy = "is of another shape", "name a file of conversations"
+        if is_list and self._shape.key_field == NAME:
             problem = "is a list"
-        elif self._shape == Shape():
-            problem = "is not a map from conversation keys to session IDs"
-        if other is None:
-            raise self._unfit(place, problem)
-        if not other.timed:
+        elif other is None:
+            return
+        shapes, timed = other or ([], True)
+        if not timed:
             problem += " and has no times, so that one must be assumed"
-        raise self._unfit(place, problem, "name a file of conversations", other.shapes)
+        raise self._unfit(within, problem, remedy, shapes)
 
     def _unfit(
-        self, place: _Place, problem: str, remedy: str = "name a sessions.json", shapes: tuple[str | Shape, ...] = ()
+        self, within: tuple[str, ...], problem: str, remedy: str = "name a sessions.json", shapes: Sequence[str | Shape] = ()
     ) -> LegacyFileError:
-        where = f"{'.'.join(place.names)} in {self._path}" if place.names else str(self._path)
+        where = f"{'.'.join(within)} in {self._path}" if within else str(self._path)
         if shapes:
             remedy = f"read it with shape={', or '.join(map(repr, shapes))}"
         return LegacyFileError(f"{where} {problem}, nothing was written", line=1, column=1, remedy=remedy, shapes=shapes)
@@ -272,16 +248,20 @@ def read(path: str | Path, shape: Shape | None = None) -> LegacyFile:
     except OSError as error:
         raise LegacyFileError(f"{path} can't be read ({error.strerror})", remedy="name a readable file") from None
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        column = error.start - raw.rfind(b"\n", 0, error.start)
-        raise _broken(path, "not UTF-8", line, column) from None
-    del raw
-    try:
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise JSONDecodeError("not UTF-8", raw.decode("latin-1"), error.start) from None
+        del raw
         return LegacyFile(path, text, shape or Shape(), mtime_ms)
     except JSONDecodeError as error:
-        raise _broken(path, error.msg, error.lineno, error.colno) from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise LegacyFileError(
+            f"{path} is broken at {where} ({error.msg}), nothing was written",
+            line=error.lineno,
+            column=error.colno,
+            remedy="fix it there",
+        ) from None
 
 
 def session_ids(path: str | Path, shape: Shape | str | None = None) -> frozenset[str]:
@@ -351,12 +331,3 @@ def _document(rejects: list[tuple[tuple[str, ...], str]], depth: int) -> str:
 
 def _is_pair(source: str) -> bool:
     return source.startswith('"') and _decode(source)[1] < len(source)
-
-
-def _broken(path: str | Path, what: str, line: int, column: int) -> LegacyFileError:
-    return LegacyFileError(
-        f"{path} is broken at line {line}, column {column} ({what}), nothing was written",
-        line=line,
-        column=column,
-        remedy="fix it there",
-    )

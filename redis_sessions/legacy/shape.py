@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, Self
+from typing import Annotated, Any, Final, NamedTuple, Self, cast
 
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
@@ -27,23 +27,13 @@ SAMPLE: Final = 50
 _DEPTH: Final = 3
 # A shorter bare ID is taken for metadata, such as the name of a program.
 _BARE: Final = 8
-_JSON_TYPES: Final[dict[type, str]] = {
-    **dict.fromkeys((tuple, dict), "an object"),
-    list: "a list",
-    str: "text",
-    bool: "true or false",
-    type(None): "null",
-}
+_JSON_TYPES: Final = {tuple: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
 
-# From which number on, up to the next, a time is in this unit: each covers the years 1973 to 5138.
-_UNITS: Final = (
-    (10**8, "seconds", 1_000, 1),
-    (10**11, MILLISECONDS, 1, 1),
-    (10**14, "microseconds", 1, 1_000),
-    (10**17, "nanoseconds", 1, 1_000_000),
-    (10**20, "", 0, 1),
-)
-_SINCE_1973_MS: Final = 10**11
+# What a number counts shows its size: in each unit, the years 1973 to 5138.
+_PER_SECOND: Final = {"seconds": 1, MILLISECONDS: 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+_1973_S: Final = 10**8
+_5138_S: Final = 10**11
+SINCE_1973_MS: Final = _1973_S * 1000
 _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,9})?")
 
 # Text of the form of a session ID that is none: an empty value, a version, a date or a file's name.
@@ -59,8 +49,9 @@ _ID_NAME = re.compile(r"(?:id|uuid|session|(?:thread|resume)[_-]?id)\Z", re.IGNO
 _KEY_NAME = re.compile(r"key|conversation|chat|thread|channel|topic|room|user|issue|name", re.IGNORECASE)
 _TIME_NAME = re.compile(r"(?:_at|At|^at|^ts|_ts|[Tt]ime\w*|[Ss]tamp|[Dd]ate\w*|[Uu]sed|[Ss]een|[Aa]ctiv\w+|[Aa]ccess\w*)\Z")
 # Of several times, the one of the last use is meant.
-_TIME_RANKS = (re.compile(r"used|activ|access|seen", re.IGNORECASE), re.compile(r"updat|modif|saved", re.IGNORECASE))
-_CREATED = re.compile(r"creat|start|born|expir", re.IGNORECASE)
+_USED_NAME = re.compile(r"used|activ|access|seen", re.IGNORECASE)
+_UPDATED_NAME = re.compile(r"updat|modif|saved", re.IGNORECASE)
+_CREATED_NAME = re.compile(r"creat|start|born|expir", re.IGNORECASE)
 _VERSIONS: Final = {"version", "schema_version", "schemaVersion", "$schema"}
 _CONTAINERS: Final = {"sessions", "conversations", "chats", "channels", "threads", "entries", "items", "rows"}
 
@@ -160,25 +151,22 @@ def id_of(shape: Shape, name: str, value: Any) -> str | None:
 
 def entry_of(shape: Shape, name: str, value: Any) -> Entry:
     """Read an entry."""
-    key = key_of(shape, name, value)
-    session_id: str | None = ""
+    key, session_id = key_of(shape, name, value), id_of(shape, name, value)
     used_at_ms, unit, problem, untimed = None, MILLISECONDS, None, None
     if isinstance(value, str) and shape.key_field == NAME:
         session_id = value
-    elif isinstance(value, tuple) or (isinstance(value, list) and shape.id_fields[0][:1].isdigit()):
-        session_id = id_of(shape, name, value)
-        if session_id is None:
-            like = _id_like(value)
-            but = f", but {like} looks like one" if like else ""
-            problem = f"record without {_either(shape.id_fields)} that is text{but}"
-        elif isinstance(value, tuple) and len(dict(value)) < len(value):
-            problem = "record with a name that occurs twice"
-        else:
-            used_at_ms, unit, problem, untimed = _time(shape, value)
-        if problem is None and not key and shape.key_field != NAME:
-            problem = f"record without {shape.key_field}, its conversation key"
-    else:
+    elif not isinstance(value, tuple) and not (isinstance(value, list) and shape.id_fields[0][:1].isdigit()):
         problem = f"{json_type(value)} where an ID or a record belongs"
+    elif session_id is None:
+        problem = f"record without text in {' or '.join(shape.id_fields)}"
+        if like := _id_like(value):
+            problem += f", but {like} looks like an ID"
+    elif isinstance(value, tuple) and len(dict(value)) < len(value):
+        problem = "record with a name that occurs twice"
+    elif not key and shape.key_field != NAME:
+        problem = f"record without {shape.key_field}, its conversation key"
+    else:
+        used_at_ms, unit, problem, untimed = _time(shape, value)
     if problem is None and session_id is not None:
         try:
             escape(key)
@@ -194,19 +182,19 @@ def entry_of(shape: Shape, name: str, value: Any) -> Entry:
 
 def _time(shape: Shape, record: Any) -> tuple[int | None, str, str | None, str | None]:
     """The time of last use, its unit, what is wrong with it, and what is wrong unless a time is assumed."""
-    for field in shape.used_fields:
-        if (value := _at(record, field)) is not None:
-            time = read_time(value)
-            if not isinstance(time, str):
-                return *time, None, None
-            inside = _time_like(value, f"{field}.")
-            return None, MILLISECONDS, f"{field} {time}" + (f", but {inside} looks like one" if inside else ""), None
-    untimed = None
-    if like := _time_like(record):
-        untimed = f"no {_either(shape.used_fields)}, but {like} looks like a time"
-    elif not is_own(shape):
-        untimed = f"no {_either(shape.used_fields)}, and no time is assumed"
-    return None, MILLISECONDS, None, untimed
+    problem, untimed = None, None
+    found = ((field, value) for field in shape.used_fields if (value := _at(record, field)) is not None)
+    field, value = next(found, ("", None))
+    time = read_time(value) if field else ""
+    if not isinstance(time, str):
+        return *time, None, None
+    if field:
+        like = _time_like(value, f"{field}.")
+        problem = f"{field} {time}" + (f", but {like} looks like one" if like else "")
+    elif (like := _time_like(record)) or not is_own(shape):
+        missing = f"no {' or '.join(shape.used_fields)}, "
+        untimed = missing + (f"but {like} looks like a time" if like else "and no time is assumed")
+    return None, MILLISECONDS, problem, untimed
 
 
 json_text = json.JSONEncoder(ensure_ascii=False).encode
@@ -217,23 +205,10 @@ def json_type(value: Any) -> str:
     return _JSON_TYPES.get(type(value), "a number")
 
 
-def time_problem(used_at_ms: Any) -> str | None:
-    """Why a caller's value can't be a time of last use, milliseconds since 1970; None if it can, or if it is None."""
-    if used_at_ms is None:
-        return None
-    if isinstance(used_at_ms, bool) or not isinstance(used_at_ms, int | float):
-        return f"is {json_type(used_at_ms)}, not a time in milliseconds"
-    if isinstance(used_at_ms, float):
-        return "is not a whole number of milliseconds"
-    if used_at_ms < 0:
-        return "is negative"
-    return "looks like seconds, not milliseconds" if used_at_ms < _SINCE_1973_MS else None
-
-
 def read_time(value: Any) -> tuple[int, str] | str:
     """A time in a file as milliseconds since 1970, and what it was given in; or why it can't be one.
 
-    The unit is known by the size. An integer that is too small for any is taken as milliseconds: long ago, 0 for never.
+    An integer that is too small for any unit is taken as milliseconds: long ago, 0 for never.
     """
     number = value
     if isinstance(value, str):
@@ -246,12 +221,12 @@ def read_time(value: Any) -> tuple[int, str] | str:
         return "is not a finite number"
     if number < 0:
         return "is negative"
-    if number < _UNITS[0][0]:
+    if number < _1973_S:
         return (value, MILLISECONDS) if isinstance(value, int) else "is too small for a time since 1973"
-    *_, (_, unit, multiplier, divisor) = (each for each in _UNITS if number >= each[0])
-    if not unit:
-        return "is too large for a time"
-    return (number * multiplier // divisor if isinstance(number, int) else round(number * multiplier / divisor)), unit
+    for unit, per_second in _PER_SECOND.items():
+        if number < _5138_S * per_second:
+            return (number * 1000 // per_second if isinstance(number, int) else round(number * 1000 / per_second)), unit
+    return "is too large for a time"
 
 
 def iso_time(text: str) -> tuple[int, str] | str:
@@ -280,34 +255,23 @@ def _at(value: Any, path: str) -> Any:
     return None
 
 
-def _either(fields: tuple[str, ...]) -> str:
-    return f"an {fields[0]}" if fields == ("id",) else " or ".join(fields)
+def other_shape(members: list[tuple[str, Any]], given: Shape, *, is_list: bool) -> tuple[list[str | Shape], bool] | None:
+    """What would read a file, judged by its first entries, and whether they have times; None if `given` reads it well.
 
-
-# What would read a file of another shape
-
-
-class OtherShape(NamedTuple):
-    """What would read a file of another shape."""
-
-    shapes: tuple[str | Shape, ...]  # names of known ones, and one made of the names in the file; () if none would
-    timed: bool  # whether its entries have times
-
-
-def other_shape(members: list[tuple[str, Any]], given: Shape, *, is_list: bool) -> OtherShape | None:
-    """How a file can be read, judged by its first entries, if `given` reads none of them; None if it reads it well."""
+    What reads it are names of known shapes, and a Shape made of the names in the file; nothing if it has no conversations.
+    """
     # A bare ID shows nothing: a file's metadata may look like one.
     if any(not isinstance(value, str) and id_of(given, name, value) is not None for name, value in members):
         return None
     document: Any = [value for _, value in members] if is_list else tuple(members)
-    like = None if is_list else _id_like(document)
+    like = _id_like(document)
     one_record = like is not None and (_SESSION_NAME.search(like) or _time_like(document))
     metadata = any(name in _VERSIONS for name, _ in members)
     bare = [value for _, value in members if isinstance(value, str) and len(value) >= _BARE and _AN_ID.fullmatch(value)]
     if len(bare) * 2 > len(members) and not metadata and not one_record:
         return None
     place: tuple[str, ...] = ()
-    name, record = "", ()
+    name, record = "", cast("Any", ())
     if found := list(islice(_records(document), SAMPLE)):
         place, is_list, name, record = found[0]
         if len(found) > 1 and place and all(each[0][:-1] == place[:-1] for each in found):
@@ -317,26 +281,22 @@ def other_shape(members: list[tuple[str, Any]], given: Shape, *, is_list: bool) 
     elif empty := [(name, value) for name, value in members if name in _CONTAINERS and isinstance(value, tuple | list)]:
         place, is_list = (empty[0][0],), isinstance(empty[0][1], list)
     else:
-        return OtherShape((), timed=True) if metadata else None
+        return ([], True) if metadata else None
     like, used_field = _id_like(record), _time_like(record)
-    by_id = bool(record) and like is None  # the session ID is the name in the map
+    by_id = bool(record) and like is None  # the name in the map is the session ID
+    keys = [name for name, value in record if isinstance(value, str | int) and name != like]
     shape = Shape(
         entries=".".join(filter(None, (given.entries, *place))),
-        key_field=_key_like(record, like) if is_list or by_id else NAME,
+        key_field=_first(keys, _KEY_NAME) or _UNNAMED if is_list or by_id else NAME,
         id_fields=(NAME if by_id else like or "id",),
         used_fields=(used_field or "last_used_at",),
     )
-    known = [
-        each.name
-        for each in known_shapes()
-        if each.entries == shape.entries and id_of(each, name, record) and key_of(each, name, record)
-    ]
-    return OtherShape((*known, *[shape] * (shape != Shape())), timed=not record or used_field is not None)
+    known = [each for each in known_shapes() if each.entries == shape.entries]
+    names = [each.name for each in known if id_of(each, name, record) and key_of(each, name, record)]
+    return [*names, *[shape] * (shape != Shape())], not record or used_field is not None
 
 
-def _records(
-    value: Any, depth: int = _DEPTH, place: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], bool, str, Any]]:
+def _records(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], bool, str, Any]]:
     """For each map or list of records like sessions: its place, whether it is a list, and the first one with its name."""
     is_list = isinstance(value, list)
     members = [("", each) for each in value[:SAMPLE]] if is_list else value[:SAMPLE]
@@ -345,38 +305,30 @@ def _records(
             yield place, is_list, name, member
             return
     for name, member in members:
-        if depth and not is_list and isinstance(member, tuple | list):
-            yield from _records(member, depth - 1, (*place, name))
+        if len(place) < _DEPTH and not is_list and isinstance(member, tuple | list):
+            yield from _records(member, (*place, name))
 
 
 def _id_like(record: Any) -> str | None:
     """The name under which an object probably has its session ID, or None."""
-    if not isinstance(record, tuple):
-        return None
-    names = [name for name, value in record if isinstance(value, str) and _AN_ID.fullmatch(value)]
-    return next((name for pattern in (_SESSION_NAME, _ID_NAME) for name in names if pattern.search(name)), None)
-
-
-def _key_like(record: Any, id_field: str | None) -> str:
-    scalars = [name for name, value in record if isinstance(value, str | int) and name != id_field]
-    return next(filter(_KEY_NAME.search, scalars), _UNNAMED)
+    names = record if isinstance(record, tuple) else ()
+    ids = [name for name, value in names if isinstance(value, str) and _AN_ID.fullmatch(value)]
+    return _first(ids, _SESSION_NAME, _ID_NAME)
 
 
 def _time_like(record: Any, before: str = "") -> str | None:
     """The path at which an object probably has its time of last use, or None."""
-    if not isinstance(record, tuple):
-        return None
-    names = [
+    times = [
         name
-        for name, value in record
+        for name, value in (record if isinstance(record, tuple) else ())
         if (_TIME_NAME.search(name) or (isinstance(value, str) and "-" in value))
         and not isinstance(time := read_time(value), str)
-        and time[0] >= _SINCE_1973_MS
+        and time[0] >= SINCE_1973_MS
     ]
-    return before + min(names, key=_rank) if names else None
+    times.sort(key=lambda name: bool(_CREATED_NAME.search(name)))
+    return before + (_first(times, _USED_NAME, _UPDATED_NAME) or times[0]) if times else None
 
 
-def _rank(name: str) -> int:
-    if _CREATED.search(name):
-        return 3
-    return next((rank for rank, pattern in enumerate(_TIME_RANKS) if pattern.search(name)), 2)
+def _first(names: list[str], *patterns: re.Pattern[str]) -> str | None:
+    """The first name that matches the first pattern, or else the next one."""
+    return next((name for pattern in patterns for name in names if pattern.search(name)), None)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from redis_sessions.errors import InvalidSettings, StoreUnavailable
 from redis_sessions.keys import Keys
 from redis_sessions.legacy.file import LegacyFile, expires_at_ms
-from redis_sessions.legacy.shape import time_problem
+from redis_sessions.legacy.shape import SINCE_1973_MS
 from redis_sessions.operations.command import PRIMARIES, Command, Op, Resent
 from redis_sessions.operations.scan import Progress, Scan, agreed, session_rows, sole_server
 from redis_sessions.operations.scripts import IMPORT
@@ -99,13 +99,15 @@ def import_entries(
     warning says how far it got. `accepts` says whether the agent can have a session of an ID. Raises InvalidSettings for an
     `assume_used_at` that is not a time.
     """
-    if assume_used_at != "mtime" and (problem := time_problem(assume_used_at)):
+    assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at
+    if assume_used_at not in ("mtime", None) and (type(assumed_ms) is not int or assumed_ms < SINCE_1973_MS):
+        seconds = type(assumed_ms) is int and assumed_ms >= 0
+        problem = "looks like seconds, not milliseconds" if seconds else "is not a time in milliseconds"
         raise InvalidSettings(problem, setting="assume_used_at", remedy='give "mtime", milliseconds since 1970, or None')
     keys = Keys(settings.namespace)
     [nodes] = yield [PRIMARIES]
     # Only where one server is proven to have all keys may a script have several.
     alone = nodes == [None] and (yield from sole_server(keys)) is not None
-    assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at
     max_age_ms = settings.session_max_age_ms
     imported = expired = kept = done = sent = 0
     rejects: list[Reject] = []
