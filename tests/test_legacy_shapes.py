@@ -182,7 +182,7 @@ def test_the_known_shapes_are_all_tried_and_described(write):
         assert shape.about
     with pytest.raises(InvalidSettings, match="name one of channels, "):
         session_ids(write({}), "nothing")
-    with pytest.raises(InvalidSettings, match="^id_fields is invalid"):
+    with pytest.raises(InvalidSettings, match="id_fields is invalid"):
         Shape(id_fields=())
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes legacy files. The package's docstring lists the outcome for each kind of entry."""
+"""Reads and writes legacy files. docs/moving.md lists the outcome for each kind of entry."""
 
 from __future__ import annotations
 
@@ -162,9 +162,11 @@ class LegacyFile:
                 ]
             else:
                 entries = [entry_of(self._shape, name, value)._replace(source=text[start:end], within=within)]
-            for entry in entries:
-                again = times and entry.key in times
-                yield entry._replace(problem=f"key occurs {times[entry.key]} times") if again else entry
+            if times:
+                keys = times.keys() & {entry.key for entry in entries}
+                problems = {key: f"key occurs {times[key]} times" for key in keys}
+                entries = [entry._replace(problem=problems.get(entry.key, entry.problem)) for entry in entries]
+            yield from entries
 
     def _members(self) -> Iterator[_Member]:
         cursor = _Cursor(self._text)

@@ -16,6 +16,7 @@ from redis_sessions.keys import Keys
 from redis_sessions.legacy.file import LegacyFile, expires_at_ms
 from redis_sessions.legacy.shape import SINCE_1973_MS
 from redis_sessions.operations.command import PRIMARIES, Command, Op, Resent
+from redis_sessions.operations.conversation import Operations
 from redis_sessions.operations.scan import Progress, Scan, agreed, session_rows, sole_server
 from redis_sessions.operations.scripts import IMPORT
 from redis_sessions.settings import StoreSettings
@@ -85,7 +86,7 @@ class ExportResult(BaseModel, frozen=True, defer_build=True):
 
 
 def import_entries(
-    settings: StoreSettings,
+    ops: Operations,
     legacy: LegacyFile,
     assume_used_at: AssumeUsedAt = None,
     progress: Progress | None = None,
@@ -93,7 +94,7 @@ def import_entries(
     accepts: Callable[[str], bool] | None = None,
     dry_run: bool = False,
 ) -> Op[ImportResult]:
-    """Write what has not expired, one batch a round trip; the package's docstring lists the outcome for each kind of entry.
+    """Write what has not expired, one batch a round trip; docs/moving.md lists the outcome for each kind of entry.
 
     "Now" is the server's time, read for every batch, so a client's wrong clock changes no TTL. If it is interrupted, a
     warning says how far it got. `accepts` says whether the agent can have a session of an ID. Raises InvalidSettings for an
@@ -104,17 +105,16 @@ def import_entries(
         seconds = type(assumed_ms) is int and assumed_ms >= 0
         problem = "looks like seconds, not milliseconds" if seconds else "is not a time in milliseconds"
         raise InvalidSettings(problem, setting="assume_used_at", remedy='give "mtime", milliseconds since 1970, or None')
-    keys = Keys(settings.namespace)
+    keys, max_age_ms = ops.keys, ops.settings.session_max_age_ms
     [nodes] = yield [PRIMARIES]
     # Only where one server is proven to have all keys may a script have several.
     alone = nodes == [None] and (yield from sole_server(keys)) is not None
-    max_age_ms = settings.session_max_age_ms
     imported = expired = kept = done = sent = 0
     rejects: list[Reject] = []
     times: Counter[str] = Counter()
     entries = iter(legacy)
     try:
-        while batch := list(islice(entries, settings.batch_size)):
+        while batch := list(islice(entries, ops.settings.batch_size)):
             [(seconds, microseconds)] = yield [Command(("TIME",))]
             now_ms = int(seconds) * 1000 + int(microseconds) // 1000
             due: list[tuple[str, str, int]] = []
@@ -137,6 +137,8 @@ def import_entries(
                 sent += len(due)
                 written = yield from _written(keys, due, alone=alone, dry_run=dry_run)
                 imported, kept = imported + written, kept + len(due) - written
+                if written and not dry_run:
+                    yield from ops.compare_max_age()
             done += len(batch)
             if progress:
                 progress(done, len(legacy))
