@@ -36,7 +36,7 @@ def only(path):
 def test_both_shapes_mixed_in_their_order(file):
     path = file('{"a": "ID-1",\n "b": {"id": "ID-2", "last_used_at": 1732250000000, "more": [1, {"x": 2}]}}\n')
     read = legacy.read(path)
-    assert [entry[:6] for entry in read] == [Entry("a", "ID-1")[:6], Entry("b", "ID-2", NOW_MS)[:6]]
+    assert [entry._replace(source="") for entry in read] == [Entry("a", "ID-1"), Entry("b", "ID-2", NOW_MS)]
     assert list(read)[1].source == '"b": {"id": "ID-2", "last_used_at": 1732250000000, "more": [1, {"x": 2}]}'
     assert read.mtime_ms == os.stat(path).st_mtime_ns // 1_000_000
     assert legacy.session_ids(path) == {"ID-1", "ID-2"}

@@ -22,64 +22,49 @@ if TYPE_CHECKING:
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 STANDARD: Final = Path("-")
-
-Source = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A sessions.json, or another tool's file; - is standard input.")
-]
-Destination = Annotated[
-    Path, typer.Argument(metavar="FILE", help="Where to write; replaced if it exists; - is standard output.")
-]
-UsedAt = Annotated[
-    str | None,
-    value(
-        "--assume-used-at",
-        "mtime|INSTANT",
-        "When entries without a time were last used: mtime for when FILE was written, ISO 8601, or milliseconds "
-        "since 1970. Without it they are expired in a sessions.json, and rejected in another tool's file.",
-    ),
-]
-From = Annotated[
-    str | None,
-    value("--from", "TOOL", "Tool that wrote FILE: openclaw, … (redis-sessions docs moving); or give the options below."),
-]
-Entries = Annotated[
-    str | None,
-    value("--entries", "PATH", "Where the map or list of conversations is, such as state.chats; * stands for any name."),
-]
-KeyField = Annotated[
-    str | None,
-    value("--key-field", "PATH", "Where an entry has its conversation key.", show_default="@key, its name in the map"),
-]
-IDField = Annotated[
-    list[str] | None,
-    value("--id-field", "PATH", "Where it has its session ID; the first one that is there.", show_default="id"),
-]
-UsedField = Annotated[
-    list[str] | None,
-    value("--used-field", "PATH", "Where it has its time of last use, in the same way.", show_default="last_used_at"),
-]
-Agent = Annotated[str | None, value("--agent", "NAME", "Reject IDs that can't be of this runtime: claude, codex, …")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing to Redis; report what would be done.")]
-Rejects = Annotated[
-    Path | None,
-    value("--rejects", "FILE", "Where to write rejected entries, to be fixed and imported."),
-]
+_ASSUMED: Final = (
+    "When entries without a time were last used: mtime for when FILE was written, ISO 8601, or milliseconds since 1970. "
+    "Without it they are expired in a sessions.json, and rejected in another tool's file."
+)
 
 
 @on_a_store
 def import_(
     at: Options,
-    file: Source,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A sessions.json, or another tool's file; - is standard input.")
+    ],
     *,
-    from_: From = None,
-    entries: Entries = None,
-    key_field: KeyField = None,
-    id_field: IDField = None,
-    used_field: UsedField = None,
-    agent: Agent = None,
-    assume_used_at: UsedAt = None,
-    dry_run: DryRun = False,
-    rejects: Rejects = None,
+    from_: Annotated[
+        str | None,
+        value(
+            "--from", "TOOL", "Tool that wrote FILE: openclaw, … (redis-sessions docs moving); or give the options below."
+        ),
+    ] = None,
+    entries: Annotated[
+        str | None,
+        value("--entries", "PATH", "Where the map or list of conversations is, such as state.chats; * stands for any name."),
+    ] = None,
+    key_field: Annotated[
+        str | None,
+        value("--key-field", "PATH", "Where an entry has its conversation key.", show_default="@key, its name in the map"),
+    ] = None,
+    id_field: Annotated[
+        list[str] | None,
+        value("--id-field", "PATH", "Where it has its session ID; the first one that is there.", show_default="id"),
+    ] = None,
+    used_field: Annotated[
+        list[str] | None,
+        value("--used-field", "PATH", "Where it has its time of last use, in the same way.", show_default="last_used_at"),
+    ] = None,
+    agent: Annotated[
+        str | None, value("--agent", "NAME", "Reject IDs that can't be of this runtime: claude, codex, …")
+    ] = None,
+    assume_used_at: Annotated[str | None, value("--assume-used-at", "mtime|INSTANT", _ASSUMED)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing to Redis; report what would be done.")] = False,
+    rejects: Annotated[
+        Path | None, value("--rejects", "FILE", "Where to write rejected entries, to be fixed and imported.")
+    ] = None,
 ) -> int:
     """Import a sessions.json, or another tool's file, with a verdict for every entry.
 
@@ -159,7 +144,12 @@ def _options(shape: object) -> str:
 
 
 @on_a_store
-def export(at: Options, file: Destination) -> int:
+def export(
+    at: Options,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where to write; replaced if it exists; - is standard output.")
+    ],
+) -> int:
     """Write the live sessions to a sessions.json.
 
     All of them or none, readable only by you (mode 0600), to be imported again; a link or a pipe stays what it is. A session

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 from redis_sessions.errors import LegacyFileError
 from redis_sessions.keys import SESSION_ID
 from redis_sessions.legacy.atomic_file import Replacement, replace_file
 from redis_sessions.legacy.shape import (
-    MILLISECONDS,
     NAME,
     NO_ID,
     SAMPLE,
@@ -25,7 +24,6 @@ from redis_sessions.legacy.shape import (
     as_shape,
     entry_of,
     is_own,
-    json_text,
     json_type,
     key_of,
     other_shape,
@@ -34,6 +32,7 @@ from redis_sessions.text import duration
 
 AHEAD_MS: Final = 5 * 60_000
 
+_json_text = json.JSONEncoder(ensure_ascii=False).encode
 # Objects become tuples of (name, value), so that names that occur twice are not lost.
 _decode = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
 
@@ -50,6 +49,9 @@ _USUAL = (
 _USUAL_RUN = re.compile(rf"{_USUAL}(?:{_SPACE},{_SPACE}{_USUAL}){{0,499}}+")
 _USUAL_KEYS = re.compile(r'"([^"]*+)"[^}]*+')
 _USUAL_PARTS = re.compile(r'("([^"]*+)"[^"]*+"id"[^"]*+"([^"]*+)"[^0-9]*+([0-9]++)[^}]*+})')
+# An entry, or a run of usual pairs: the names that lead to its map or list, its start and end, its name and its value; of a
+# run, both are None.
+_Member: TypeAlias = tuple[tuple[str, ...], int, int, str | None, Any]
 
 
 class _Cursor:
@@ -110,16 +112,6 @@ class _Cursor:
             raise JSONDecodeError(f"Expecting '{sign}'", self.text, self.at)
 
 
-class _Member(NamedTuple):
-    """An entry, or a run of usual pairs, whose name and value are None."""
-
-    within: tuple[str, ...]  # the names that lead to its map or list
-    start: int
-    end: int
-    name: str | None
-    value: Any
-
-
 class LegacyFile:
     """A legacy file that is well-formed. Iterating gives each Entry in the order of the file, parsed again each time.
 
@@ -157,7 +149,7 @@ class LegacyFile:
         for within, start, end, name, value in self._members():
             if name is None:
                 entries = [
-                    Entry(key, session_id, int(used_at_ms), None, MILLISECONDS, None, source, within)
+                    Entry(key, session_id, int(used_at_ms), None, source, within)
                     for source, key, session_id, used_at_ms in _USUAL_PARTS.findall(text, start, end)
                 ]
             else:
@@ -211,11 +203,11 @@ class LegacyFile:
         self._first = self._first or (within, is_list or is_record)
         if is_record:
             value = cursor.value()
-            yield _Member(within, start, cursor.at, "", value)
+            yield within, start, cursor.at, "", value
             return
         for start, name in cursor.members(runs=is_own(shape) and not before):
             value = None if name is None else cursor.value()
-            yield _Member(within, start, cursor.at, before + name if before and name else name, value)
+            yield within, start, cursor.at, before + name if before and name is not None else name, value
 
     def _check_shape(self, first: tuple[tuple[str, ...], bool], sample: list[tuple[str | None, Any]]) -> None:
         """Raise LegacyFileError if the first entries show that the file is of another shape."""
@@ -299,7 +291,7 @@ class Writer(Replacement):
             return
         names = [row[0] for row in rows]
         if _ESCAPED.search("".join(names)):
-            names = [json_text(name)[1:-1] for name in names]
+            names = [_json_text(name)[1:-1] for name in names]
         records = [
             f'"{name}": {{"id": "{session_id}", "last_used_at": {used_at_ms}}}'
             for name, (_, session_id, used_at_ms, _) in zip(names, rows, strict=True)
@@ -324,7 +316,7 @@ def write_rejects(path: str | Path, rejects: Iterable[tuple[tuple[str, ...], str
 def _document(rejects: list[tuple[tuple[str, ...], str]], depth: int) -> str:
     if rejects and depth < len(rejects[0][0]):
         groups = groupby(rejects, key=lambda reject: reject[0][depth])
-        inner = (f"{json_text(name)}: {_document(list(group), depth + 1)}" for name, group in groups)
+        inner = (f"{_json_text(name)}: {_document(list(group), depth + 1)}" for name, group in groups)
         return f"{{{', '.join(inner)}}}"
     sources = [source for _, source in rejects]
     opening, closing = "{}" if not sources or _is_pair(sources[0]) else "[]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tomllib
@@ -66,10 +65,10 @@ class Entry(NamedTuple):
     session_id: str  # "" if there is none
     used_at_ms: int | None = None  # time of last use, milliseconds since 1970
     problem: str | None = None  # why it can't be imported
-    unit: str = MILLISECONDS  # what the time was given in
-    untimed: str | None = None  # why it can't be imported unless a time of last use is assumed
     source: str = ""  # its JSON text, unaltered: name and value in a map, the value alone in a list
     within: tuple[str, ...] = ()  # the names that lead to the map or list that it is in
+    unit: str = MILLISECONDS  # what the time was given in
+    untimed: str | None = None  # why it can't be imported unless a time of last use is assumed
 
 
 class Shape(BaseModel, frozen=True, extra="forbid"):
@@ -175,7 +174,7 @@ def entry_of(shape: Shape, name: str, value: Any) -> Entry:
             problem = str(error)
         else:
             if not _NO_ID.fullmatch(session_id):
-                return Entry(key, session_id, used_at_ms, None, unit, untimed)
+                return Entry(key, session_id, used_at_ms, unit=unit, untimed=untimed)
             problem = f"{session_id!r} is an empty value, a version, a date or a file's name, not a session ID"
     return Entry(key, session_id or "", None, problem)
 
@@ -195,9 +194,6 @@ def _time(shape: Shape, record: Any) -> tuple[int | None, str, str | None, str |
         missing = f"no {' or '.join(shape.used_fields)}, "
         untimed = missing + (f"but {like} looks like a time" if like else "and no time is assumed")
     return None, MILLISECONDS, problem, untimed
-
-
-json_text = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def json_type(value: Any) -> str:
