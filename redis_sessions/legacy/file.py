@@ -32,7 +32,6 @@ from redis_sessions.text import duration
 
 AHEAD_MS: Final = 5 * 60_000
 
-_json_text = json.JSONEncoder(ensure_ascii=False).encode
 # Objects become tuples of (name, value), so that names that occur twice are not lost.
 _decode = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
 
@@ -75,11 +74,11 @@ class _Cursor:
             raise JSONDecodeError("Nested too deeply", self.text, self.at) from None
         return value
 
-    def members(self, *, runs: bool = False) -> Iterator[tuple[int, str | None]]:
+    def members(self, runs: dict[int, int] | None = None) -> Iterator[tuple[int, str | None]]:
         """Where each member of the object or list that begins here starts, and its name; "" in a list.
 
         The caller reads the value before it asks for the next. With `runs`, usual pairs are read here, many at once; None is
-        their name.
+        their name. It keeps where those end, by their start, since the file is read twice.
         """
         is_list = self.begins("[")
         self.at += 1
@@ -87,8 +86,10 @@ class _Cursor:
         more = not self.begins("]" if is_list else "}")
         while more:
             start, name = self.at, ""
-            if runs and (run := _USUAL_RUN.match(self.text, start)):
-                self.at = run.end()
+            if runs is not None and start not in runs and (run := _USUAL_RUN.match(self.text, start)):
+                runs[start] = run.end()
+            if runs and start in runs:
+                self.at = runs[start]
                 yield start, None
             else:
                 if not is_list:
@@ -125,6 +126,7 @@ class LegacyFile:
         self._path, self._text, self._shape = path, text, shape
         self._first: tuple[tuple[str, ...], bool] | None = None  # the first map or list: its names, whether it is a list
         self._miss: LegacyFileError | None = None
+        self._runs: dict[int, int] = {}
         sample: list[_Member] = []
         times: defaultdict[str, int] = defaultdict(int)
         self._len = 0
@@ -205,7 +207,7 @@ class LegacyFile:
             value = cursor.value()
             yield within, start, cursor.at, "", value
             return
-        for start, name in cursor.members(runs=is_own(shape) and not before):
+        for start, name in cursor.members(self._runs if is_own(shape) and not before else None):
             value = None if name is None else cursor.value()
             yield within, start, cursor.at, before + name if before and name is not None else name, value
 
@@ -291,7 +293,7 @@ class Writer(Replacement):
             return
         names = [row[0] for row in rows]
         if _ESCAPED.search("".join(names)):
-            names = [_json_text(name)[1:-1] for name in names]
+            names = [json.dumps(name, ensure_ascii=False)[1:-1] for name in names]
         records = [
             f'"{name}": {{"id": "{session_id}", "last_used_at": {used_at_ms}}}'
             for name, (_, session_id, used_at_ms, _) in zip(names, rows, strict=True)
@@ -316,7 +318,7 @@ def write_rejects(path: str | Path, rejects: Iterable[tuple[tuple[str, ...], str
 def _document(rejects: list[tuple[tuple[str, ...], str]], depth: int) -> str:
     if rejects and depth < len(rejects[0][0]):
         groups = groupby(rejects, key=lambda reject: reject[0][depth])
-        inner = (f"{_json_text(name)}: {_document(list(group), depth + 1)}" for name, group in groups)
+        inner = (f"{json.dumps(name, ensure_ascii=False)}: {_document(list(group), depth + 1)}" for name, group in groups)
         return f"{{{', '.join(inner)}}}"
     sources = [source for _, source in rejects]
     opening, closing = "{}" if not sources or _is_pair(sources[0]) else "[]"
