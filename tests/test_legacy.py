@@ -61,13 +61,13 @@ PROBLEMS = {
     '"a": {}': "without text in id",
     '"a": {"id": 7, "last_used_at": 1732250000000}': "without text in id",
     '"a": {"id": "ID-1", "id": "ID-2"}': "occurs twice",
-    '"a": {"id": "ID-1", "last_used_at": -1}': "negative",
-    '"a": {"id": "ID-1", "last_used_at": 1.5}': "too small",
-    '"a": {"id": "ID-1", "last_used_at": 1e30}': "too large",
-    '"a": {"id": "ID-1", "last_used_at": 1e400}': "not a finite number",
-    '"a": {"id": "ID-1", "last_used_at": NaN}': "not a finite number",
+    '"a": {"id": "ID-1", "last_used_at": -1}': "not a time since 1973",
+    '"a": {"id": "ID-1", "last_used_at": 1.5}': "not a time since 1973",
+    '"a": {"id": "ID-1", "last_used_at": 1e30}': "not a time since 1973",
+    '"a": {"id": "ID-1", "last_used_at": 1e400}': "not a time since 1973",
+    '"a": {"id": "ID-1", "last_used_at": NaN}': "not a time since 1973",
     '"a": {"id": "ID-1", "last_used_at": "yesterday"}': "text, not a time",
-    '"a": {"id": "ID-1", "last_used_at": "1969-12-31T00:00:00Z"}': "before 1970",
+    '"a": {"id": "ID-1", "last_used_at": "1969-12-31T00:00:00Z"}': "not a time since 1973",
     '"a": {"id": "ID-1", "last_used_at": {"$date": "2026-11-26T09:55:38Z"}}': "but last_used_at.$date looks like one",
     '"a": {"id": "undefined", "last_used_at": 1732250000000}': "not a session ID",
     '"a": "None"': "not a session ID",
@@ -80,7 +80,7 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize(("pair", "problem"), PROBLEMS.items(), ids=list(PROBLEMS.values()))
+@pytest.mark.parametrize(("pair", "problem"), PROBLEMS.items(), ids=range(len(PROBLEMS)))
 def test_an_invalid_entry_says_why_and_keeps_its_source(file, pair, problem):
     path = file("{" + pair + "}")
     entry = only(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -33,6 +32,7 @@ _PER_SECOND: Final = {"seconds": 1, MILLISECONDS: 10**3, "microseconds": 10**6, 
 _1973_S: Final = 10**8
 _5138_S: Final = 10**11
 SINCE_1973_MS: Final = _1973_S * 1000
+_NO_TIME: Final = "is not a time since 1973"
 _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,9})?")
 
 # Text of the form of a session ID that is none: an empty value, a version, a date or a file's name.
@@ -105,10 +105,8 @@ class Shape(BaseModel, frozen=True, extra="forbid"):
             return handler(data)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            name = str(first["loc"][0])
-            raise InvalidSettings(
-                f"is invalid ({first['msg']})", setting=name, remedy="see redis_sessions.legacy.Shape"
-            ) from None
+            name, problem = str(next(iter(first["loc"]), "shape")), f"is invalid ({first['msg']})"
+            raise InvalidSettings(problem, setting=name, remedy="see redis_sessions.legacy.Shape") from None
 
     def __repr_args__(self) -> Iterable[tuple[str, Any]]:
         """What differs from the default."""
@@ -213,16 +211,12 @@ def read_time(value: Any) -> tuple[int, str] | str:
         number = float(value) if "." in value else int(value)
     if isinstance(number, bool) or not isinstance(number, int | float):
         return f"is {json_type(number)}, not a time"
-    if isinstance(number, float) and not math.isfinite(number):
-        return "is not a finite number"
-    if number < 0:
-        return "is negative"
-    if number < _1973_S:
-        return (value, MILLISECONDS) if isinstance(value, int) else "is too small for a time since 1973"
+    if isinstance(value, int) and 0 <= value < _1973_S:
+        return value, MILLISECONDS
     for unit, per_second in _PER_SECOND.items():
-        if number < _5138_S * per_second:
+        if _1973_S <= number < _5138_S * per_second:
             return (number * 1000 // per_second if isinstance(number, int) else round(number * 1000 / per_second)), unit
-    return "is too large for a time"
+    return _NO_TIME
 
 
 def iso_time(text: str) -> tuple[int, str] | str:
@@ -233,7 +227,7 @@ def iso_time(text: str) -> tuple[int, str] | str:
     except (ValueError, OverflowError, OSError):
         return "is text, not a time"
     if used_at_ms < 0:
-        return "is before 1970"
+        return _NO_TIME
     return used_at_ms, "ISO 8601" if instant.tzinfo else LOCAL
 
 
