@@ -358,7 +358,7 @@ class SessionStore(BaseStore[SyncClient]):
     ) -> ImportResult:
         """Import a sessions.json: what was used within the max age, with its remaining TTL. Run twice it changes nothing.
 
-        Live session IDs in Redis are kept as they are; `help("redis_sessions.legacy")` lists the outcome for each entry.
+        Live session IDs in Redis are kept as they are; `redis-sessions docs moving` lists the outcome for each entry.
 
         Args:
             path: the file.
@@ -375,7 +375,7 @@ class SessionStore(BaseStore[SyncClient]):
             InexactScan: a proxy that refuses to say what is behind it; nothing was written.
         """
         legacy, accepts = read(path, as_shape(shape)), _form_of(agent)
-        return self._run(import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
+        return self._run(import_entries(self._ops, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
 
     def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json: whole or not at all, mode 0600. `progress` is as for `report`.
@@ -639,9 +639,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         The file is read in a thread.
         """
         legacy, accepts = await asyncio.to_thread(read, path, as_shape(shape)), _form_of(agent)
-        return await self._run(
-            import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run)
-        )
+        return await self._run(import_entries(self._ops, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
 
     async def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json. Same as SessionStore.export."""
