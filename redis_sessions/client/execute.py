@@ -21,6 +21,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio.cluster import PipelineCommand
 from redis.client import NEVER_DECODE
 
+from redis_sessions.client.batch import aexchange, exchange
 from redis_sessions.client.cluster import AsyncCluster
 from redis_sessions.client.follow import afollow, follow
 from redis_sessions.client.pool import sent_once
@@ -234,17 +235,18 @@ def _pause_s(backoff_s: tuple[float, float], number: int) -> float:
 
 
 def _failure(step: Step, outcome: Any, link: Link) -> Exception | None:
-    """What went wrong with a whole step. In a pipeline, the refusal of an optional command becomes its reply."""
+    """What went wrong with a whole step. In a pipeline or a batch, a refusal that is allowed becomes the reply."""
     if isinstance(outcome, Failed):
         return outcome.error
-    if isinstance(step, Pipeline):
+    if isinstance(step, Pipeline) or (isinstance(step, Send) and step.command.batch):
         for number, reply in enumerate(outcome):
             if isinstance(reply, Exception):
-                command = step.sends[number].command
+                command = step.sends[number].command if isinstance(step, Pipeline) else step.command
                 translation = translate(reply, command.key, link.address, cluster=link.cluster)
                 # Another node has that key: to ask this one again would not help.
-                gone = step.node is not None and isinstance(reply, redis_errors.AskError | redis_errors.TryAgainError)
-                if translation is None or not command.optional or (is_away(translation.error) and not gone):
+                gone = command.node is not None and isinstance(reply, redis_errors.AskError | redis_errors.TryAgainError)
+                optional = command.optional or command.batch
+                if translation is None or not optional or (is_away(translation.error) and not gone):
                     return reply
                 outcome[number] = translation.error
     return None
@@ -275,6 +277,8 @@ def _outcome(client: Any, step: Step) -> Any:
         match step:
             case Send(command) if command.followed_by:
                 return follow(client, step)
+            case Send(Command(batch=batch, node=node)) if batch:
+                return exchange(client if node is None else client.get_redis_connection(node), batch)
             case Send():
                 return client.execute_command(*step.arguments(), **step.options())
             case Pipeline(sends, node):
@@ -354,6 +358,12 @@ async def _ado(client: Any, step: Step) -> Any:
     match step:
         case Send(command) if command.followed_by:
             return await afollow(client, step)
+        case Send(Command(batch=batch)) if batch:
+            node: Any = step.command.node
+            if node is None:
+                return await aexchange(client.connection_pool.get_connection, client.connection_pool.release, batch)
+            async with client.admission() if isinstance(client, AsyncCluster) else nullcontext():
+                return await aexchange(node.acquire_connection, node.release, batch)
         case Send():
             return await client.execute_command(*step.arguments(), **step.options())
         case Pipeline(sends, None):

@@ -9,10 +9,11 @@ what is sent again and which error a failure becomes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
+Batch: TypeAlias = Sequence[tuple[bytes | str, ...]]
 Op: TypeAlias = Generator[list["Command"], list[Any], T]
 
 
@@ -22,6 +23,11 @@ class Script:
     def __init__(self, source: str) -> None:
         self.source: Final = source
         self.sha: Final = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    def batch(self, redis_keys: Sequence[bytes], *args: bytes) -> Batch:
+        """A call for each key. The first brings the source, so that the server knows the script from then on."""
+        words = [(b"1", redis_key, *args) for redis_key in redis_keys]
+        return [("EVAL", self.source, *words[0]), *(("EVALSHA", self.sha, *each) for each in words[1:])]
 
 
 class Command(NamedTuple):
@@ -39,6 +45,9 @@ class Command(NamedTuple):
     # Another command, to send behind it on the same connection. Both replies are its reply then; if the server refuses the
     # second, the error (a SessionStoreError) is in the place of that reply.
     followed_by: tuple[bytes | str | int, ...] = ()
+    # Words of commands to send instead, to that node; `args` then only names them in errors. A list of their replies is its
+    # reply; if the server refuses one, the error (a SessionStoreError) is in its place.
+    batch: Batch = ()
 
 
 class Resent(list[Any]):

@@ -8,6 +8,7 @@ Running it twice changes nothing more.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import Final
 
 from pydantic import BaseModel
@@ -74,16 +75,16 @@ def retime(
             elif due:
                 redis_keys = tuple(redis_key for redis_key, _ in due)
                 # Only where one server has all keys may a script have several.
-                groups = [redis_keys] if scan.by_script else [(redis_key,) for redis_key in redis_keys]
-                commands += [
-                    Command((max_age_ms,), script=RETIME, redis_keys=group, node=page.node, optional=page.node is not None)
-                    for group in groups
-                ]
-        for reply in (yield commands) if commands else ():
+                commands.append(
+                    Command((max_age_ms,), script=RETIME, redis_keys=redis_keys)
+                    if scan.by_script
+                    else Command(("EVAL",), node=page.node, batch=RETIME.batch(redis_keys, b"%d" % max_age_ms))
+                )
+        for reply in chain.from_iterable((yield commands)) if commands else ():
             if isinstance(reply, SessionStoreError) and not is_away(reply):
                 raise reply
             # A key whose slot has moved away meanwhile is not changed.
-            done.update((0,) if is_away(reply) else reply)
+            done.update(reply if isinstance(reply, list) else [reply if isinstance(reply, int) else 0])
     if not dry_run:
         yield [Command(("HSET", keys.settings(), "max_age_ms", max_age_ms))]
     shortened, given_ttl = done[SHORTENED], done[GIVEN_TTL]

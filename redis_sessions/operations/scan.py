@@ -200,38 +200,37 @@ class Scan:
     def _by_commands(self, nodes: list[Any]) -> Op[list[tuple[bytes, Page]]]:
         listed = yield from _listed(self._cursors or {}, (self._looser or self._prefix) + b"*", self._count)
         found = [[key for key in some if key.startswith(self._prefix) and key.endswith(b"}")] for _, _, some in listed]
-        reads = [
-            Command(words, node=node, optional=True)
-            for node, redis_keys in zip(nodes, found, strict=True)
-            for redis_key in redis_keys
-            for words in self._reads(redis_key)
-        ]
-        replies = iter((yield reads)) if reads else iter(())
+        asked = [(node, list(self._reads(redis_keys))) for node, redis_keys in zip(nodes, found, strict=True) if redis_keys]
+        replies = iter((yield [Command(("PTTL",), node=node, batch=batch) for node, batch in asked]) if asked else ())
         pages: list[tuple[bytes, Page]] = []
         for node, redis_keys, (cursor, now_ms, some) in zip(nodes, found, listed, strict=True):
-            rows = [self._row([next(replies) for _ in self._reads(redis_key)]) for redis_key in redis_keys]
-            pttls_ms, values, records = map(list, zip(*rows, strict=True)) if rows else ([], [], [])
+            columns = self._columns(next(replies) if redis_keys else [])
             near = sorted(set(some).difference(redis_keys)) if self._looser else []
-            page = Page(redis_keys, pttls_ms, values, now_ms, node, records, len(near), near[:MAX_NEAR])
-            pages.append((cursor, page))
+            pages.append((cursor, Page(redis_keys, *columns[:2], now_ms, node, columns[2], len(near), near[:MAX_NEAR])))
         return pages
 
-    def _reads(self, redis_key: bytes) -> list[tuple[bytes | str | int, ...]]:
-        reads: list[tuple[bytes | str | int, ...]] = [("PTTL", redis_key), ("GETRANGE", redis_key, 0, 256)]
-        if self._records:
-            reads.append(("HMGET", self._keys.record_prefix + redis_key[len(self._prefix) :], *RECORD_FIELDS))
-        return reads
+    def _reads(self, redis_keys: list[bytes]) -> Iterator[tuple[bytes | str, ...]]:
+        for redis_key in redis_keys:
+            yield "PTTL", redis_key
+            yield "GETRANGE", redis_key, b"0", b"256"
+            if self._records:
+                yield "HMGET", self._keys.record_prefix + redis_key[len(self._prefix) :], *RECORD_FIELDS
 
-    def _row(self, replies: list[Any]) -> tuple[int, bytes | None, Sequence[bytes | None]]:
-        """The TTL of a key, its value, and its record."""
+    def _columns(self, replies: list[Any]) -> tuple[list[int], list[bytes | None], list[Any]]:
+        """The TTLs, the values and the records that were read."""
         for reply in replies:
             if isinstance(reply, AccessDenied):
                 raise reply
-        pttl_ms, value, *records = replies
-        if is_away(pttl_ms) or is_away(value):
-            return -3, None, ()
-        record = next((record for record in records if isinstance(record, list) and record[0] == value), ())
-        return pttl_ms, value if isinstance(value, bytes) else None, record
+        width = 2 + self._records
+        pttls_ms, values = replies[::width], replies[1::width]
+        if any(map(is_away, replies)):
+            away = [is_away(pttl_ms) or is_away(value) for pttl_ms, value in zip(pttls_ms, values, strict=True)]
+            pttls_ms = [-3 if gone else pttl_ms for gone, pttl_ms in zip(away, pttls_ms, strict=True)]
+            values = [None if gone else value for gone, value in zip(away, values, strict=True)]
+        values = [value if isinstance(value, bytes) else None for value in values]
+        read = zip(replies[2::width], values, strict=True) if self._records else ()
+        records = [record if isinstance(record, list) and record[0] == value else () for record, value in read]
+        return pttls_ms, values, records
 
     def _marks(self) -> Op[list[_Mark] | None]:
         if self._nodes == [None]:
@@ -257,7 +256,7 @@ def _listed(cursors: dict[Any, bytes | str], pattern: bytes, count: int) -> Op[l
     listed = []
     for node, time, scan in zip(cursors, replies[::2], replies[1::2], strict=True):
         refused = [reply for reply in (time, scan) if isinstance(reply, SessionStoreError)]
-        if node is None and any(not isinstance(reply, StoreUnavailable) for reply in refused):
+        if node is None and any(not is_away(reply) and not isinstance(reply, AccessDenied) for reply in refused):
             raise _unidentified()
         (seconds, microseconds), (cursor, redis_keys) = _accepted(time), _accepted(scan)
         listed.append((b"%d" % cursor, int(seconds) * 1000 + int(microseconds) // 1000, redis_keys))
