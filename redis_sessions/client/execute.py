@@ -52,6 +52,7 @@ class Link(NamedTuple):
 
 CALLERS: Final = Link()
 
+_ELSEWHERE: Final = (redis_errors.AskError, redis_errors.TryAgainError)
 _WRITTEN_BY_OTHERS: Final = {"GET", "GETRANGE", "HMGET", "SCAN"}
 
 
@@ -244,7 +245,7 @@ def _failure(step: Step, outcome: Any, link: Link) -> Exception | None:
                 command = step.sends[number].command if isinstance(step, Pipeline) else step.command
                 translation = translate(reply, command.key, link.address, cluster=link.cluster)
                 # Another node has that key: to ask this one again would not help.
-                gone = command.node is not None and isinstance(reply, redis_errors.AskError | redis_errors.TryAgainError)
+                gone = (command.batch or command.node) and isinstance(reply, _ELSEWHERE)
                 optional = command.optional or command.batch
                 if translation is None or not optional or (is_away(translation.error) and not gone):
                     return reply

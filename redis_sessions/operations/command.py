@@ -26,8 +26,9 @@ class Script:
 
     def batch(self, redis_keys: Sequence[bytes], *args: bytes) -> Batch:
         """A call for each key. The first brings the source, so that the server knows the script from then on."""
-        words = [(b"1", redis_key, *args) for redis_key in redis_keys]
-        return [("EVAL", self.source, *words[0]), *(("EVALSHA", self.sha, *each) for each in words[1:])]
+        calls: list[tuple[bytes | str, ...]] = [("EVALSHA", self.sha, b"1", redis_key, *args) for redis_key in redis_keys]
+        calls[0] = ("EVAL", self.source, *calls[0][2:])
+        return calls
 
 
 class Command(NamedTuple):
