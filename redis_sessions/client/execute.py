@@ -244,8 +244,8 @@ def _failure(step: Step, outcome: Any, link: Link) -> Exception | None:
             if isinstance(reply, Exception):
                 command = step.sends[number].command if isinstance(step, Pipeline) else step.command
                 translation = translate(reply, command.key, link.address, cluster=link.cluster)
-                # Another node has that key: to ask this one again would not help.
-                gone = (command.batch or command.node) and isinstance(reply, _ELSEWHERE)
+                # Where another node has that key, to ask this one again would not help.
+                gone = command.even_away or (command.node and isinstance(reply, _ELSEWHERE))
                 optional = command.optional or command.batch
                 if translation is None or not optional or (is_away(translation.error) and not gone):
                     return reply

@@ -318,10 +318,7 @@ class Operations:
         claim = Command((token, *self._claiming), key, scripts.ACQUIRE, self.keys.leased(key))
         # Twice, since another worker may have taken over between the claim and the look.
         for last in (False, True):
-            if self._together:
-                [reply] = yield [claim]
-            else:
-                reply = yield from self._claim_and_look(key, token)
+            [reply] = yield [claim]
             if reply[0] == 0:
                 return _held(key, reply[1], int(reply[2]))
             if self._together or (yield from self._sees(key, token)):
@@ -341,32 +338,18 @@ class Operations:
             return Lease(key, token, unusable=True)
         return Lease(key, token, str(raw, "ascii"), values=tuple(values), now_ms=None if now_ms is None else int(now_ms))
 
-    def _claim_and_look(self, key: str, token: str) -> Op[list[Any]]:
-        """A claim in one round trip with what a store does once: the looks of `_sees`, and a comparison of the max age.
-
-        Only good news counts, as a proxy may carry out what is sent together in another order.
-        """
-        args = [b"%d" % number for number in self._claiming]
-        claim: tuple[bytes | str, ...] = ("EVAL", scripts.ACQUIRE.source, b"3", *self.keys.leased(key), token, *args)
-        batch = [claim, *self._looks(key), ("HGET", self.keys.settings(), _MAX_AGE)]
-        [[reply, *found, max_age]] = yield [Command(("EVAL",), key, batch=batch)]
-        if isinstance(reply, SessionStoreError):
-            raise reply
-        self._together = all(each == token.encode() for each in found)
-        if max_age == b"%d" % self.settings.session_max_age_ms:
-            self._compare_at_s = float("inf")
-        return list(reply)
-
-    def _looks(self, key: str) -> list[tuple[bytes | str, ...]]:
-        routes = map(self.keys.session_id, (key, *PROBES))
-        return [("EVAL", scripts.READ_BACK, b"2", route, self.keys.lease(key)) for route in routes]
-
     def _sees(self, key: str, token: str) -> Op[bool]:
         """Whether the token of a claim is in the lease on the server that has the ID.
 
-        It also looks at the servers of many other keys: where one has another server, the counters may have, too.
+        It also looks at the servers of many other keys: where one has another server, the counters may have, too. And it
+        asks for the max age, which spares the first save a round trip of its own where both have the same.
         """
-        replies = yield [Command(look, key, optional=True) for look in self._looks(key)]
+        lease, routes = self.keys.lease(key), map(self.keys.session_id, (key, *PROBES))
+        looks = [Command(("EVAL", scripts.READ_BACK, "2", route, lease), key, optional=True) for route in routes]
+        max_age = Command(("HGET", self.keys.settings(), _MAX_AGE), optional=True, even_away=True)
+        [raw, *replies] = yield [max_age, *looks]
+        if isinstance(raw, bytes | str) and _max_age(raw) == self.settings.session_max_age_ms:
+            self._compare_at_s = float("inf")
         seen = [found in (token, token.encode()) for found in replies]
         if not all(seen):
             self.counts_in_scripts = False
