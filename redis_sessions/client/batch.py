@@ -44,7 +44,7 @@ def _exchange(connection: Any, batch: Batch) -> list[Any]:
     except BaseException:
         connection.disconnect()
         raise
-    return _checked(replies)
+    return replies
 
 
 async def aexchange(acquire: Callable[[], Any], release: Callable[[Any], Any], batch: Batch) -> list[Any]:
@@ -75,7 +75,7 @@ async def _aexchange(connection: Any, batch: Batch) -> list[Any]:
     except BaseException:
         await connection.disconnect(nowait=True)
         raise
-    return _checked(replies)
+    return replies
 
 
 def _packed(batch: Batch) -> tuple[bytes]:
@@ -93,11 +93,3 @@ def _add_received(connection: Any, replies: list[Any], count: int) -> None:
     if isinstance(reader, Reader) and str(connection.protocol) == "2":
         while len(replies) < count and (reply := reader.gets(False)) is not NOT_ENOUGH_DATA:
             replies.append(reply)
-
-
-def _checked(replies: list[Any]) -> list[Any]:
-    """The replies. Raises ReadOnlyError if it is one of them, for the pool to see that the server is no primary any more."""
-    for reply in replies:
-        if isinstance(reply, redis.ReadOnlyError):
-            raise reply
-    return replies

@@ -60,7 +60,7 @@ def retime(
     while (pages := (yield from scan.next_pages())) is not None:
         commands = []
         for page in pages:
-            due: list[tuple[bytes, int]] = []
+            due: list[bytes] = []
             for name, redis_key, pttl_ms in zip(page.conversations(keys), page.redis_keys, page.pttls_ms, strict=True):
                 if pttl_ms < -1:
                     continue
@@ -68,23 +68,21 @@ def retime(
                 if name is None:
                     invalid += 1
                     invalid_no_ttl += pttl_ms == -1
-                elif pttl_ms == -1 or pttl_ms > max_age_ms:
-                    due.append((redis_key, pttl_ms))
-            if dry_run:
-                done.update(GIVEN_TTL if pttl_ms == -1 else SHORTENED for _, pttl_ms in due)
-            elif due:
-                redis_keys = tuple(redis_key for redis_key, _ in due)
-                # Only where one server has all keys may a script have several.
-                commands.append(
-                    Command((max_age_ms,), script=RETIME, redis_keys=redis_keys)
-                    if scan.by_script
-                    else Command(("EVAL",), node=page.node, batch=RETIME.batch(redis_keys, b"%d" % max_age_ms))
-                )
+                elif pttl_ms != -1 and pttl_ms <= max_age_ms:
+                    continue
+                elif dry_run:
+                    done[GIVEN_TTL if pttl_ms == -1 else SHORTENED] += 1
+                else:
+                    due.append(redis_key)
+            if due and scan.by_script:
+                commands.append(Command((max_age_ms,), script=RETIME, redis_keys=tuple(due)))
+            elif due:  # only where one server has all keys may a script have several
+                commands.append(Command(("EVAL",), node=page.node, batch=RETIME.batch(due, b"%d" % max_age_ms)))
         for reply in chain.from_iterable((yield commands)) if commands else ():
-            if isinstance(reply, SessionStoreError) and not is_away(reply):
+            if not isinstance(reply, SessionStoreError):
+                done.update(reply if isinstance(reply, list) else [reply])
+            elif not is_away(reply):  # a key whose slot has moved away meanwhile is not changed
                 raise reply
-            # A key whose slot has moved away meanwhile is not changed.
-            done.update(reply if isinstance(reply, list) else [reply if isinstance(reply, int) else 0])
     if not dry_run:
         yield [Command(("HSET", keys.settings(), "max_age_ms", max_age_ms))]
     shortened, given_ttl = done[SHORTENED], done[GIVEN_TTL]
