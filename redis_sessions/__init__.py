@@ -51,7 +51,7 @@ from redis_sessions.operations.conversation import Held, Lease, Peek, Place, Rec
 from redis_sessions.operations.report import IdleBucket, InvalidExample, Report
 from redis_sessions.operations.retime import RetimeResult
 from redis_sessions.operations.scan import Progress, SessionRow
-from redis_sessions.resume.turn import Judge, Judgement, ResumeResult, Turn, Verdict
+from redis_sessions.resume.turn import Judge, Judgement, ResumeResult, Turn, TurnStart, Verdict
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import AsyncSessionStore, SessionStore
 
@@ -100,6 +100,7 @@ __all__ = [
     "StoreSettings",
     "StoreUnavailable",
     "Turn",
+    "TurnStart",
     "Verdict",
     "adapters",
     "agents",

@@ -43,6 +43,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from redis_sessions.errors import InvalidKey, InvalidSessionID
@@ -94,7 +95,6 @@ class Keys:
         self._id_prefix = f"{namespace}:id:{{"
         self._record_prefix = f"{namespace}:record:{{"
         self._lease_prefix = f"{namespace}:lease:{{"
-        self._leased_prefixes = (self._lease_prefix, self._id_prefix, self._record_prefix)
         self._counter_prefix = f"{namespace}:counter:"
         self._settings = f"{namespace}:settings".encode()
         self.prefix: Final = self._id_prefix.encode()
@@ -127,8 +127,8 @@ class Keys:
 
     def leased(self, key: str) -> tuple[bytes, ...]:
         """Lease, session ID and record of conversation `key`. Raises InvalidKey, TypeError."""
-        end = f"{escape(key)}}}"
-        return tuple([f"{prefix}{end}".encode() for prefix in self._leased_prefixes])
+        end = f"{escape(key)}}}".encode()
+        return self.lease_prefix + end, self.prefix + end, self.record_prefix + end
 
     def counter(self, name: str) -> bytes:
         """The Redis key of counter `name`, one of COUNTERS."""
@@ -175,6 +175,7 @@ def escape(key: str) -> str:
     return _escaped(key)
 
 
+@lru_cache(maxsize=256)  # a turn asks for the same one several times
 def _escaped(key: str) -> str:
     try:
         size_bytes = len(key.encode())

@@ -36,7 +36,7 @@ from redis_sessions.operations.scan import (
 )
 from redis_sessions.resume.flow import resume
 from redis_sessions.resume.runner import LeaseRenewer, adrive, aleased, drive, leased
-from redis_sessions.resume.turn import Judge, Request, ResumeResult, Turn, judge_by_phrase
+from redis_sessions.resume.turn import Judge, Request, ResumeResult, Turn, TurnStart, judge_by_phrase
 from redis_sessions.settings import StoreSettings
 
 if TYPE_CHECKING:
@@ -160,6 +160,14 @@ class BaseStore(Generic[C]):
         check_session_id(key, session_id)
         turn = self._running.get(key)
         return (yield from turn.save_early(session_id)) if turn else False
+
+    def running_turn(self, key: str) -> TurnStart | None:
+        """How the turn of a conversation that is running in `resume` on this store was started; None if none is.
+
+        For `run`, which is given only the session to resume: a fresh one may hand over a summary of the previous one.
+        """
+        turn = self._running.get(key)
+        return TurnStart(turn.how, turn.previous) if turn else None
 
     def _request(
         self,

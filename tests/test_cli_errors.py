@@ -161,7 +161,16 @@ def assert_no_password(result: Any) -> None:
             ["list", "--json"],
             ["report"],
         ),
-        *(["doctor"], ["retime"], ["failures"], ["failures", "--increment"], ["export", "out.json"], ["import", "in.json"]),
+        *(
+            ["doctor"],
+            ["retime", "--max-age", "1h", "--yes"],
+            ["leases"],
+            ["release", "k", "--yes"],
+            ["failures"],
+            ["failures", "--increment"],
+            ["export", "out.json"],
+            ["import", "in.json"],
+        ),
     ],
 )
 def test_redis_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
@@ -199,7 +208,7 @@ def test_every_error_has_its_exit_code() -> None:
         "MissingExtra",
         "ServerError",
     }
-    away = {"SessionStoreError", "StoreUnavailable", "AccessDenied", "CommandRefused"}
+    away = {"SessionStoreError", "StoreUnavailable", "AccessDenied", "KeysScattered", "CommandRefused"}
     assert {name for name, code in codes.items() if code == exits.USAGE} == usage
     assert {name for name, code in codes.items() if code == exits.UNREACHABLE} == away
     for error in made.values():

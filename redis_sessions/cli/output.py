@@ -25,6 +25,10 @@ UNKNOWN: Final = "-"
 _LOGIN = re.compile(r":/{1,2}[^\s/]\S*@")
 APPROXIMATE: Final = f"approximate: {INEXACT}"
 PLAIN_WIDTH: Final = 10_000
+# What is shown of a record, beside the session ID that stands before it.
+RECORDED: Final = (
+    *("agent", "host", "home", "directory", "started_ms", "used_ms", "turns", "context_tokens", "failures", "complete"),
+)
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -67,12 +71,13 @@ def put_sessions(rows: Iterable[SessionRow], namespace: str) -> None:
     if sys.stdout is None:
         return
     encode, write, now_s = json_encoder(), sys.stdout.write, time.time
-    for key, session_id, idle_ms, expires_in_ms, *_ in rows:
+    for key, session_id, idle_ms, expires_in_ms, _, record in rows:
         # No character of a namespace or a session ID has to be escaped.
         idle, expires = ("null" if each is None else each for each in (idle_ms, expires_in_ms))
         write(
             f'{{"namespace": "{namespace}", "at_ms": {now_s() * 1000:.0f}, "key": {encode(key)}, '
-            f'"session_id": "{session_id}", "idle_ms": {idle}, "expires_in_ms": {expires}}}\n'
+            f'"session_id": "{session_id}", "idle_ms": {idle}, "expires_in_ms": {expires}, '
+            f'"record": {encode(record and {name: getattr(record, name) for name in RECORDED})}}}\n'
         )
 
 

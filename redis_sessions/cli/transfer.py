@@ -85,7 +85,7 @@ def import_(
     dry_run: DryRun = False,
     rejects: Rejects = None,
 ) -> int:
-    """Import a sessions.json, or another tool's file, with a verdict for every entry.
+    """Import a sessions.json, or the file of another tool.
 
     A sessions.json is an object from conversation keys to session IDs, or to records of "id" and "last_used_at". An entry
     that was used within the max age is imported for the rest of it; one that was used before that is expired; a live session

@@ -66,15 +66,16 @@ class Send(NamedTuple):
     again: bool
     with_source: bool = False
 
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self) -> tuple[bytes | str, ...]:
         """The arguments of execute_command. Replies are left undecoded, so that one bad key can't break a scan."""
         command, again, with_source = self
-        args = (*command.args, int(again)) if command.tell_again else command.args
-        if command.script is not None:
-            how = ("EVAL", command.script.source) if with_source else ("EVALSHA", command.script.sha)
-            args = (*how, len(command.redis_keys), *command.redis_keys, *args)
-        # A signal handler that raises while hiredis renders an integer crashes the process. No upstream issue found.
-        return tuple([b"%d" % arg if isinstance(arg, int) else arg for arg in args])
+        args, script, redis_keys = command.args, command.script, command.redis_keys
+        if command.tell_again:
+            args = (*args, "1" if again else "0")
+        if script is None:
+            return args
+        how = ("EVAL", script.source) if with_source else ("EVALSHA", script.sha)
+        return (*how, str(len(redis_keys)), *redis_keys, *args)
 
     def options(self, *, routed: bool = True) -> dict[str, Any]:
         """The options of execute_command; not `routed`, those of a connection to the node itself."""
@@ -91,6 +92,12 @@ class Pipeline(NamedTuple):
 
     sends: list[Send]
     node: Any = None
+
+
+class Bulk(NamedTuple):
+    """Send the batch of this command."""
+
+    command: Command
 
 
 class Wait(NamedTuple):
@@ -115,7 +122,7 @@ class Failed(NamedTuple):
     error: Exception
 
 
-Step: TypeAlias = Send | Pipeline | Wait | Primaries | Together
+Step: TypeAlias = Send | Pipeline | Bulk | Wait | Primaries | Together
 Plan: TypeAlias = Generator[Step, Any, T]
 _Tried: TypeAlias = tuple[Any, bool]  # what came of a step, and whether it was taken more than once
 
@@ -128,13 +135,13 @@ def execution(op: Op[T], link: Link) -> Plan[T]:
     try:
         commands = next(op)
         while True:
-            if commands == [EMULATED]:
+            if len(commands) != 1:
+                replies = yield from _replies(commands, link)
+            elif commands[0] is EMULATED:
                 replies = [link.emulated]
-            elif len(commands) == 1:
+            else:
                 reply, resent = yield from _persistently(_step(commands[0], link), commands, link)
                 replies = Resent([reply]) if resent else [reply]
-            else:
-                replies = yield from _replies(commands, link)
             commands = op.send(replies)
     except StopIteration as done:
         result: T = done.value
@@ -174,6 +181,8 @@ def _at_once(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
 
 
 def _step(command: Command, link: Link) -> Step:
+    if command.batch:
+        return Bulk(command)
     return Primaries() if command is PRIMARIES else Send(command, link.client_resends)
 
 
@@ -187,7 +196,7 @@ def _one_by_one(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
 def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Tried]:
     """Try a step until it succeeds, while another try may help and is allowed. An optional command's error is its reply."""
     attempt, crowded = 1, 0
-    resend = all(command.resend for command in commands)
+    resend = all(map(attrgetter("resend"), commands))
     first_s = began_s = time.monotonic()
     while True:
         if not resend:
@@ -195,7 +204,10 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
         outcome = yield step
         if not resend:
             sent_once.set(False)
-        failure = _failure(step, outcome, link)
+        if isinstance(outcome, Failed):
+            failure: Exception | None = outcome.error
+        else:
+            failure = _refusal(step, outcome, link) if isinstance(step, Pipeline | Bulk) else None
         if failure is None:
             return outcome, attempt > 1
         if isinstance(failure, redis_errors.NoScriptError) and isinstance(step, Send) and not step.with_source:
@@ -235,21 +247,18 @@ def _pause_s(backoff_s: tuple[float, float], number: int) -> float:
     return min(first_s * 2.0 ** min(number - 1, 10), longest_s)
 
 
-def _failure(step: Step, outcome: Any, link: Link) -> Exception | None:
-    """What went wrong with a whole step. In a pipeline or a batch, a refusal that is allowed becomes the reply."""
-    if isinstance(outcome, Failed):
-        return outcome.error
-    if isinstance(step, Pipeline) or (isinstance(step, Send) and step.command.batch):
-        for number, reply in enumerate(outcome):
-            if isinstance(reply, Exception):
-                command = step.sends[number].command if isinstance(step, Pipeline) else step.command
-                translation = translate(reply, command.key, link.address, cluster=link.cluster)
-                # Where another node has that key, to ask this one again would not help.
-                gone = command.even_away or (command.node and isinstance(reply, _ELSEWHERE))
-                optional = command.optional or command.batch
-                if translation is None or not optional or (is_away(translation.error) and not gone):
-                    return reply
-                outcome[number] = translation.error
+def _refusal(step: Pipeline | Bulk, outcome: list[Any], link: Link) -> Exception | None:
+    """The refusal that makes a whole pipeline or batch fail. Another one that is allowed becomes the reply."""
+    for number, reply in enumerate(outcome):
+        if isinstance(reply, Exception):
+            command = step.command if isinstance(step, Bulk) else step.sends[number].command
+            translation = translate(reply, command.key, link.address, cluster=link.cluster)
+            # Where another node has that key, to ask this one again would not help.
+            gone = command.even_away or (command.node and isinstance(reply, _ELSEWHERE))
+            allowed = command.optional or command.batch
+            if translation is None or not allowed or (is_away(translation.error) and not gone):
+                return reply
+            outcome[number] = translation.error
     return None
 
 
@@ -276,15 +285,15 @@ def _carry_out(client: Any, plan: Plan[T]) -> T:
 def _outcome(client: Any, step: Step) -> Any:
     try:
         match step:
-            case Send(command) if command.followed_by:
-                return follow(client, step)
-            case Send(Command(batch=batch, node=node)) if batch:
-                return exchange(client if node is None else client.get_redis_connection(node), batch)
-            case Send():
+            case Send() if not step.command.followed_by:
                 return client.execute_command(*step.arguments(), **step.options())
+            case Send():
+                return follow(client, step)
             case Pipeline(sends, node):
                 at = client if node is None else client.get_redis_connection(node)
                 return _filled(at.pipeline(transaction=False), sends).execute(raise_on_error=False)
+            case Bulk(Command(node=node, batch=batch)):
+                return exchange(client if node is None else client.get_redis_connection(node), batch)
             case Wait(seconds):
                 return time.sleep(seconds)
             case Primaries():
@@ -357,16 +366,10 @@ async def _aoutcome(client: Any, step: Step) -> Any:
 
 async def _ado(client: Any, step: Step) -> Any:
     match step:
-        case Send(command) if command.followed_by:
-            return await afollow(client, step)
-        case Send(Command(batch=batch)) if batch:
-            node: Any = step.command.node
-            if node is None:
-                return await aexchange(client.connection_pool.get_connection, client.connection_pool.release, batch)
-            async with client.admission() if isinstance(client, AsyncCluster) else nullcontext():
-                return await aexchange(node.acquire_connection, node.release, batch)
-        case Send():
+        case Send() if not step.command.followed_by:
             return await client.execute_command(*step.arguments(), **step.options())
+        case Send():
+            return await afollow(client, step)
         case Pipeline(sends, None):
             return await _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
         case Pipeline(sends, node):
@@ -374,6 +377,12 @@ async def _ado(client: Any, step: Step) -> Any:
                 commands = [PipelineCommand(0, *send.arguments(), **send.options(routed=False)) for send in sends]
                 await node.execute_pipeline(commands)
                 return [command.result for command in commands]
+        case Bulk(command):
+            at: Any = command.node
+            if at is None:
+                return await aexchange(client.connection_pool.get_connection, client.connection_pool.release, command.batch)
+            async with client.admission() if isinstance(client, AsyncCluster) else nullcontext():
+                return await aexchange(at.acquire_connection, at.release, command.batch)
         case Wait(seconds):
             return await asyncio.sleep(seconds)
         case Primaries():

@@ -117,8 +117,7 @@ def _on_cluster(client: Any, step: Send, exchange: Exchange) -> Generator[Call, 
 
 
 def _packed(connection: Any, step: Send, *, asking: bool) -> Any:
-    following = tuple(b"%d" % word if isinstance(word, int) else word for word in step.command.followed_by)
-    return connection.pack_commands([*([("ASKING",)] if asking else []), step.arguments(), following])
+    return connection.pack_commands([*([("ASKING",)] if asking else []), step.arguments(), step.command.followed_by])
 
 
 def _exchange(client: Any, step: Send, *, asking: bool) -> list[Any]:

@@ -47,9 +47,9 @@ def commands(about: Examination) -> Op[Outcome]:
     """Whether the server, or a proxy before it, takes what the operations send. SELECT was sent before any of these."""
     redis_key, node, source = about.keys.lease("redis-sessions doctor"), about.server.handle, "return 1"
     tried = [
-        Command(("EVAL", source, 1, redis_key), optional=True),
-        Command(("EVALSHA", Script(source).sha, 1, redis_key), optional=True),
-        *(Command(each, node=node, optional=True) for each in (("TIME",), ("SCAN", 0, "MATCH", redis_key), ("INFO",))),
+        Command(("EVAL", source, "1", redis_key), optional=True),
+        Command(("EVALSHA", Script(source).sha, "1", redis_key), optional=True),
+        *(Command(each, node=node, optional=True) for each in (("TIME",), ("SCAN", "0", "MATCH", redis_key), ("INFO",))),
     ]
     refused: dict[str, CommandRefused] = {}
     for command in tried:

@@ -167,13 +167,13 @@ def _written(keys: Keys, due: list[tuple[str, str, int]], *, alone: bool, dry_ru
     if dry_run:
         return (yield [Command(("EXISTS", redis_key)) for redis_key in redis_keys]).count(0)
     if alone:
-        args = tuple([arg for _, session_id, until_ms in due for arg in (session_id, until_ms)])
+        args = tuple([arg for _, session_id, until_ms in due for arg in (session_id, str(until_ms))])
         replies = yield [Command(args, script=IMPORT, redis_keys=tuple(redis_keys))]
         written = replies[0]
     else:
         # On a cluster each key has its own slot, behind some proxies its own server, and a script can't reach more than one.
         replies = yield [
-            Command(("SET", redis_key, session_id, "PXAT", until_ms, "NX"))
+            Command(("SET", redis_key, session_id, "PXAT", str(until_ms), "NX"))
             for redis_key, (_, session_id, until_ms) in zip(redis_keys, due, strict=True)
         ]
         written = [reply is not None for reply in replies]

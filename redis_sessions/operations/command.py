@@ -24,9 +24,9 @@ class Script:
         self.source: Final = source
         self.sha: Final = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
-    def batch(self, redis_keys: Sequence[bytes], *args: bytes) -> Batch:
+    def batch(self, redis_keys: Sequence[bytes], *args: bytes | str) -> Batch:
         """A call for each key. The first brings the source, so that the server knows the script from then on."""
-        calls: list[tuple[bytes | str, ...]] = [("EVALSHA", self.sha, b"1", redis_key, *args) for redis_key in redis_keys]
+        calls: list[tuple[bytes | str, ...]] = [("EVALSHA", self.sha, "1", redis_key, *args) for redis_key in redis_keys]
         calls[0] = ("EVAL", self.source, *calls[0][2:])
         return calls
 
@@ -34,7 +34,9 @@ class Script:
 class Command(NamedTuple):
     """One command, and what the client must know to send it."""
 
-    args: tuple[bytes | str | int, ...]  # name and arguments; of a script, its arguments alone
+    # Name and arguments; of a script, its arguments alone. No integers: a signal handler that raises while hiredis renders
+    # one crashes the process. No upstream issue found.
+    args: tuple[bytes | str, ...]
     key: str | None = None  # the conversation it is about, for errors to name
     script: Script | None = None
     redis_keys: tuple[bytes, ...] = ()  # the script's KEYS
@@ -45,9 +47,9 @@ class Command(NamedTuple):
     even_away: bool = False  # of an optional one, the same if the server can't be reached
     # Another command, to send behind it on the same connection. Both replies are its reply then; if the server refuses the
     # second, the error (a SessionStoreError) is in the place of that reply.
-    followed_by: tuple[bytes | str | int, ...] = ()
-    # Words of commands to send instead, to that node; `args` then only names them in errors. A list of their replies is its
-    # reply; if the server refuses one, the error (a SessionStoreError) is in its place.
+    followed_by: tuple[bytes | str, ...] = ()
+    # Commands to send instead, to that node. The list of their replies is its reply; if the server refuses one, the error (a
+    # SessionStoreError) is in its place.
     batch: Batch = ()
 
 

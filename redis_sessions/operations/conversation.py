@@ -243,10 +243,12 @@ class Operations:
         self.settings = settings
         self.counts_in_scripts = counts_in_scripts
         self.keys = Keys(settings.namespace)
-        self._lease_ttl_ms = settings.lease_ms + LEASE_GRACE_MS
+        # As they are sent.
+        self._max_age_ms = str(settings.session_max_age_ms)
+        self._lease_ttl_ms = str(settings.lease_ms + LEASE_GRACE_MS)
         # Whether a claim asks for the time and for the record, and the lock's times, as arguments of a script.
         wants_now = settings.max_lifetime_ms is not None
-        self._claiming = (self._lease_ttl_ms, LEASE_GRACE_MS, int(wants_now), int(settings.records))
+        self._claiming = (self._lease_ttl_ms, str(LEASE_GRACE_MS), str(int(wants_now)), str(int(settings.records)))
         self._together = together
         # When a save is to compare the max age with that of the namespace: from the first on, until that was done.
         self._compare_at_s = 0.0
@@ -277,7 +279,7 @@ class Operations:
 
     def set(self, key: str, session_id: str) -> Op[Written]:
         value = check_session_id(key, session_id)
-        command = Command(("SET", self.keys.session_id(key), value, "PX", self.settings.session_max_age_ms), key)
+        command = Command(("SET", self.keys.session_id(key), value, "PX", self._max_age_ms), key)
         _, lacking = yield from self._replicated(key, command)
         yield from self.compare_max_age()
         return Written(mine=True, lacking=lacking)
@@ -297,7 +299,7 @@ class Operations:
             [reply] = yield [command]
             return reply, None
         # Not WAITAOF: a replica says only once a second what it has synced (Redis 8.0, Valkey 9.1), so a save took 1 s.
-        [[reply, had]] = yield [command._replace(followed_by=("WAIT", needed, self._replicas_ms))]
+        [[reply, had]] = yield [command._replace(followed_by=("WAIT", str(needed), str(self._replicas_ms)))]
         if isinstance(had, SessionStoreError):
             why = f"the session ID is saved, but whether replicas have it is not known: {had.message}"
             return reply, NotReplicated(why, key=key, replicas=None, remedy=had.remedy)
@@ -393,17 +395,17 @@ class Operations:
         """
         _check_lease(lease)
         value = check_session_id(lease.key, session_id)
-        known: list[str | int] = []
+        known: list[str] = []
         if self.settings.records:
             if agent or place:
                 # An empty one takes the place of what the record has of another place.
                 packed = _packed(agent, place or Place())
                 known += [part for pair in packed.items() if pair[1] or any(lease.values[1:3]) for part in pair]
-            known += () if context_tokens is None else ("c", context_tokens)
-            known += () if complete else ("i", 1)
+            known += () if context_tokens is None else ("c", str(context_tokens))
+            known += () if complete else ("i", "1")
         args = (
             value,
-            self.settings.session_max_age_ms,
+            self._max_age_ms,
             self._lease_ttl_ms if keep_lease else "",
             continues or "",
             failures if self.settings.records else "",
@@ -431,10 +433,8 @@ class Operations:
         if time.monotonic() < self._compare_at_s:
             return
         self._compare_at_s = float("inf")
-        mine_ms, redis_key = self.settings.session_max_age_ms, self.keys.settings()
-        [raw] = yield [
-            Command((_MAX_AGE, mine_ms), None, scripts.SETTINGS, (redis_key,), resend=False, optional=True, even_away=True)
-        ]
+        mine_ms, redis_key, args = self.settings.session_max_age_ms, self.keys.settings(), (_MAX_AGE, self._max_age_ms)
+        [raw] = yield [Command(args, None, scripts.SETTINGS, (redis_key,), resend=False, optional=True, even_away=True)]
         if isinstance(raw, SessionStoreError):
             if is_away(raw):
                 self._compare_at_s = time.monotonic() + _SETTINGS_PAUSE_S
@@ -459,7 +459,7 @@ class Operations:
         if not self.settings.records:
             return (yield from self.release(lease)).mine
         asked = lease.session_id or ""
-        [mine] = yield [self._leased(scripts.FAIL, lease, asked, self.settings.session_max_age_ms)]
+        [mine] = yield [self._leased(scripts.FAIL, lease, asked, self._max_age_ms)]
         return bool(mine)
 
     def release(self, lease: Lease, counters: Sequence[str] = ()) -> Op[Written]:
@@ -475,7 +475,7 @@ class Operations:
         if holder is None or remaining_ms <= 0:
             return None
         # By its holder: a claim that comes between the two is not the one that was to be broken.
-        args = (holder, new_token(), LEASE_GRACE_MS)
+        args = (holder, new_token(), str(LEASE_GRACE_MS))
         [broken] = yield [Command(args, key, scripts.BREAK, (redis_key,), tell_again=True)]
         return _held(key, holder, remaining_ms) if broken else None
 
@@ -501,7 +501,7 @@ class Operations:
             raise count
         return count
 
-    def _leased(self, script: Script, lease: Lease, *args: bytes | str | int, counters: Sequence[str] = ()) -> Command:
+    def _leased(self, script: Script, lease: Lease, *args: bytes | str, counters: Sequence[str] = ()) -> Command:
         redis_keys = self.keys.leased(lease.key)
         if counters:
             redis_keys += tuple(map(self.keys.counter, counters))

@@ -58,7 +58,7 @@ def retime(
     looked_at = invalid = invalid_no_ttl = 0
     done: Counter[int] = Counter()
     while (pages := (yield from scan.next_pages())) is not None:
-        commands = []
+        commands, args = [], (str(max_age_ms),)
         for page in pages:
             due: list[bytes] = []
             for name, redis_key, pttl_ms in zip(page.conversations(keys), page.redis_keys, page.pttls_ms, strict=True):
@@ -75,16 +75,16 @@ def retime(
                 else:
                     due.append(redis_key)
             if due and scan.by_script:
-                commands.append(Command((max_age_ms,), script=RETIME, redis_keys=tuple(due)))
+                commands.append(Command(args, script=RETIME, redis_keys=tuple(due)))
             elif due:  # only where one server has all keys may a script have several
-                commands.append(Command(("EVAL",), node=page.node, batch=RETIME.batch(due, b"%d" % max_age_ms)))
+                commands.append(Command((), node=page.node, batch=RETIME.batch(due, *args)))
         for reply in chain.from_iterable((yield commands)) if commands else ():
             if not isinstance(reply, SessionStoreError):
                 done.update(reply if isinstance(reply, list) else [reply])
             elif not is_away(reply):  # a key whose slot has moved away meanwhile is not changed
                 raise reply
     if not dry_run:
-        yield [Command(("HSET", keys.settings(), "max_age_ms", max_age_ms))]
+        yield [Command(("HSET", keys.settings(), "max_age_ms", str(max_age_ms)))]
     shortened, given_ttl = done[SHORTENED], done[GIVEN_TTL]
     return RetimeResult(
         looked_at=looked_at,

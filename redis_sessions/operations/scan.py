@@ -118,6 +118,13 @@ class LeaseRow(NamedTuple):
     holder: str
     remaining_ms: int
 
+    @property
+    def worker(self) -> tuple[str | None, int | None]:
+        """Host and process of the worker; None if the token doesn't say. The rest of it is a secret: it owns the lease."""
+        host, _, rest = self.holder.partition(":")
+        pid, _, secret = rest.partition(":")
+        return (host, int(pid)) if host and secret and pid.isascii() and pid.isdigit() else (None, None)
+
 
 class Scan:
     """One scan of all session keys of a namespace, or of all its leases.
@@ -190,7 +197,7 @@ class Scan:
 
     def _by_script(self) -> Op[list[tuple[bytes, Page]]]:
         fields = (self._keys.record_prefix, *RECORD_FIELDS) if self._records else (b"",)
-        args = (self._cursors[None], self._prefix, self._count, self._looser, *fields)
+        args = (self._cursors[None], self._prefix, str(self._count), self._looser, *fields)
         [reply] = yield [Command(args, script=PAGE, optional=True)]
         cursor, now_ms, redis_keys, pttls_ms, values, records, near, near_examples = _accepted(reply)
         return [(cursor, Page(redis_keys, pttls_ms, values, now_ms, None, records, near, near_examples))]
@@ -199,7 +206,7 @@ class Scan:
         listed = yield from _listed(self._cursors, (self._looser or self._prefix) + b"*", self._count)
         found = [[key for key in some if key.startswith(self._prefix) and key.endswith(b"}")] for *_, some in listed]
         asked = [
-            Command(("PTTL",), node=node, batch=list(self._reads(redis_keys)))
+            Command((), node=node, batch=list(self._reads(redis_keys)))
             for node, redis_keys in zip(self._cursors, found, strict=True)
             if redis_keys
         ]
@@ -215,7 +222,7 @@ class Scan:
     def _reads(self, redis_keys: list[bytes]) -> Iterator[tuple[bytes | str, ...]]:
         for redis_key in redis_keys:
             yield "PTTL", redis_key
-            yield "GETRANGE", redis_key, b"0", b"256"
+            yield "GETRANGE", redis_key, "0", "256"
             if self._records:
                 yield "HMGET", self._keys.record_prefix + redis_key[len(self._prefix) :], *RECORD_FIELDS
 
@@ -251,7 +258,7 @@ def _listed(cursors: dict[Any, bytes | str], pattern: bytes, count: int) -> Op[l
         Command(words, node=node, optional=True)
         for node, cursor in cursors.items()
         # Never SCAN alone: redis-py's cluster client would alter its reply.
-        for words in (("TIME",), ("SCAN", cursor, "MATCH", pattern, "COUNT", count))
+        for words in (("TIME",), ("SCAN", cursor, "MATCH", pattern, "COUNT", str(count)))
     ]
     listed = []
     for node, time, scan in zip(cursors, replies[::2], replies[1::2], strict=True):

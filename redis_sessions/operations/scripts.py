@@ -52,14 +52,6 @@ local function is_record_of(key, id)
 end
 """
 
-# The server's time, in milliseconds.
-_NOW: Final = """
-local function now()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-"""
-
 # KEYS lease, id, record; ARGV token, lease TTL, grace, 1 if the time is wanted, 1 if the record is wanted
 # -> {1, id or nil, now ms or nil, value of each field or nil} or {0, holder, remaining ms}
 # A lease without a TTL (after PERSIST by hand) gets one, so that it can't block a conversation forever.
@@ -68,7 +60,6 @@ end
 # A holder is cut too, since it may be any value.
 ACQUIRE: Final = Script(
     _PEEK
-    + _NOW
     + """
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
@@ -83,22 +74,28 @@ if holder and holder ~= ARGV[1] then
   end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-local id = peek('GET', KEYS[2])
+local id, now = peek('GET', KEYS[2]), false
 if type(id) == 'table' then
   id = ''
-elseif id then
+elseif id and #id > 257 then
   id = string.sub(id, 1, 257)
 end
-local found = {1, id, ARGV[4] == '1' and string.format('%.0f', now())}
+if ARGV[4] == '1' then
+  local time = redis.call('TIME')
+  now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+end
 if id and ARGV[5] == '1' then
   local values = peek('HMGET', KEYS[3], FIELDS)
-  if not values.err and values[1] == id then
-    for i, value in ipairs(values) do
-      found[i + 3] = value and #value > 40000 and string.sub(value, 1, 40000) or value
+  if values[1] == id then
+    for i = 1, #values do
+      if values[i] and #values[i] > 40000 then
+        values[i] = string.sub(values[i], 1, 40000)
+      end
     end
+    return {1, id, now, unpack(values)}
   end
 end
-return found
+return {1, id, now}
 """.replace("FIELDS", ", ".join(f"'{name}'" for name in RECORD_FIELDS))
 )
 
@@ -124,7 +121,6 @@ return 0
 # place are.
 SAVE: Final = Script(
     _PEEK
-    + _NOW
     + _COUNT
     + """
 local id, again = ARGV[2], ARGV[#ARGV]
@@ -136,41 +132,30 @@ if peek('GET', KEYS[1]) ~= ARGV[1] then
   end
   return {0, #KEYS - 3}
 end
-redis.call('SET', KEYS[2], id, 'PX', ARGV[3])
+local call, record = redis.call, KEYS[3]
+call('SET', KEYS[2], id, 'PX', ARGV[3])
 if ARGV[6] ~= '' then
-  local used = now()
-  local started
-  local was = peek('HMGET', KEYS[3], 'id', 's', 't', 'f', 'c', 'i')
-  local turns, failures = ARGV[4] == '' and 1 or 0, ARGV[6] == 'add' and 1 or 0
-  local fields = {'id', id, unpack(ARGV, 7, #ARGV - 1)}
-  local function field(name, value)
-    fields[#fields + 1], fields[#fields + 2] = name, string.format('%.0f', value)
-  end
-  if was[1] and (was[1] == id or was[1] == ARGV[5]) then
-    started = tonumber(was[2])
-    turns = turns + (tonumber(was[3]) or 0)
-    if ARGV[6] ~= 'reset' then
-      failures = failures + (tonumber(was[4]) or 0)
+  local was = peek('HMGET', record, 'id', 's', 't', 'f', 'c', 'i')
+  if not was[1] or was[1] ~= id and was[1] ~= ARGV[5] then
+    if was.err or was[1] then
+      call('DEL', record)
     end
-    if was[4] or was[5] or was[6] then
-      redis.call('HDEL', KEYS[3], 'f', 'c', 'i')
+    was = {}
+  elseif was[4] or was[5] or was[6] then
+    call('HDEL', record, 'f', 'c', 'i')
+  end
+  local time = call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local started = tonumber(was[2]) or now
+  local turns = (tonumber(was[3]) or 0) + (ARGV[4] == '' and 1 or 0)
+  call('HSET', record, 'id', id, 's', started, 'u', math.max(0, now - started), 't', turns, unpack(ARGV, 7, #ARGV - 1))
+  if ARGV[6] ~= 'reset' then
+    local failures = (tonumber(was[4]) or 0) + (ARGV[6] == 'add' and 1 or 0)
+    if failures > 0 then
+      call('HSET', record, 'f', failures)
     end
-  elseif was.err or was[1] then
-    redis.call('DEL', KEYS[3])
   end
-  if not started then
-    started = used
-    field('s', started)
-  end
-  field('u', math.max(0, used - started))
-  if turns > 0 then
-    field('t', turns)
-  end
-  if failures > 0 then
-    field('f', failures)
-  end
-  redis.call('HSET', KEYS[3], unpack(fields))
-  redis.call('PEXPIRE', KEYS[3], ARGV[3])
+  call('PEXPIRE', record, ARGV[3])
 end
 local uncounted = count(4)
 if ARGV[4] == '' then

@@ -237,7 +237,7 @@ class _RunningTurn:
         ):
             limit = getattr(settings, name)
             if limit is not None and reached >= limit:
-                return "rotated", f"has {reached} {unit}, and {name} is {limit}"
+                return "rotated", f"has {reached} {unit}, and the limit is {limit}"
         return "resumed", ""
 
     def _acquire(self) -> Flow[Lease]:
@@ -345,7 +345,9 @@ class _RunningTurn:
         differs = self.request.elsewhere(self.record, ever=True)
         if differs is not None:
             self.moved = True
-            self._say(f"session {self.previous} is gone here: it was made elsewhere ({differs}): {self.record.place}")
+            place = self.record.place
+            share = "run its turns in that directory" if differs == "directory" else "let both use that home, as a volume"
+            self._say(f"session {self.previous} is gone here: it was made elsewhere ({differs}): {place}; {share}")
         return self.moved
 
     def _keep(self, turn: Turn[Any]) -> Flow[ResumeResult[Any]]:

@@ -26,9 +26,9 @@ class TestRotation:
     @pytest.mark.parametrize(
         ("limit", "before", "reason"),
         [
-            ({"max_turns": 2}, {"t": 2}, "has 2 turns, and max_turns is 2"),
-            ({"max_context_tokens": 900}, {"c": 950}, "has 950 tokens of context, and max_context_tokens is 900"),
-            ({"max_lifetime_ms": 60_000}, {"s": 5}, "ms since its first turn, and max_lifetime_ms is 60000"),
+            ({"max_turns": 2}, {"t": 2}, "has 2 turns, and the limit is 2"),
+            ({"max_context_tokens": 900}, {"c": 950}, "has 950 tokens of context, and the limit is 900"),
+            ({"max_lifetime_ms": 60_000}, {"s": 5}, "ms since its first turn, and the limit is 60000"),
         ],
     )
     def test_past_a_limit_the_turn_runs_fresh(
@@ -60,6 +60,27 @@ class TestRotation:
         agent = Agent("S")
         assert (store.resume(KEY, agent, place=HERE, on_elsewhere="raise").how, agent.asked) == ("resumed", ["S"])
         assert store.peek(KEY).record.turns == 1
+
+    def test_run_can_learn_how_it_was_started(self, make_store):
+        store = make_store(max_turns=2)
+        answers, seen = iter(("R", "R", "E", AgentError(), "F")), []
+
+        def run(session_id):
+            seen.append((session_id, *store.running_turn(KEY)))
+            answer = next(answers)
+            if isinstance(answer, AgentError):
+                raise answer
+            return Turn(answer)
+
+        ways = [store.resume(KEY, run, judge=says(Verdict.gone)).how for _ in range(4)]
+        assert ways == ["fresh", "resumed", "rotated", "restarted"]
+        assert seen == [
+            (None, "fresh", None),
+            ("R", "resumed", "R"),
+            (None, "rotated", "R"),
+            *(("E", "resumed", "E"), (None, "restarted", "E")),
+        ]
+        assert store.running_turn(KEY) is None
 
     def test_without_a_lease_it_is_looked_at_too(self, make_store):
         store = make_store(max_turns=1)

@@ -21,7 +21,7 @@ from redis_sessions.cli.run.process import LINGER_S, Child, NotStarted, Outcome
 from redis_sessions.cli.run.streams import InputSpool, OutputBuffer
 from redis_sessions.cli.signals import PASSED_ON, TO_STOP, Signals
 from redis_sessions.errors import SessionStoreError
-from redis_sessions.resume.turn import Judgement, Turn, Verdict
+from redis_sessions.resume.turn import Judgement, Turn, TurnStart, Verdict
 from redis_sessions.text import exact_duration
 
 # As in timeout(1) and shells.
@@ -34,6 +34,9 @@ _FROM_OUTSIDE: Final = (*TO_STOP, signal.SIGQUIT, signal.SIGKILL)
 
 # Set by an agent for the programs it runs; some refuse to start if it is set.
 _NOT_INHERITED: Final = "CLAUDECODE"
+# What the agent and its hooks are told of the turn; a `run` within another one has its own.
+HOW_VARIABLE: Final = "REDIS_SESSIONS_HOW"
+PREVIOUS_VARIABLE: Final = "REDIS_SESSIONS_PREVIOUS_ID"
 
 
 class AgentFailed(Exception):
@@ -70,6 +73,7 @@ class Attempts:
         described: whether the runtime was described by options.
         gone: the regular expression of --gone, to name it in a message.
         save_early: saves the ID of the running turn; whether it did.
+        start: how the running turn was started.
         signals: pass on what this process receives.
         exit_code: of the last run.
         timed_out: whether the last run was ended by the time limit.
@@ -92,6 +96,7 @@ class Attempts:
     described: bool = False
     gone: str | None = None
     save_early: Callable[[str], bool] = lambda _: False
+    start: Callable[[], TurnStart | None] = lambda: None
     signals: Signals = field(default_factory=lambda: Signals(PASSED_ON))
     exit_code: int = 0
     timed_out: bool = False
@@ -252,7 +257,7 @@ class Attempts:
 
         child = Child(
             command=command,
-            environment={name: value for name, value in os.environ.items() if name != _NOT_INHERITED},
+            environment=self._environment(),
             spool=self._spool,
             observer=observer,
             output=output,
@@ -271,6 +276,13 @@ class Attempts:
             self.say(str(error))
             judgement = self.judgement = Judgement(Verdict.other, cut_short=True)
             raise AgentFailed(self.exit_code, judgement, "the agent was not started") from None
+
+    def _environment(self) -> dict[str, str]:
+        """The agent's: this process's own, and how the turn was started."""
+        start = self.start()
+        told = {HOW_VARIABLE: start and start.how, PREVIOUS_VARIABLE: start and start.previous}
+        environment = {name: value for name, value in os.environ.items() if name != _NOT_INHERITED and name not in told}
+        return environment | {name: value for name, value in told.items() if value}
 
     def _input_lost(self) -> bool:
         error = self._unspooled or (self._spool and self._spool.failed)
