@@ -319,7 +319,7 @@ class SessionStore(BaseStore[SyncClient]):
         `progress(done, about)` is called after every page, both in keys of the whole database. With `records` the same scan
         also reads what is known of each session, which takes longer. Raises InexactScan where a proxy refuses a scan.
         """
-        return self._run(report(self.settings, self._ops.counters(), progress, records=records))
+        return self._run(report(self.settings, progress, records=records))
 
     def sessions(self, *, records: bool = True) -> Rows[SessionRow]:
         """Every live session, a page at a time; one may come twice, and invalid keys are left out.
@@ -606,7 +606,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def report(self, progress: Progress | None = None, *, records: bool = False) -> Report:
         """Scan all session keys and report their state. Same as SessionStore.report."""
-        return await self._run(report(self.settings, self._ops.counters(), progress, records=records))
+        return await self._run(report(self.settings, progress, records=records))
 
     def sessions(self, *, records: bool = True) -> AsyncRows[SessionRow]:
         """Every live session, a page at a time. Same as SessionStore.sessions."""
