@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from redis_sessions.client.connect import AsyncClient, SyncClient, aconnect, callers_link, connect, link, sentinels
@@ -82,6 +82,20 @@ class AsyncRows(AsyncIterator[R]):
         return await anext(self._found)
 
 
+# Around a step that ends no renewal.
+_UNRENEWED: Final = nullcontext()
+
+
+@contextmanager
+def _ended(renewal: Any) -> Iterator[None]:
+    renewal.end()
+    try:
+        yield
+    except BaseException:
+        renewal.over = False
+        raise
+
+
 def _runtime(agent: str | Agent) -> Agent:
     from redis_sessions.agents import get_agent  # noqa: PLC0415 - a runtime is read when it is asked for
 
@@ -143,18 +157,10 @@ class BaseStore(Generic[C]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._link.address!r}, namespace={self.settings.namespace!r})"
 
-    @contextmanager
-    def _ending(self, lease: Lease) -> Iterator[None]:
+    def _ending(self, lease: Lease) -> AbstractContextManager[None]:
         """Let a step of the block that holds this lease end it: from then on it isn't renewed, unless the step fails."""
-        renewal = self._renewals.get(getattr(lease, "token", ""))
-        if renewal:
-            renewal.end()
-        try:
-            yield
-        except BaseException:
-            if renewal:
-                renewal.over = False
-            raise
+        renewal = self._renewals.get(getattr(lease, "token", "")) if self._renewals else None
+        return _ended(renewal) if renewal else _UNRENEWED
 
     def _save_early(self, key: str, session_id: str) -> Op[bool]:
         check_session_id(key, session_id)
