@@ -43,6 +43,7 @@ def test_an_empty_store(store):
     assert report.counters == dict.fromkeys(COUNTERS, 0)
 
 
+@pytest.mark.everywhere
 def test_it_counts_sessions_and_lists_invalid_keys(store, raw, namespace):
     keys = Keys(namespace)
     for n in range(30):
@@ -133,6 +134,7 @@ def test_keys_without_braces_are_counted_and_named(store, raw, namespace):
     raw.delete(f"x{namespace}:id:y")
 
 
+@pytest.mark.everywhere
 def test_rows_have_the_records_of_their_sessions(make_store, raw, namespace):
     keys, store = Keys(namespace), make_store()
     for key in ("saved", "another's", "broken"):
@@ -161,6 +163,7 @@ def test_without_a_max_age_that_of_the_namespace_counts(make_store, raw, namespa
         assert sum(b.count for b in store.report().idle_histogram if b.up_to_ms < idle_ms) == 0
 
 
+@pytest.mark.everywhere
 def test_leases_that_are_held(make_store, lapse, raw, namespace):
     store = make_store(scan_count=10)
     held = {key: store.acquire(key).token for key in ("a", "b {%}", "日本")}

@@ -70,7 +70,8 @@ class Alarm:
     def _ring(self, _: int, frame: FrameType | None) -> None:
         while frame is not None and self._armed:
             name = frame.f_code.co_qualname
-            if name.endswith("__del__") or name in WEAKREF_CALLBACKS:  # where Python would swallow it, with a warning
+            # Where Python would swallow it, with a warning: hypothesis has a callback of the garbage collector, too.
+            if name.endswith(("__del__", "gc_callback")) or name in WEAKREF_CALLBACKS:
                 signal.setitimer(signal.ITIMER_REAL, 20e-6)
                 return
             frame = frame.f_back
