@@ -7,7 +7,7 @@ the only others are TypeError and what `run` itself raised. See also:
 - `redis_sessions.agents`: the agent runtimes that are known, and their judges for `resume`
 - `redis_sessions.adapters`: turns of claude-agent-sdk and of the OpenAI client
 - `redis_sessions.keys`: the key scheme in Redis
-- `redis_sessions.legacy`: sessions.json, and the outcome for each kind of entry
+- `redis_sessions.legacy`: sessions.json, and other tools' files
 - `redis_sessions.operations.acl`: Redis users with the least privileges
 - `redis_sessions.metrics`: Prometheus (extra `prometheus`)
 - `redis_sessions.server`: an embedded Valkey server (extra `embedded`)

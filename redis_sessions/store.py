@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from redis_sessions.client.connect import AsyncClient, SyncClient, aconnect, callers_link, connect, link, sentinels
@@ -82,6 +82,20 @@ class AsyncRows(AsyncIterator[R]):
         return await anext(self._found)
 
 
+# Around a step that ends no renewal.
+_UNRENEWED: Final = nullcontext()
+
+
+@contextmanager
+def _ended(renewal: Any) -> Iterator[None]:
+    renewal.end()
+    try:
+        yield
+    except BaseException:
+        renewal.over = False
+        raise
+
+
 def _runtime(agent: str | Agent) -> Agent:
     from redis_sessions.agents import get_agent  # noqa: PLC0415 - a runtime is read when it is asked for
 
@@ -143,18 +157,10 @@ class BaseStore(Generic[C]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._link.address!r}, namespace={self.settings.namespace!r})"
 
-    @contextmanager
-    def _ending(self, lease: Lease) -> Iterator[None]:
+    def _ending(self, lease: Lease) -> AbstractContextManager[None]:
         """Let a step of the block that holds this lease end it: from then on it isn't renewed, unless the step fails."""
-        renewal = self._renewals.get(getattr(lease, "token", ""))
-        if renewal:
-            renewal.end()
-        try:
-            yield
-        except BaseException:
-            if renewal:
-                renewal.over = False
-            raise
+        renewal = self._renewals.get(getattr(lease, "token", "")) if self._renewals else None
+        return _ended(renewal) if renewal else _UNRENEWED
 
     def _save_early(self, key: str, session_id: str) -> Op[bool]:
         check_session_id(key, session_id)
@@ -319,7 +325,7 @@ class SessionStore(BaseStore[SyncClient]):
         `progress(done, about)` is called after every page, both in keys of the whole database. With `records` the same scan
         also reads what is known of each session, which takes longer. Raises InexactScan where a proxy refuses a scan.
         """
-        return self._run(report(self.settings, self._ops.counters(), progress, records=records))
+        return self._run(report(self.settings, progress, records=records))
 
     def sessions(self, *, records: bool = True) -> Rows[SessionRow]:
         """Every live session, a page at a time; one may come twice, and invalid keys are left out.
@@ -358,7 +364,7 @@ class SessionStore(BaseStore[SyncClient]):
     ) -> ImportResult:
         """Import a sessions.json: what was used within the max age, with its remaining TTL. Run twice it changes nothing.
 
-        Live session IDs in Redis are kept as they are; `help("redis_sessions.legacy")` lists the outcome for each entry.
+        Live session IDs in Redis are kept as they are; `redis-sessions docs moving` lists the outcome for each entry.
 
         Args:
             path: the file.
@@ -375,7 +381,7 @@ class SessionStore(BaseStore[SyncClient]):
             InexactScan: a proxy that refuses to say what is behind it; nothing was written.
         """
         legacy, accepts = read(path, as_shape(shape)), _form_of(agent)
-        return self._run(import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
+        return self._run(import_entries(self._ops, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
 
     def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json: whole or not at all, mode 0600. `progress` is as for `report`.
@@ -606,7 +612,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def report(self, progress: Progress | None = None, *, records: bool = False) -> Report:
         """Scan all session keys and report their state. Same as SessionStore.report."""
-        return await self._run(report(self.settings, self._ops.counters(), progress, records=records))
+        return await self._run(report(self.settings, progress, records=records))
 
     def sessions(self, *, records: bool = True) -> AsyncRows[SessionRow]:
         """Every live session, a page at a time. Same as SessionStore.sessions."""
@@ -639,9 +645,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         The file is read in a thread.
         """
         legacy, accepts = await asyncio.to_thread(read, path, as_shape(shape)), _form_of(agent)
-        return await self._run(
-            import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run)
-        )
+        return await self._run(import_entries(self._ops, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
 
     async def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json. Same as SessionStore.export."""

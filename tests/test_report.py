@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import redis
+import redis.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redis_sessions import SessionStore, StoreSettings, Turn
+from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, Turn
 from redis_sessions.keys import COUNTERS, Keys, is_session_id
 from redis_sessions.operations.report import MAX_EXAMPLES, ReportFold
 from redis_sessions.operations.scan import Page
 from redis_sessions.settings import DAY_MS
 from tests.servers import standalone
+from tests.stores import Blocking
 
 pytestmark = pytest.mark.plants_immortal_keys
 
@@ -274,3 +277,29 @@ def test_every_row_is_counted_once_whatever_it_is(rows):
     assert sum(bucket.count for bucket in report.idle_histogram) <= report.live
     assert all(example.key.isprintable() for example in report.invalid_examples)
     report.model_dump_json()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
+def test_a_cluster_by_a_client_of_the_callers(places, loop, namespace, protocol, kind):
+    """Whatever it decodes and however it reads replies, and with keys of every sort in between."""
+    options = {"protocol": protocol, "decode_responses": True}
+    port = int(places.get("cluster").url.split(",")[0].rpartition(":")[2])
+    settings = StoreSettings(namespace=namespace)
+    if kind is SessionStore:
+        store = SessionStore(redis.RedisCluster("127.0.0.1", port, **options), settings)
+    else:
+        store = Blocking(AsyncSessionStore(redis.asyncio.RedisCluster("127.0.0.1", port, **options), settings), loop)
+    raw = places.get("cluster").raw
+    for number in range(30):
+        store.set(f"key{number}", f"ID-{number}")
+    store.resume("key0", lambda _: Turn("ID-0"))
+    poison = plant_poison(raw, namespace)
+    report = store.report(records=True)
+    assert (report.live, report.invalid, report.approximate) == (30, poison, False)
+    assert sum(bucket.count for bucket in report.records.turns) == 1
+    assert store.live_session_ids() == {f"ID-{number}" for number in range(30)}
+    assert store.retime(60_000).shortened == 30
+    store.close()
+    for key in raw.scan_iter(f"{namespace}:*"):
+        raw.delete(key)

@@ -99,11 +99,14 @@ def test_of_a_broken_file_nothing_is_written(store, file, text):
     assert list(store.sessions()) == []
 
 
-def test_batches_and_progress(make_store, now_ms, file):
+def test_batches_and_progress_and_the_max_age_for_all(make_store, raw, namespace, now_ms, file):
     store = make_store(batch_size=10)
     heard = []
     path = file({f"key{n}": record(f"ID-{n}", now_ms) for n in range(95)})
+    store.import_legacy(path, dry_run=True)
+    assert raw.hgetall(Keys(namespace).settings()) == {}
     result = store.import_legacy(path, progress=lambda done, total: heard.append((done, total)))
+    assert raw.hgetall(Keys(namespace).settings()) == {b"max_age_ms": str(DAY_MS).encode()}
     assert figures(result) == (95, 0, 0, 0)
     assert heard == [(n, 95) for n in (*range(10, 95, 10), 95)]
 

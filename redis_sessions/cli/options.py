@@ -166,6 +166,12 @@ class CliCommand(TyperCommand):
 
 # Settings of the library whose option has another name, or takes something else: that name, and what to do.
 _MEANT: Final = {
+    "assume_used_at": (
+        "assume_used_at",
+        "write mtime, 2026-11-22T09:30:00+01:00, or milliseconds since 1970 such as 1795336200000",
+    ),
+    "id_fields": ("id_field", "name a field"),
+    "used_fields": ("used_field", "name a field"),
     "session_max_age_ms": ("max_age", f"write {DURATIONS}, a century at most"),
     "max_lifetime_ms": ("max_lifetime", f"write {DURATIONS}, a century at most"),
     "max_context_tokens": ("max_context", "give a whole number of tokens, 1 or more"),

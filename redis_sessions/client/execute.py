@@ -21,6 +21,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio.cluster import PipelineCommand
 from redis.client import NEVER_DECODE
 
+from redis_sessions.client.batch import aexchange, exchange
 from redis_sessions.client.cluster import AsyncCluster
 from redis_sessions.client.follow import afollow, follow
 from redis_sessions.client.pool import sent_once
@@ -51,6 +52,7 @@ class Link(NamedTuple):
 
 CALLERS: Final = Link()
 
+_ELSEWHERE: Final = (redis_errors.AskError, redis_errors.TryAgainError)
 _WRITTEN_BY_OTHERS: Final = {"GET", "GETRANGE", "HMGET", "SCAN"}
 
 
@@ -92,6 +94,12 @@ class Pipeline(NamedTuple):
     node: Any = None
 
 
+class Bulk(NamedTuple):
+    """Send the batch of this command."""
+
+    command: Command
+
+
 class Wait(NamedTuple):
     """Wait."""
 
@@ -114,7 +122,7 @@ class Failed(NamedTuple):
     error: Exception
 
 
-Step: TypeAlias = Send | Pipeline | Wait | Primaries | Together
+Step: TypeAlias = Send | Pipeline | Bulk | Wait | Primaries | Together
 Plan: TypeAlias = Generator[Step, Any, T]
 _Tried: TypeAlias = tuple[Any, bool]  # what came of a step, and whether it was taken more than once
 
@@ -173,6 +181,8 @@ def _at_once(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
 
 
 def _step(command: Command, link: Link) -> Step:
+    if command.batch:
+        return Bulk(command)
     return Primaries() if command is PRIMARIES else Send(command, link.client_resends)
 
 
@@ -197,7 +207,7 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
         if isinstance(outcome, Failed):
             failure: Exception | None = outcome.error
         else:
-            failure = _refusal(step, outcome, link) if isinstance(step, Pipeline) else None
+            failure = _refusal(step, outcome, link) if isinstance(step, Pipeline | Bulk) else None
         if failure is None:
             return outcome, attempt > 1
         if isinstance(failure, redis_errors.NoScriptError) and isinstance(step, Send) and not step.with_source:
@@ -237,15 +247,16 @@ def _pause_s(backoff_s: tuple[float, float], number: int) -> float:
     return min(first_s * 2.0 ** min(number - 1, 10), longest_s)
 
 
-def _refusal(step: Pipeline, outcome: list[Any], link: Link) -> Exception | None:
-    """The refusal that makes a whole pipeline fail. That of an optional command becomes its reply."""
+def _refusal(step: Pipeline | Bulk, outcome: list[Any], link: Link) -> Exception | None:
+    """The refusal that makes a whole pipeline or batch fail. Another one that is allowed becomes the reply."""
     for number, reply in enumerate(outcome):
         if isinstance(reply, Exception):
-            command = step.sends[number].command
+            command = step.command if isinstance(step, Bulk) else step.sends[number].command
             translation = translate(reply, command.key, link.address, cluster=link.cluster)
-            # Another node has that key: to ask this one again would not help.
-            gone = step.node is not None and isinstance(reply, redis_errors.AskError | redis_errors.TryAgainError)
-            if translation is None or not command.optional or (is_away(translation.error) and not gone):
+            # Where another node has that key, to ask this one again would not help.
+            gone = command.even_away or (command.node and isinstance(reply, _ELSEWHERE))
+            allowed = command.optional or command.batch
+            if translation is None or not allowed or (is_away(translation.error) and not gone):
                 return reply
             outcome[number] = translation.error
     return None
@@ -281,6 +292,8 @@ def _outcome(client: Any, step: Step) -> Any:
             case Pipeline(sends, node):
                 at = client if node is None else client.get_redis_connection(node)
                 return _filled(at.pipeline(transaction=False), sends).execute(raise_on_error=False)
+            case Bulk(Command(node=node, batch=batch)):
+                return exchange(client if node is None else client.get_redis_connection(node), batch)
             case Wait(seconds):
                 return time.sleep(seconds)
             case Primaries():
@@ -364,6 +377,12 @@ async def _ado(client: Any, step: Step) -> Any:
                 commands = [PipelineCommand(0, *send.arguments(), **send.options(routed=False)) for send in sends]
                 await node.execute_pipeline(commands)
                 return [command.result for command in commands]
+        case Bulk(command):
+            at: Any = command.node
+            if at is None:
+                return await aexchange(client.connection_pool.get_connection, client.connection_pool.release, command.batch)
+            async with client.admission() if isinstance(client, AsyncCluster) else nullcontext():
+                return await aexchange(at.acquire_connection, at.release, command.batch)
         case Wait(seconds):
             return await asyncio.sleep(seconds)
         case Primaries():

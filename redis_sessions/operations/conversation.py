@@ -105,22 +105,21 @@ class Record:
         """A record from the values of RECORD_FIELDS; what can't be read is not known."""
         if not any(values):
             return cls()
-        text = [None if value is None else value.decode("utf-8", "replace") for value in values]
-        session_id, who, directory, *figures, cut_short = text
+        session_id, who, directory, *figures, cut_short = values
         started_ms, lasted_ms, turns, context_tokens, failures = map(_figure, figures)
-        agent, host, home = [*((who or "").split("\0", 2)), "", ""][:3]
+        agent, host, home = [*_text(who).split("\0", 2), "", ""][:3]
         return cls(
-            session_id,
+            _text(session_id) or None,
             agent or None,
             host or None,
             home or None,
-            _whole(directory, home) or None,
+            _whole(_text(directory), home) or None,
             started_ms,
             None if started_ms is None or lasted_ms is None else started_ms + lasted_ms,
             turns or 0,
             context_tokens,
             failures or 0,
-            cut_short != "1",
+            cut_short != b"1",
         )
 
     @property
@@ -133,14 +132,18 @@ class Record:
         return (self.host, self.home, self.directory) == (place.host, place.home, place.directory)
 
 
-def _figure(text: str | None) -> int | None:
-    return int(text) if text and len(text) <= 18 and text.isascii() and text.isdigit() else None
+def _text(raw: bytes | None) -> str:
+    return raw.decode("utf-8", "replace") if raw else ""
 
 
-def _whole(directory: str | None, home: str) -> str | None:
+def _figure(digits: bytes | None) -> int | None:
+    return int(digits) if digits and len(digits) <= 18 and digits.isdigit() else None
+
+
+def _whole(directory: str, home: str) -> str:
     """A directory as it stands in a record, with what it shares with the home put back."""
-    shared = directory and _SHARED.match(directory)
-    return home[: int(shared[1])] + directory[shared.end() :] if directory and shared else directory
+    shared = _SHARED.match(directory)
+    return home[: int(shared[1])] + directory[shared.end() :] if shared else directory
 
 
 def _packed(agent: str | None, place: Place) -> dict[str, str]:
@@ -177,6 +180,10 @@ class Lease:
     def record(self) -> Record:
         """What else is known of that session; an empty Record if nothing is."""
         return Record.read(self.values)
+
+
+# In place of an ID that a session continues: it begins now, even if there is a record of its ID.
+BEGINS: Final = "-"
 
 
 class Failures(StrEnum):
@@ -281,7 +288,8 @@ class Operations:
         value = check_session_id(key, session_id)
         command = Command(("SET", self.keys.session_id(key), value, "PX", self._max_age_ms), key)
         _, lacking = yield from self._replicated(key, command)
-        yield from self.compare_max_age()
+        if self.compares_max_age():
+            yield from self.compare_max_age()
         return Written(mine=True, lacking=lacking)
 
     @staticmethod
@@ -343,10 +351,15 @@ class Operations:
     def _sees(self, key: str, token: str) -> Op[bool]:
         """Whether the token of a claim is in the lease on the server that has the ID.
 
-        It also looks at the servers of many other keys: where one has another server, the counters may have, too.
+        It also looks at the servers of many other keys: where one has another server, the counters may have, too. And it
+        asks for the max age, which spares the first save a round trip of its own where both have the same.
         """
         lease, routes = self.keys.lease(key), map(self.keys.session_id, (key, *PROBES))
-        replies = yield [Command(("EVAL", scripts.READ_BACK, "2", route, lease), key, optional=True) for route in routes]
+        looks = [Command(("EVAL", scripts.READ_BACK, "2", route, lease), key, optional=True) for route in routes]
+        max_age = Command(("HGET", self.keys.settings(), _MAX_AGE), optional=True, even_away=True)
+        [raw, *replies] = yield [max_age, *looks]
+        if isinstance(raw, bytes | str) and _max_age(raw) == self.settings.session_max_age_ms:
+            self._compare_at_s = float("inf")
         seen = [found in (token, token.encode()) for found in replies]
         if not all(seen):
             self.counts_in_scripts = False
@@ -379,7 +392,7 @@ class Operations:
             lease: under which it is saved.
             session_id: the ID.
             keep_lease: renew the lease instead of releasing it: the turn goes on.
-            continues: another ID of the same session, whose record goes on.
+            continues: another ID of the same session, whose record goes on; BEGINS if not even that of this ID does.
             failures: what to do with the number of undecided failures in a row.
             agent: the runtime, for the record. Without it and `place`, what the record has of both stays.
             place: where the turn ran, for the record.
@@ -411,7 +424,7 @@ class Operations:
         written = _written(reply)
         if not written.mine:
             return written
-        if compare:
+        if compare and self.compares_max_age():
             yield from self.compare_max_age()
         return written._replace(lacking=lacking)
 
@@ -420,13 +433,15 @@ class Operations:
         [raw] = yield [Command(("HGET", self.keys.settings(), _MAX_AGE), optional=True)]
         return None if raw is None or isinstance(raw, SessionStoreError) else _max_age(raw)
 
+    def compares_max_age(self) -> bool:
+        """Whether `compare_max_age` is due: after this store's first save, and again after it has failed."""
+        return time.monotonic() >= self._compare_at_s
+
     def compare_max_age(self) -> Op[None]:
-        """After this store's first save: write the max age for all workers, or warn that it is not that of the others.
+        """Write the max age for all workers, or warn that it is not that of the others.
 
         Whatever becomes of it, the save before it was carried out and must not fail.
         """
-        if time.monotonic() < self._compare_at_s:
-            return
         self._compare_at_s = float("inf")
         mine_ms, redis_key, args = self.settings.session_max_age_ms, self.keys.settings(), (_MAX_AGE, self._max_age_ms)
         [raw] = yield [Command(args, None, scripts.SETTINGS, (redis_key,), resend=False, optional=True, even_away=True)]
@@ -508,8 +523,7 @@ def _held(key: str, holder: bytes, remaining_ms: int) -> Held:
 
 
 def _max_age(raw: bytes | str) -> int | None:
-    text = str(raw, "ascii", "replace") if isinstance(raw, bytes) else raw
-    return _figure(text) or None
+    return _figure(raw if isinstance(raw, bytes) else raw.encode()) or None
 
 
 def _check_lease(lease: object) -> None:

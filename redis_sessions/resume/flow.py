@@ -55,7 +55,7 @@ from redis_sessions.errors import (
 )
 from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
 from redis_sessions.operations.command import Op
-from redis_sessions.operations.conversation import Failures, Held, Lease, Operations, Record, Written, new_token
+from redis_sessions.operations.conversation import BEGINS, Failures, Held, Lease, Operations, Record, Written, new_token
 from redis_sessions.resume.turn import (
     How,
     InvalidTurn,
@@ -82,14 +82,14 @@ _COUNTERS: Final[dict[How, list[str]]] = {
 _POLL_S: Final = (0.02, 0.5)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Do(Generic[T]):
     """Carry out this operation on the store and send back its result."""
 
     op: Op[T]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run:
     """Run the agent, resuming `session_id` if there is one, and keep `lease` renewed meanwhile."""
 
@@ -110,11 +110,26 @@ Flow: TypeAlias = Generator[Step, Any, T]
 
 def resume(ops: Operations, request: Request) -> Flow[ResumeResult[Any]]:
     """The flow of one turn, from claim to release."""
-    return (yield from _RunningTurn(ops, request).flow())
+    return _RunningTurn(ops, request).flow()
 
 
 class _RunningTurn:
     """The state of one turn while it goes through the table."""
+
+    # What is known of the session that was found.
+    record = Record()
+    claimed = False
+    ran = False
+    away = False
+    warned = False
+    previous: str | None = None
+    how: How = "fresh"
+    moved = False
+    # In which session the model has answered, while that is not saved for good.
+    answered: str | None = None
+    saved_early: str | None = None
+    undecided = False
+    replicated: bool | None = None
 
     def __init__(self, ops: Operations, request: Request) -> None:
         self.ops = ops
@@ -122,21 +137,7 @@ class _RunningTurn:
         self.request = request
         # Its token is chosen here, so that a claim whose reply never came can still be released.
         self.claim = Lease(request.key, new_token())
-        # What is known of the session that was found.
-        self.record = Record()
-        self.claimed = False
-        self.ran = False
-        self.away = False
-        self.warned = False
-        self.previous: str | None = None
-        self.how: How = "fresh"
-        self.moved = False
-        # In which session the model has answered, while that is not saved for good.
-        self.answered: str | None = None
-        self.saved_early: str | None = None
-        self.undecided = False
         self.uncounted: list[str] = []
-        self.replicated: bool | None = None
         self.reasons: list[str] = []
 
     def flow(self) -> Flow[ResumeResult[Any]]:
@@ -429,7 +430,8 @@ class _RunningTurn:
             self._say("not saved: another worker took the conversation over")
             return False
         self._note_replicas(written)
-        yield from self._do(self.ops.compare_max_age())
+        if self.ops.compares_max_age():
+            yield from self._do(self.ops.compare_max_age())
         return True
 
     def _note_replicas(self, written: Written) -> None:
@@ -452,7 +454,8 @@ class _RunningTurn:
             self.claim,
             session_id,
             keep_lease=keep_lease,
-            continues=self.previous if self.how == "resumed" else None,
+            # What an early save, or an agent that gives the same ID again, has left of another session doesn't go on.
+            continues=self.previous if self.how == "resumed" else self.previous and BEGINS,
             failures=Failures.reset if complete else Failures.add if self.undecided else Failures.keep,
             agent=agent,
             place=place,

@@ -161,7 +161,7 @@ class ResumeResult(Generic[V]):
     replicated: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """One call of `resume`: the conversation and the caller's choices. Raises InvalidSettings."""
 

@@ -90,6 +90,22 @@ class TestRotation:
         assert store.resume(KEY, Agent("E"), lease=False).how == "rotated"
         assert (store.get(KEY), store.peek(KEY).record) == ("E", None)
 
+    def test_what_is_known_of_the_session_before_is_not_that_of_the_new_one(self, make_store, record):
+        store = make_store(max_turns=3)
+
+        def started_another(_):
+            store.save_early(KEY, E)
+            return Turn(E)
+
+        for _ in range(2):
+            store.resume(KEY, lambda _: Turn(R), agent="claude")
+        assert store.resume(KEY, started_another, agent="claude").how == "restarted"
+        assert record() == {"session_id": E, "agent": "claude", "turns": 1}
+        for how in ("resumed", "resumed", "rotated", "resumed"):
+            # An agent that names its sessions by the conversation gives the same ID to a fresh one.
+            assert store.resume(KEY, lambda _: Turn(E), agent="claude").how == how
+        assert record()["turns"] == 2
+
     def test_giving_up_comes_first(self, make_store):
         store = make_store(max_turns=1, give_up_after=1)
         store.resume(KEY, Agent("R"))
