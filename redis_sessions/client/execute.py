@@ -10,7 +10,7 @@ import random
 import time
 from _thread import start_new_thread
 from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -18,11 +18,10 @@ from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from redis import exceptions as redis_errors
-from redis.asyncio.cluster import PipelineCommand
 from redis.client import NEVER_DECODE
 
-from redis_sessions.client.cluster import AsyncCluster
-from redis_sessions.client.follow import afollow, follow
+from redis_sessions.client.cluster import AsyncCluster, Cluster
+from redis_sessions.client.direct import Call, aexchange, awaited, exchange
 from redis_sessions.client.pool import sent_once
 from redis_sessions.client.translate import translate
 from redis_sessions.errors import is_away
@@ -50,6 +49,10 @@ class Link(NamedTuple):
 
 
 CALLERS: Final = Link()
+
+# As many redirections as redis-py follows, and as many tries as its cluster client makes by default.
+_REDIRECTIONS: Final = 16
+_CALLERS_RETRIES: Final = 3
 
 _WRITTEN_BY_OTHERS: Final = {"GET", "GETRANGE", "HMGET", "SCAN"}
 
@@ -113,7 +116,8 @@ class Failed(NamedTuple):
     error: Exception
 
 
-Step: TypeAlias = Send | Pipeline | Wait | Primaries | Together
+# A partial is a call of redis-py's, to be awaited in its async flavor.
+Step: TypeAlias = Send | Pipeline | Wait | Primaries | Together | partial[Any]
 Plan: TypeAlias = Generator[Step, Any, T]
 _Tried: TypeAlias = tuple[Any, bool]  # what came of a step, and whether it was taken more than once
 
@@ -250,6 +254,70 @@ def _failure(step: Step, outcome: Any, link: Link) -> Exception | None:
     return None
 
 
+def _followed(client: Any, step: Send, send: Callable[[Any, list[Call]], Any]) -> Plan[list[Any]]:
+    """Send a command and the one behind it on the same connection; on a cluster, follow redirections as redis-py (8.1) does.
+
+    Returns both replies. Raises what the first was answered by; if the second was refused, the error (ours) is its reply.
+    """
+    command = step.command
+    calls: list[Call] = [
+        (step.arguments(), step.options()),
+        (Send(Command(command.followed_by), again=False).arguments(), {}),
+    ]
+    if not hasattr(client, "get_primaries"):
+        return _both((yield partial(send, client, calls)), command)
+    if hasattr(client, "initialize"):  # asyncio's
+        _unwrap((yield partial(client.initialize)))
+    slots = client.nodes_manager
+    slot = client.keyslot(command.redis_keys[0] if command.script else command.args[1])
+    # Our own clients are tried again by the plan of the whole operation.
+    retries = _CALLERS_RETRIES if step.again and not isinstance(client, Cluster | AsyncCluster) else 0
+    node, asking = None, False
+    for _ in range(_REDIRECTIONS):
+        try:
+            node = node or slots.get_node_from_slot(slot)
+            at = client.get_redis_connection(node) if hasattr(client, "get_redis_connection") else node
+            return _both((yield partial(send, at, [(("ASKING",), {}), *calls] if asking else calls)), command)
+        except redis_errors.MovedError as moved:
+            _unwrap((yield partial(slots.move_slot, moved)))
+            node, asking = None, False
+        except redis_errors.AskError as ask:
+            node, asking = client.get_node(host=ask.host, port=ask.port), True
+            if node is None:  # a node that had no slot when the slots were asked for
+                _unwrap((yield partial(slots.initialize)))
+                raise
+        except redis_errors.MaxConnectionsError:
+            raise
+        except (
+            redis_errors.ConnectionError,
+            redis_errors.TimeoutError,
+            redis_errors.ClusterDownError,
+            redis_errors.RedisClusterException,
+        ):
+            if node is not None:
+                slots.move_node_to_end_of_cached_nodes(node.name)
+            _unwrap((yield partial(slots.initialize)))
+            if not retries:
+                raise
+            retries -= 1
+            node, asking = None, False
+    raise redis_errors.ClusterError("too many redirections")
+
+
+def _unwrap(outcome: Any) -> Any:
+    if isinstance(outcome, Failed):
+        raise outcome.error
+    return outcome
+
+
+def _both(outcome: Any, command: Command) -> list[Any]:
+    first, second = (_unwrap(outcome))[-2:]
+    if isinstance(first, Exception):
+        raise first
+    translation = translate(second, command.key, "Redis") if isinstance(second, Exception) else None
+    return [first, translation.error if translation else second]
+
+
 # The two loops
 
 
@@ -274,18 +342,21 @@ def _outcome(client: Any, step: Step) -> Any:
     try:
         match step:
             case Send(command) if command.followed_by:
-                return follow(client, step)
+                return _carry_out(client, _followed(client, step, exchange))
             case Send():
                 return client.execute_command(*step.arguments(), **step.options())
+            case Pipeline(sends, None):
+                return _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
             case Pipeline(sends, node):
-                at = client if node is None else client.get_redis_connection(node)
-                return _filled(at.pipeline(transaction=False), sends).execute(raise_on_error=False)
+                return exchange(client.get_redis_connection(node), _calls(sends))
             case Wait(seconds):
                 return time.sleep(seconds)
             case Primaries():
                 return client.get_primaries() if hasattr(client, "get_primaries") else [None]
             case Together(plans):
                 return side_by_side([partial(_carry_out, client, plan) for plan in plans])
+            case partial():
+                return step()
     except Exception as error:  # noqa: BLE001 - the plan raises again what it doesn't know
         return Failed(error)
 
@@ -353,16 +424,15 @@ async def _aoutcome(client: Any, step: Step) -> Any:
 async def _ado(client: Any, step: Step) -> Any:
     match step:
         case Send(command) if command.followed_by:
-            return await afollow(client, step)
+            async with _admission(client):
+                return await _acarry_out(client, _followed(client, step, aexchange))
         case Send():
             return await client.execute_command(*step.arguments(), **step.options())
         case Pipeline(sends, None):
             return await _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
         case Pipeline(sends, node):
-            async with client.admission() if isinstance(client, AsyncCluster) else nullcontext():
-                commands = [PipelineCommand(0, *send.arguments(), **send.options(routed=False)) for send in sends]
-                await node.execute_pipeline(commands)
-                return [command.result for command in commands]
+            async with _admission(client):
+                return await aexchange(node, _calls(sends))
         case Wait(seconds):
             return await asyncio.sleep(seconds)
         case Primaries():
@@ -373,9 +443,19 @@ async def _ado(client: Any, step: Step) -> Any:
                 if isinstance(result, BaseException):
                     raise result
             return results
+        case partial():
+            return await awaited(step())
+
+
+def _admission(client: Any) -> AbstractAsyncContextManager[None]:
+    return client.admission() if isinstance(client, AsyncCluster) else nullcontext()
+
+
+def _calls(sends: list[Send]) -> list[Call]:
+    return [(send.arguments(), send.options(routed=False)) for send in sends]
 
 
 def _filled(pipeline: Any, sends: list[Send]) -> Any:
-    for send in sends:
-        pipeline.execute_command(*send.arguments(), **send.options(routed=False))
+    for args, options in _calls(sends):
+        pipeline.execute_command(*args, **options)
     return pipeline
