@@ -22,7 +22,7 @@ from redis.client import NEVER_DECODE
 
 from redis_sessions.client.cluster import AsyncCluster, Cluster
 from redis_sessions.client.direct import Call, aexchange, awaited, exchange
-from redis_sessions.client.pool import sent_once
+from redis_sessions.client.pool import BROKEN, sent_once
 from redis_sessions.client.translate import translate
 from redis_sessions.errors import is_away
 from redis_sessions.operations.command import EMULATED, PRIMARIES, Command, Op, Resent
@@ -260,47 +260,38 @@ def _followed(client: Any, step: Send, send: Callable[[Any, list[Call]], Any]) -
     Returns both replies. Raises what the first was answered by; if the second was refused, the error (ours) is its reply.
     """
     command = step.command
-    calls: list[Call] = [
-        (step.arguments(), step.options()),
-        (Send(Command(command.followed_by), again=False).arguments(), {}),
-    ]
+    calls = [(step.arguments(), step.options()), (Send(Command(command.followed_by), again=False).arguments(), {})]
     if not hasattr(client, "get_primaries"):
         return _both((yield partial(send, client, calls)), command)
     if hasattr(client, "initialize"):  # asyncio's
         _unwrap((yield partial(client.initialize)))
-    slots = client.nodes_manager
-    slot = client.keyslot(command.redis_keys[0] if command.script else command.args[1])
+    slots, slot = client.nodes_manager, client.keyslot(command.redis_keys[0] if command.script else command.args[1])
     # Our own clients are tried again by the plan of the whole operation.
     retries = _CALLERS_RETRIES if step.again and not isinstance(client, Cluster | AsyncCluster) else 0
-    node, asking = None, False
+    node = asked = None
     for _ in range(_REDIRECTIONS):
         try:
-            node = node or slots.get_node_from_slot(slot)
+            node = asked or slots.get_node_from_slot(slot)
             at = client.get_redis_connection(node) if hasattr(client, "get_redis_connection") else node
-            return _both((yield partial(send, at, [(("ASKING",), {}), *calls] if asking else calls)), command)
+            return _both((yield partial(send, at, [(("ASKING",), {}), *calls] if asked else calls)), command)
         except redis_errors.MovedError as moved:
             _unwrap((yield partial(slots.move_slot, moved)))
-            node, asking = None, False
+            asked = None
         except redis_errors.AskError as ask:
-            node, asking = client.get_node(host=ask.host, port=ask.port), True
-            if node is None:  # a node that had no slot when the slots were asked for
+            asked = client.get_node(host=ask.host, port=ask.port)
+            if asked is None:  # a node that had no slot when the slots were asked for
                 _unwrap((yield partial(slots.initialize)))
                 raise
         except redis_errors.MaxConnectionsError:
             raise
-        except (
-            redis_errors.ConnectionError,
-            redis_errors.TimeoutError,
-            redis_errors.ClusterDownError,
-            redis_errors.RedisClusterException,
-        ):
+        except (*BROKEN, redis_errors.ClusterDownError, redis_errors.RedisClusterException):
             if node is not None:
                 slots.move_node_to_end_of_cached_nodes(node.name)
             _unwrap((yield partial(slots.initialize)))
             if not retries:
                 raise
             retries -= 1
-            node, asking = None, False
+            asked = None
     raise redis_errors.ClusterError("too many redirections")
 
 
@@ -311,7 +302,7 @@ def _unwrap(outcome: Any) -> Any:
 
 
 def _both(outcome: Any, command: Command) -> list[Any]:
-    first, second = (_unwrap(outcome))[-2:]
+    *_, first, second = _unwrap(outcome)
     if isinstance(first, Exception):
         raise first
     translation = translate(second, command.key, "Redis") if isinstance(second, Exception) else None

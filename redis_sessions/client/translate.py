@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from redis import exceptions as redis_errors
+from redis._parsers import BaseParser
 from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.sentinel import MasterNotFoundError
 
@@ -56,20 +57,13 @@ _BY_CODE: Final = _DENIED | {
     code: _Reason(f"can't serve now ({code})", "look at the server's log", passing=code in _PASSING)
     for code in (*_PASSING, "OOM", "MISCONF")
 }
-_CODES_BY_CLASS: Final = (
-    (redis_errors.AuthenticationError, "WRONGPASS"),
-    (redis_errors.AuthorizationError | redis_errors.NoPermissionError, "NOPERM"),
-    (redis_errors.BusyLoadingError, "LOADING"),
-    (redis_errors.OutOfMemoryError, "OOM"),
-    (redis_errors.ReadOnlyError, "READONLY"),
-    (redis_errors.MasterDownError, "MASTERDOWN"),
-    (redis_errors.ClusterDownError, "CLUSTERDOWN"),
-    # A ClusterError: redis-py gave up after too many redirections, since slots are being migrated.
-    (redis_errors.TryAgainError | redis_errors.ClusterError, "TRYAGAIN"),
-    (redis_errors.MovedError, "MOVED"),
-    (redis_errors.AskError, "ASK"),
-    (redis_errors.NoScriptError, "NOSCRIPT"),
-)
+# redis-py cuts the code off, and raises some of these classes itself.
+_CODES: Final[dict[type, str]] = {
+    **{kind: code for code, kind in BaseParser.EXCEPTION_CLASSES.items() if isinstance(kind, type)},
+    redis_errors.AuthenticationError: "WRONGPASS",
+    redis_errors.AuthorizationError: "NOPERM",
+    redis_errors.ClusterError: "TRYAGAIN",  # it gave up after too many redirections, since slots are being migrated
+}
 # By what a server, a proxy or redis-py says.
 _BY_TEXT: Final = {
     r"cluster support disabled|unknown command .CLUSTER\b": _Reason(
@@ -122,7 +116,6 @@ _WRAPPED = re.compile(r"(?:^|[:\s]-|@user_script: ?\d+: )([A-Z]{3,})\b")
 
 # Inside a script, what the ACL forbids comes without a code. First: Valkey and Redis since 7.2; then: those before.
 _DENIED_IN_SCRIPT = re.compile(r"ACL failure in script: |The user executing the script can't ")
-_NOT_LOGGED_IN = re.compile(r"Authentication required|client already authenticated")
 _COMMAND = re.compile(r" run the '([a-z]+(?:[|.][a-z-]+)?)' command")
 _KEY = re.compile(r" access [a-z ]*keys?\b| access the '")
 
@@ -257,11 +250,11 @@ def _raiser(error: Exception) -> str:
 
 
 def _code(error: BaseException) -> str | None:
-    if isinstance(error, redis_errors.AuthenticationError) and _NOT_LOGGED_IN.search(str(error)):
+    if getattr(error, "status_code", None) == "NOAUTH":  # of the class of WRONGPASS
         return "NOAUTH"
-    for kind, code in _CODES_BY_CLASS:
-        if isinstance(error, kind):
-            return code
+    for kind in type(error).__mro__:
+        if kind in _CODES:
+            return _CODES[kind]
     if not isinstance(error, redis_errors.ResponseError):
         return None
     if _DENIED_IN_SCRIPT.search(str(error)):
