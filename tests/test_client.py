@@ -148,9 +148,9 @@ class TestOurs:
     @pytest.mark.parametrize("commands", [1, 2])
     def test_commands_send_no_integer(self, commands):
         client = mock.MagicMock()
-        client.execute_command.return_value = client.pipeline.return_value.execute.return_value = [1, b"ID", None]
+        client.execute_command.return_value = [1, b"ID", None]
         client.pipeline.return_value.execute.return_value = [None, -2]
-        store = SessionStore(client, _link=Link())
+        store = SessionStore(client, _link=Link(emulated=True))
         store.acquire("a") if commands == 1 else store.peek("a")
         for sent in (*client.execute_command.call_args_list, *client.pipeline.return_value.execute_command.call_args_list):
             assert all(isinstance(argument, str | bytes) for argument in sent.args)

@@ -40,6 +40,9 @@ class Cluster(redis.RedisCluster):
             try:
                 super().__init__(**self.options())
                 self._started_in = os.getpid()
+            except Exception as error:
+                add_endpoint(error)
+                raise
             finally:
                 self._starting = False
                 if self._started_in is None and self._manager is not None:
@@ -97,8 +100,12 @@ class AsyncCluster(redis.asyncio.RedisCluster):
         await self._limit.enter()
         self._admitted.add(task)
         try:
-            # redis-py would send a first command to any node, and be redirected. No upstream issue found (8.1).
-            await self.initialize()
+            try:
+                # redis-py would send a first command to any node, and be redirected. No upstream issue found (8.1).
+                await self.initialize()
+            except Exception as error:
+                add_endpoint(error)
+                raise
             yield
         finally:
             self._admitted.discard(task)
@@ -128,11 +135,11 @@ class _CheckedBeforeSending(CheckedConnection):
         if check_health and self.used_s is not None and connection.is_connected:
             with contextlib.suppress(redis.ConnectionError):  # it has disconnected, and sending connects it again
                 await connection.can_read()
-        connected = connection.is_connected
-        try:
-            await super().send_packed_command(command, check_health)
-        except BROKEN as error:
-            if not connected:
+        if not connection.is_connected:
+            try:
+                await connection.connect()
+            except BROKEN as error:
                 add_endpoint(error, self)
-            raise
+                raise
+        await super().send_packed_command(command, check_health)
         self.used_s = time.monotonic()

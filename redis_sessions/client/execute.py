@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from _thread import start_new_thread
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
@@ -23,7 +24,7 @@ from redis.client import NEVER_DECODE
 from redis_sessions.client.cluster import AsyncCluster, Cluster
 from redis_sessions.client.direct import Call, aexchange, awaited, exchange
 from redis_sessions.client.pool import BROKEN, sent_once
-from redis_sessions.client.translate import translate
+from redis_sessions.client.translate import MISREADINGS, translate, translate_misreading
 from redis_sessions.errors import is_away
 from redis_sessions.operations.command import EMULATED, PRIMARIES, Command, Op, Resent
 
@@ -32,6 +33,10 @@ T = TypeVar("T")
 # First and longest pause between two tries: after a failure, and while all connections are in use.
 _BACKOFF_S = (0.02, 0.5)
 _CROWD_BACKOFF_S = (0.001, 0.02)
+# After how long it is logged, at a level that only a command line shows, that a step is still tried.
+_TELL_AFTER_S: Final = 1.0
+
+log = logging.getLogger("redis_sessions.client")
 
 
 class Link(NamedTuple):
@@ -127,12 +132,11 @@ _Tried: TypeAlias = tuple[Any, bool]  # what came of a step, and whether it was 
 
 def execution(op: Op[T], link: Link) -> Plan[T]:
     """Plan a whole operation. Returns its result, raises SessionStoreError and its children."""
+    commands: list[Command] = []
     try:
         commands = next(op)
         while True:
-            if commands == [EMULATED]:
-                replies = [link.emulated]
-            elif len(commands) == 1:
+            if len(commands) == 1:
                 reply, resent = yield from _persistently(_step(commands[0], link), commands, link)
                 replies = Resent([reply]) if resent else [reply]
             else:
@@ -141,21 +145,21 @@ def execution(op: Op[T], link: Link) -> Plan[T]:
     except StopIteration as done:
         result: T = done.value
         return result
+    except MISREADINGS as error:
+        # Before the first reply, it is the caller who passed what can't be used.
+        misread = translate_misreading(error, link.address) if commands else None
+        if misread is None:
+            raise
     finally:
         op.close()  # frees what it holds now, not when the error that ended it is dropped
+    raise misread
 
 
 def _replies(commands: list[Command], link: Link) -> Plan[list[Any]]:
-    """The replies to several commands: side by side if each has its node, else pipelined, else one by one."""
-    tried: list[_Tried] = []
+    """The replies to several commands: side by side if each has its node."""
     if all(command.node for command in commands):
         of_each = [list(group) for _, group in groupby(commands, attrgetter("node"))]
-        outcome: Any = yield Together([_at_once(group, link) for group in of_each])
-        if isinstance(outcome, Failed):
-            raise outcome.error
-        tried = [one for group in outcome for one in group]
-    elif any(command.script for command in commands):
-        tried = yield from _one_by_one(commands, link)
+        tried = list(chain(*_unwrap((yield Together([_at_once(group, link) for group in of_each])))))
     else:
         tried = yield from _at_once(commands, link)
     kind = Resent if any(resent for _, resent in tried) else list
@@ -163,9 +167,12 @@ def _replies(commands: list[Command], link: Link) -> Plan[list[Any]]:
 
 
 def _at_once(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
-    """The replies to commands of the same node, pipelined."""
-    if len(commands) == 1:
-        return (yield from _one_by_one(commands, link))
+    """The replies to commands of the same node, pipelined. Scripts that redis-py has to route go one by one."""
+    if len(commands) == 1 or (commands[0].node is None and any(command.script for command in commands)):
+        tried: list[_Tried] = []
+        for command in commands:
+            tried += [(yield from _persistently(_step(command, link), [command], link))]
+        return tried
     sends, known = [], set()
     for command in commands:
         # A script that the node doesn't know yet is there once the first of them has been sent whole.
@@ -176,30 +183,22 @@ def _at_once(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
 
 
 def _step(command: Command, link: Link) -> Step:
+    if command is EMULATED:
+        return partial(bool, link.emulated)
     return Primaries() if command is PRIMARIES else Send(command, link.client_resends)
-
-
-def _one_by_one(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
-    tried: list[_Tried] = []
-    for command in commands:
-        tried += [(yield from _persistently(_step(command, link), [command], link))]
-    return tried
 
 
 def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Tried]:
     """Try a step until it succeeds, while another try may help and is allowed. An optional command's error is its reply."""
-    attempt, crowded = 1, 0
+    tries, resent, told = 1, False, False
     resend = all(command.resend for command in commands)
+    sent_once.set(not resend)
     first_s = began_s = time.monotonic()
     while True:
-        if not resend:
-            sent_once.set(True)
         outcome = yield step
-        if not resend:
-            sent_once.set(False)
         failure = _failure(step, outcome, link)
         if failure is None:
-            return outcome, attempt > 1
+            return outcome, resent
         if isinstance(failure, redis_errors.NoScriptError) and isinstance(step, Send) and not step.with_source:
             # EVAL loads and runs it in one: between two commands the script could be flushed again, or the server fail over.
             step = step._replace(with_source=True)
@@ -208,19 +207,23 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
         translation = translate(failure, commands[0].key, link.address, cluster=link.cluster, sent=_name(step))
         if translation is None:
             raise failure
-        error, passing, unsent = translation
-        pause_s = _pause_s(_BACKOFF_S, attempt)
+        error, passing, harmless = translation
+        crowded = isinstance(failure, redis_errors.MaxConnectionsError)
+        first_pause_s, longest_s = _CROWD_BACKOFF_S if crowded else _BACKOFF_S
+        pause_s = min(first_pause_s * 2.0 ** min(tries - 1, 10), longest_s)
         now_s = time.monotonic()
-        if not passing or not (resend or unsent) or now_s + pause_s + (now_s - began_s) > first_s + link.deadline_s:
+        may = resend or crowded or (harmless and not commands[0].even_away)
+        if not passing or not may or now_s + pause_s + (now_s - began_s) > first_s + link.deadline_s:
             outcome = failure = None
             if isinstance(step, Send) and step.command.optional and (step.command.even_away or not is_away(error)):
                 return error, False
             raise error
-        if unsent:
-            crowded += 1
-            pause_s = _pause_s(_CROWD_BACKOFF_S, crowded)
-        else:
-            attempt += 1
+        if not told and now_s - first_s > _TELL_AFTER_S:
+            told = True
+            log.info("%s: trying for up to %g s", error.message, link.deadline_s)
+        tries += 1
+        if not harmless:
+            resent = True
             if isinstance(step, Send):
                 step = step._replace(again=True)
         yield Wait(pause_s * random.uniform(0.5, 1))
@@ -230,11 +233,6 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
 def _name(step: Step) -> str:
     """The name of the command that is sent, for errors."""
     return str(step.arguments()[0]) if isinstance(step, Send) else "a command"
-
-
-def _pause_s(backoff_s: tuple[float, float], number: int) -> float:
-    first_s, longest_s = backoff_s
-    return min(first_s * 2.0 ** min(number - 1, 10), longest_s)
 
 
 def _failure(step: Step, outcome: Any, link: Link) -> Exception | None:

@@ -87,12 +87,12 @@ class PerProcess(Generic[C]):
         self._clients, self._lock = {}, threading.RLock()
 
 
-def add_endpoint(error: BaseException, connection: Any) -> None:
-    """Note on an error that nothing was sent, as `translate` reads it, by the address that could not be reached.
+def add_endpoint(error: BaseException, connection: Any = None) -> None:
+    """Note on an error that it came before a command was sent, and which address could not be reached, for `translate`.
 
-    A cluster announces others than those of the URL. A unix socket has none.
+    A cluster announces other addresses than those of the URL. A unix socket has none.
     """
-    if isinstance(error, BROKEN):
+    if isinstance(error, (*BROKEN, redis.RedisClusterException)) and not hasattr(error, "endpoint"):
         port = getattr(connection, "port", None)
         error.endpoint = port and f"{connection.host}:{port}"  # type: ignore[union-attr]
 
@@ -194,10 +194,11 @@ class SafePool:
                     raise redis.ConnectionError
                 if _needs_ping(idle_s):
                     ping(connection)
+                return connection
             except BROKEN:
                 self.disconnect_free_connections()
                 connection.disconnect()
-                connection.connect()
+            connection.connect()  # not in the handler, whose error would take the place of the reason
         except BaseException as error:
             self._drop(connection)
             add_endpoint(error, connection)
@@ -346,11 +347,13 @@ class _QueuingPool:
             await connection.connect()
             try:
                 await connection.can_read()
+                return connection
             except BROKEN:
                 await self.disconnect_free_connections()
-                await connection.connect()
-        except BaseException:
+            await connection.connect()  # see SafePool
+        except BaseException as error:
             await self.release(connection)
+            add_endpoint(error, connection)
             raise
         return connection
 

@@ -129,15 +129,17 @@ class CutOff(redis_errors.ConnectionError):
 _MISTAKES: Final = (AttributeError, TypeError, KeyError, IndexError)
 # Where redis-py raises what it can't read in a reply, such as a MOVED without a node.
 _PARSERS: Final = ("redis._parsers", "redis.exceptions")
+# What an operation raises by mistake on a reply of another form.
+MISREADINGS: Final = (AttributeError, TypeError, ValueError, LookupError)
 _OTHER_LOOP = re.compile(r"event loop is closed|different (event )?loop", re.IGNORECASE)
 
 
 class Translation(NamedTuple):
-    """The error to raise, whether the same command may succeed a moment later, and whether it was certainly not sent."""
+    """The error to raise, whether the same command may succeed a moment later, and whether it certainly had no effect."""
 
     error: SessionStoreError
     passing: bool
-    unsent: bool = False
+    harmless: bool = False
 
 
 def translate(
@@ -151,8 +153,11 @@ def translate(
     found = _reason(error, key, address, sent, cluster=cluster)
     if found is None:
         return None
-    unsent = isinstance(error, redis_errors.MaxConnectionsError) or hasattr(error, "endpoint")
-    return Translation(found.kind(found.words, key=key, remedy=found.remedy), found.passing, unsent)
+    # redis-py asks a cluster for its slots while it handles why a node could not be reached.
+    first = error.__context__ if isinstance(error, redis_errors.RedisClusterException) and error.__context__ else error
+    unsent = isinstance(error, redis_errors.MaxConnectionsError) or hasattr(first, "endpoint")
+    harmless = unsent or _code(error) in _PASSING  # a server that says so has not begun
+    return Translation(found.kind(found.words, key=key, remedy=found.remedy), found.passing, harmless)
 
 
 def _reason(error: Exception, key: str | None, address: str, sent: str, *, cluster: bool) -> _Reason | None:
@@ -233,6 +238,16 @@ def _unreached(causes: list[BaseException], address: str, *, cluster: bool) -> _
     else:
         check = "the URL and that it runs"
     return _Reason(f"{address} can't be reached ({words})", f"check {check}", passing=not refused)
+
+
+def translate_misreading(error: Exception, address: str) -> CommandRefused | None:
+    """The error for a reply of a form that an operation can't read, as of a broken proxy; None for a mistake elsewhere."""
+    # A call that doesn't fit is one of a function that the caller passed.
+    if isinstance(error, SessionStoreError) or re.search("positional argument|not callable", str(error)):
+        return None
+    if not _raiser(error).startswith(("redis_sessions.operations", "redis_sessions.doctor", "redis_sessions.keys")):
+        return None
+    return CommandRefused(f"{address} {_NOT_REDIS.words}", remedy=_NOT_REDIS.remedy)
 
 
 def answers(error: redis_errors.ResponseError) -> bool:

@@ -194,7 +194,8 @@ def run(
     outcome |= {"session_changed": False, "saved": False}
     wait_ms = 0 if wait is None else parse_duration_ms(wait, "--wait")
     warnings = nullcontext() if quiet else show.logged_warnings(attempts.say, once=True)
-    with attempts.signals.installed(), at.store(**changed) as store, warnings:
+    say = attempts.say if not quiet else lambda _: None
+    with attempts.signals.installed(), at.store(say, **changed) as store, warnings:
         attempts.save_early = partial(store.save_early, key)
         if attempts.ephemeral and not quiet:
             attempts.say(f"{attempts.ephemeral} leaves nothing that could be resumed later: no session is saved")
