@@ -207,12 +207,12 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
         translation = translate(failure, commands[0].key, link.address, cluster=link.cluster, sent=_name(step))
         if translation is None:
             raise failure
-        error, passing, harmless = translation
+        error, passing, unsent = translation
         crowded = isinstance(failure, redis_errors.MaxConnectionsError)
         first_pause_s, longest_s = _CROWD_BACKOFF_S if crowded else _BACKOFF_S
         pause_s = min(first_pause_s * 2.0 ** min(tries - 1, 10), longest_s)
         now_s = time.monotonic()
-        may = resend or crowded or (harmless and not commands[0].even_away)
+        may = resend or crowded or (unsent and not commands[0].even_away)
         if not passing or not may or now_s + pause_s + (now_s - began_s) > first_s + link.deadline_s:
             outcome = failure = None
             if isinstance(step, Send) and step.command.optional and (step.command.even_away or not is_away(error)):
@@ -222,7 +222,7 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
             told = True
             log.info("%s: trying for up to %g s", error.message, link.deadline_s)
         tries += 1
-        if not harmless:
+        if not unsent:
             resent = True
             if isinstance(step, Send):
                 step = step._replace(again=True)

@@ -135,11 +135,11 @@ _OTHER_LOOP = re.compile(r"event loop is closed|different (event )?loop", re.IGN
 
 
 class Translation(NamedTuple):
-    """The error to raise, whether the same command may succeed a moment later, and whether it certainly had no effect."""
+    """The error to raise, whether the same command may succeed a moment later, and whether it was certainly not sent."""
 
     error: SessionStoreError
     passing: bool
-    harmless: bool = False
+    unsent: bool = False
 
 
 def translate(
@@ -156,8 +156,7 @@ def translate(
     # redis-py asks a cluster for its slots while it handles why a node could not be reached.
     first = error.__context__ if isinstance(error, redis_errors.RedisClusterException) and error.__context__ else error
     unsent = isinstance(error, redis_errors.MaxConnectionsError) or hasattr(first, "endpoint")
-    harmless = unsent or _code(error) in _PASSING  # a server that says so has not begun
-    return Translation(found.kind(found.words, key=key, remedy=found.remedy), found.passing, harmless)
+    return Translation(found.kind(found.words, key=key, remedy=found.remedy), found.passing, unsent)
 
 
 def _reason(error: Exception, key: str | None, address: str, sent: str, *, cluster: bool) -> _Reason | None:
