@@ -28,8 +28,8 @@ def risks(client: Any) -> tuple[str, ...] | None:
     """What is risky in a client; None if that can't be known, as for an emulation or a mock."""
     if not isinstance(client, _KNOWN) or is_fake(client):
         return None
-    found: list[str] = []
-    for look in (_resending, _pooling, _waiting, _parsing):
+    found = ["retries everything, INCR too: a counter may count a lost reply twice"] if resends(client) else []
+    for look in (_pooling, _waiting, _parsing):
         with contextlib.suppress(Exception):  # a client without the attribute must still work
             found += look(client)
     return tuple(found)
@@ -75,11 +75,6 @@ def resends(client: Any) -> bool:
     except Exception:  # noqa: BLE001 - a client without the attribute must still work
         return False
     return isinstance(retries, int) and retries > 0
-
-
-def _resending(client: Any) -> Iterator[str]:
-    if resends(client):
-        yield "retries everything, INCR too: a counter may count a lost reply twice"
 
 
 def _pooling(client: Any) -> Iterator[str]:

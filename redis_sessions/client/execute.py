@@ -204,7 +204,8 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
             step = step._replace(with_source=True)
             began_s = time.monotonic()
             continue
-        translation = translate(failure, commands[0].key, link.address, cluster=link.cluster, sent=_name(step))
+        name = str(step.arguments()[0]) if isinstance(step, Send) else "a command"
+        translation = translate(failure, commands[0].key, link.address, cluster=link.cluster, sent=name)
         if translation is None:
             raise failure
         error, passing, unsent = translation
@@ -212,6 +213,7 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
         first_pause_s, longest_s = _CROWD_BACKOFF_S if crowded else _BACKOFF_S
         pause_s = min(first_pause_s * 2.0 ** min(tries - 1, 10), longest_s)
         now_s = time.monotonic()
+        # What can be done without is not waited for.
         may = resend or crowded or (unsent and not commands[0].even_away)
         if not passing or not may or now_s + pause_s + (now_s - began_s) > first_s + link.deadline_s:
             outcome = failure = None
@@ -228,11 +230,6 @@ def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Trie
                 step = step._replace(again=True)
         yield Wait(pause_s * random.uniform(0.5, 1))
         began_s = time.monotonic()
-
-
-def _name(step: Step) -> str:
-    """The name of the command that is sent, for errors."""
-    return str(step.arguments()[0]) if isinstance(step, Send) else "a command"
 
 
 def _failure(step: Step, outcome: Any, link: Link) -> Exception | None:
@@ -358,7 +355,7 @@ def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
     handler that raises within `threading.Thread.start` becomes a RuntimeError (python/cpython #78667).
     """
     results: list[Any] = [None] * len(calls)
-    errors: list[BaseException | None] = [None] * len(calls)
+    errors: dict[int, BaseException] = {}
     ended: SimpleQueue[None] = SimpleQueue()
 
     def make(number: int) -> None:
@@ -373,9 +370,8 @@ def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
     make(0)
     for _ in calls:
         ended.get()
-    for error in errors:
-        if error is not None:
-            raise error
+    if errors:
+        raise errors[min(errors)]
     return results
 
 

@@ -19,14 +19,7 @@ from redis._parsers import BaseParser
 from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.sentinel import MasterNotFoundError
 
-from redis_sessions.errors import (
-    ONE_NODE,
-    AccessDenied,
-    CommandRefused,
-    CorruptValue,
-    SessionStoreError,
-    StoreUnavailable,
-)
+from redis_sessions.errors import ONE_NODE, AccessDenied, CommandRefused, CorruptValue, SessionStoreError, StoreUnavailable
 
 
 class _Reason(NamedTuple):
