@@ -264,16 +264,21 @@ def _followed(client: Any, step: Send, send: Callable[[Any, list[Call]], Any]) -
     # Our own clients are tried again by the plan of the whole operation.
     retries = _CALLERS_RETRIES if step.again and not isinstance(client, Cluster | AsyncCluster) else 0
     node = asked = None
-    for _ in range(_REDIRECTIONS):
+    left = _REDIRECTIONS
+    while True:
         try:
             node = asked or slots.get_node_from_slot(slot)
             at = client.get_redis_connection(node) if hasattr(client, "get_redis_connection") else node
             return _both((yield partial(send, at, [(("ASKING",), {}), *calls] if asked else calls)), command)
-        except redis_errors.MovedError as moved:
-            _unwrap((yield partial(slots.move_slot, moved)))
-            asked = None
-        except redis_errors.AskError as ask:
-            asked = client.get_node(host=ask.host, port=ask.port)
+        except redis_errors.AskError as redirection:
+            left -= 1
+            if not left:
+                raise
+            if isinstance(redirection, redis_errors.MovedError):
+                _unwrap((yield partial(slots.move_slot, redirection)))
+                asked = None
+                continue
+            asked = client.get_node(host=redirection.host, port=redirection.port)
             if asked is None:  # a node that had no slot when the slots were asked for
                 _unwrap((yield partial(slots.initialize)))
                 raise
@@ -287,7 +292,6 @@ def _followed(client: Any, step: Send, send: Callable[[Any, list[Call]], Any]) -
                 raise
             retries -= 1
             asked = None
-    raise redis_errors.ClusterError("too many redirections")
 
 
 def _unwrap(outcome: Any) -> Any:
