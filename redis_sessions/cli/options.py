@@ -5,7 +5,8 @@ import inspect
 import os
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final
@@ -96,16 +97,18 @@ class Options:
         if getattr(result, "approximate", False):
             show.complain(show.APPROXIMATE)
 
-    def store(self, **changed: Any) -> "SessionStore":
-        """The store, for use in a `with`, with some settings changed; it connects at its first operation.
+    @contextmanager
+    def store(self, say: Callable[[str], None] = show.complain, **changed: Any) -> Iterator["SessionStore"]:
+        """The store, with some settings changed; it connects at its first operation, and says if that takes long.
 
         Raises InvalidSettings.
         """
         from redis_sessions.store import SessionStore
 
-        return SessionStore.from_url(
-            self.url, self.settings().model_copy(update=changed), password=read_password(self.password_file)
-        )
+        settings = self.settings().model_copy(update=changed)
+        password = read_password(self.password_file)
+        with show.logged_tries(say), SessionStore.from_url(self.url, settings, password=password) as store:
+            yield store
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

@@ -101,8 +101,8 @@ def _write_to_stderr(line: str) -> None:
 
 
 class _Warnings(logging.Handler):
-    def __init__(self, say: Callable[[str], None], *, once: bool) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, say: Callable[[str], None], level: int, *, once: bool) -> None:
+        super().__init__(level)
         self._say, self._once = say, once
         self._said: set[str] = set()
 
@@ -116,12 +116,28 @@ class _Warnings(logging.Handler):
 @contextmanager
 def logged_warnings(say: Callable[[str], None], *, once: bool = False) -> Iterator[None]:
     """Pass the warnings that the store logs to `say` while the block runs; with `once`, each text only once."""
-    logger, handler = logging.getLogger("redis_sessions"), _Warnings(say, once=once)
+    with _passed_on("redis_sessions", _Warnings(say, logging.WARNING, once=once)):
+        yield
+
+
+@contextmanager
+def logged_tries(say: Callable[[str], None]) -> Iterator[None]:
+    """Pass to `say`, once each, why the store still tries to reach its server while the block runs."""
+    with _passed_on("redis_sessions.client", _Warnings(say, logging.INFO, once=True)) as logger:
+        logger.setLevel(logging.INFO)
+        yield
+
+
+@contextmanager
+def _passed_on(name: str, handler: logging.Handler) -> Iterator[logging.Logger]:
+    logger = logging.getLogger(name)
+    before = logger.level
     logger.addHandler(handler)
     try:
-        yield
+        yield logger
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def cell(text: str, style: str = "") -> Text:

@@ -6,8 +6,6 @@ each, that of asyncio 14, and this less than one.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,23 +13,16 @@ import redis
 from hiredis import Reader, pack_command
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 
+from redis_sessions.client.direct import aon_connection, on_connection
 from redis_sessions.operations.command import Batch
 
 
-def exchange(client: Any, batch: Batch) -> list[Any]:
+def send_batch(client: Any, batch: Batch) -> list[Any]:
     """Send a batch by a client of one server. A refusal, as redis-py's error, is in the place of its reply."""
-    pool = client.connection_pool
-    connection = pool.get_connection()
-    try:
-        replies: list[Any] = connection.retry.call_with_retry(
-            partial(_exchange, connection, batch), lambda _: connection.disconnect()
-        )
-        return replies
-    finally:
-        pool.release(connection)
+    return on_connection(client, partial(_exchange, batch))
 
 
-def _exchange(connection: Any, batch: Batch) -> list[Any]:
+def _exchange(batch: Batch, connection: Any) -> list[Any]:
     connection.send_packed_command(_packed(batch), check_health=False)
     replies: list[Any] = []
     try:
@@ -47,22 +38,12 @@ def _exchange(connection: Any, batch: Batch) -> list[Any]:
     return replies
 
 
-async def aexchange(acquire: Callable[[], Any], release: Callable[[Any], Any], batch: Batch) -> list[Any]:
-    """Same as exchange, for asyncio, by a connection that `acquire` returns."""
-    connection = acquire()
-    connection = await connection if inspect.isawaitable(connection) else connection
-    try:
-        replies: list[Any] = await connection.retry.call_with_retry(
-            partial(_aexchange, connection, batch), lambda _: connection.disconnect()
-        )
-        return replies
-    finally:
-        released = release(connection)
-        if inspect.isawaitable(released):
-            await released
+async def asend_batch(client: Any, batch: Batch) -> list[Any]:
+    """Same as send_batch, for asyncio; the client may also be a node of a cluster."""
+    return await aon_connection(client, partial(_aexchange, batch))
 
 
-async def _aexchange(connection: Any, batch: Batch) -> list[Any]:
+async def _aexchange(batch: Batch, connection: Any) -> list[Any]:
     await connection.send_packed_command(_packed(batch))
     replies: list[Any] = []
     try:

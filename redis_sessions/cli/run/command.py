@@ -253,10 +253,10 @@ def run(
     outcome: dict[str, Any] = dict.fromkeys(names) | {"session_changed": False, "moved": False, "saved": False}
     wait_ms = 0 if wait is None else parse_duration_ms(wait, "--wait")
     warnings = nullcontext() if quiet else show.logged_warnings(attempts.say, once=True)
-    with attempts.signals.installed(), at.store(**changed) as store, warnings:
+    with attempts.signals.installed(), at.store(attempts.remark, **changed) as store, warnings:
         attempts.save_early, attempts.start = partial(store.save_early, key), partial(store.running_turn, key)
-        if attempts.ephemeral and not quiet:
-            attempts.say(f"{attempts.ephemeral} leaves nothing that could be resumed later: no session is saved")
+        if attempts.ephemeral:
+            attempts.remark(f"{attempts.ephemeral} leaves nothing that could be resumed later: no session is saved")
         try:
             done = store.resume(
                 key,
