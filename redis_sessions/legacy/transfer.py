@@ -137,7 +137,7 @@ def import_entries(
                 sent += len(due)
                 written = yield from _written(keys, due, alone=alone, dry_run=dry_run)
                 imported, kept = imported + written, kept + len(due) - written
-                if written and not dry_run:
+                if written and not dry_run and ops.compares_max_age():
                     yield from ops.compare_max_age()
             done += len(batch)
             if progress:

@@ -37,7 +37,7 @@ contents = (
 )
 
 
-@amounts(400, 6_000)
+@amounts(200, 6_000)
 def test_any_bytes_are_read_or_refused(store, amount, tmp_path):
     path = tmp_path / "sessions.json"
 
@@ -63,7 +63,7 @@ def test_any_bytes_are_read_or_refused(store, amount, tmp_path):
     fuzz(amount, contents, check)
 
 
-@amounts(300, 6_000)
+@amounts(150, 6_000)
 def test_an_entry_is_read_like_json_reads_it(amount, tmp_path):
     """The usual shape is read by a regular expression; what is only similar must be read the same as by `json`."""
     path = tmp_path / "sessions.json"

@@ -12,7 +12,7 @@ from redis_sessions.operations.scan import Page, session_rows
 from tests.fuzz.texts import amounts, any_text, fuzz, keys, pieces
 
 
-@amounts(100, 2_500)
+@amounts(50, 2_500)
 def test_nothing_but_the_keys_that_were_meant(store, amount):
     """Ten texts per input. An injected command, glob or Lua would leave traces; neighboring keys are not seen or changed."""
     raw, scheme = store.client, store._ops.keys
@@ -53,7 +53,7 @@ def test_nothing_but_the_keys_that_were_meant(store, amount):
     fuzz(amount, st.lists(any_text, max_size=10, unique=True), check)
 
 
-@amounts(300, 6_000)
+@amounts(150, 6_000)
 def test_a_page_is_read_like_its_keys_one_by_one(amount):
     chosen = StoreSettings(namespace="ns")
     scheme = Keys("ns")

@@ -10,7 +10,7 @@ from redis_sessions.keys import COUNTERS, Keys, check_session_id, escape
 from tests.fuzz.texts import amounts, any_text, fuzz, keys, namespaces, pieces
 
 
-@amounts(600, 30_000)
+@amounts(250, 30_000)
 def test_two_conversations_or_kinds_never_share_a_key(amount):
     def check(pair):
         names = {}
@@ -33,7 +33,7 @@ def test_two_conversations_or_kinds_never_share_a_key(amount):
     fuzz(amount, related, check)
 
 
-@amounts(600, 20_000)
+@amounts(250, 20_000)
 def test_a_foreign_name_is_never_taken_for_ours(amount):
     scheme = Keys("ns")
 
@@ -45,7 +45,7 @@ def test_a_foreign_name_is_never_taken_for_ours(amount):
     fuzz(amount, st.binary(max_size=20) | pieces.map(str.encode), check)
 
 
-@amounts(600, 10_000)
+@amounts(250, 10_000)
 def test_a_session_id_is_one_word_and_not_a_flag(amount):
     def check(text):
         try:

@@ -48,7 +48,7 @@ def shown(monkeypatch):
     return shown
 
 
-@amounts(50, 2_000)
+@amounts(25, 2_000)
 def test_tables(shown, amount):
     def check(texts):
         found = [SessionRow(key, "ID-1", 5, None, 0) for key in texts]
@@ -67,7 +67,7 @@ def test_tables(shown, amount):
     fuzz(amount, st.lists(any_text, max_size=6), check)
 
 
-@amounts(25, 1_000)
+@amounts(12, 1_000)
 def test_every_command_that_shows_what_it_was_given(server, store, amount, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--url", server.url, "--namespace", "ns"]

@@ -11,7 +11,7 @@ from tests.fuzz.texts import amounts, any_text, fuzz
 SECRET = "s3cretw0rd"
 
 
-@amounts(1_000, 15_000)
+@amounts(400, 15_000)
 def test_any_text_is_a_target_or_refused_unquoted(amount):
     def check(given):
         scheme, user, before, after, rest = given

@@ -115,7 +115,7 @@ class Attempts:
     def __call__(self, session_id: str | None) -> Turn[int]:
         """Run the agent on a session, or fresh. Raises AgentFailed."""
         self.signals.check()
-        if (refused := self.discard()):
+        if refused := self.discard():
             self.remark(f"session {self.previous} was refused ({refused}): started fresh")
         self.previous, self.saved = session_id or self.previous, None
         minted = str(uuid.uuid4()) if session_id is None and self.mint else None
