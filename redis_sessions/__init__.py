@@ -7,7 +7,7 @@ the only others are TypeError and what `run` itself raised. See also:
 - `redis_sessions.agents`: the agent runtimes that are known, and their judges for `resume`
 - `redis_sessions.adapters`: turns of claude-agent-sdk and of the OpenAI client
 - `redis_sessions.keys`: the key scheme in Redis
-- `redis_sessions.legacy`: sessions.json, and the outcome for each kind of entry
+- `redis_sessions.legacy`: sessions.json, and other tools' files
 - `redis_sessions.operations.acl`: Redis users with the least privileges
 - `redis_sessions.metrics`: Prometheus (extra `prometheus`)
 - `redis_sessions.server`: an embedded Valkey server (extra `embedded`)
@@ -51,7 +51,7 @@ from redis_sessions.operations.conversation import Held, Lease, Peek, Place, Rec
 from redis_sessions.operations.report import IdleBucket, InvalidExample, Report
 from redis_sessions.operations.retime import RetimeResult
 from redis_sessions.operations.scan import Progress, SessionRow
-from redis_sessions.resume.turn import Judge, Judgement, ResumeResult, Turn, Verdict
+from redis_sessions.resume.turn import Judge, Judgement, ResumeResult, Turn, TurnStart, Verdict
 from redis_sessions.settings import StoreSettings
 from redis_sessions.store import AsyncSessionStore, SessionStore
 
@@ -100,6 +100,7 @@ __all__ = [
     "StoreSettings",
     "StoreUnavailable",
     "Turn",
+    "TurnStart",
     "Verdict",
     "adapters",
     "agents",

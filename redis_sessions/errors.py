@@ -6,6 +6,7 @@ a server's reply, because errors end up in logs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, TypeGuard
 
 # The remedy where operations of some keys are refused, and a scan would find a part.
@@ -56,14 +57,16 @@ class LegacyFileError(SessionStoreError):
 
     Attributes:
         line, column: the place of the error, counted from 1; None if it has no place (a missing file).
+        shapes: what reads a file of another shape: names of known ones, and a redis_sessions.legacy.Shape.
     """
 
     def __init__(
-        self, message: str, *, line: int | None = None, column: int | None = None, remedy: str | None = None
+        self, message: str, *, line: int | None = None, column: int | None = None, shapes: Sequence[object] = (), **more: Any
     ) -> None:
         self.line = line
         self.column = column
-        super().__init__(message, remedy=remedy)
+        self.shapes = shapes
+        super().__init__(message, **more)
 
 
 class FileNotWritten(SessionStoreError):

@@ -10,7 +10,7 @@
 | `ns:counter:fresh_starts_total` | integer | never | number of turns that started fresh |
 | `ns:counter:gave_up_total` | integer | never | number of those that did because of earlier failures |
 | `ns:counter:rotations_total` | integer | never | number of those that did because the session had reached a limit |
-| `ns:settings` | hash | never | `max_age_ms`: the max age, written with a store's first save unless it is there |
+| `ns:settings` | hash | never | `max_age_ms`: the max age, written with a store's first save or import unless it is there |
 
 `ns` is the namespace. The conversation key stands in braces, which make it a hash tag: all keys of a conversation share a
 cluster slot. Only `%`, `{`, `}` and control characters in it are percent-escaped, so that people can read it. A scanned key

@@ -36,7 +36,7 @@ from redis_sessions.operations.scan import (
 )
 from redis_sessions.resume.flow import resume
 from redis_sessions.resume.runner import LeaseRenewer, adrive, aleased, drive, leased
-from redis_sessions.resume.turn import Judge, Request, ResumeResult, Turn, judge_by_phrase
+from redis_sessions.resume.turn import Judge, Request, ResumeResult, Turn, TurnStart, judge_by_phrase
 from redis_sessions.settings import StoreSettings
 
 if TYPE_CHECKING:
@@ -166,6 +166,14 @@ class BaseStore(Generic[C]):
         check_session_id(key, session_id)
         turn = self._running.get(key)
         return (yield from turn.save_early(session_id)) if turn else False
+
+    def running_turn(self, key: str) -> TurnStart | None:
+        """How the turn of a conversation that is running in `resume` on this store was started; None if none is.
+
+        For `run`, which is given only the session to resume: a fresh one may hand over a summary of the previous one.
+        """
+        turn = self._running.get(key)
+        return TurnStart(turn.how, turn.previous) if turn else None
 
     def _request(
         self,
@@ -317,7 +325,7 @@ class SessionStore(BaseStore[SyncClient]):
         `progress(done, about)` is called after every page, both in keys of the whole database. With `records` the same scan
         also reads what is known of each session, which takes longer. Raises InexactScan where a proxy refuses a scan.
         """
-        return self._run(report(self.settings, self._ops.counters(), progress, records=records))
+        return self._run(report(self.settings, progress, records=records))
 
     def sessions(self, *, records: bool = True) -> Rows[SessionRow]:
         """Every live session, a page at a time; one may come twice, and invalid keys are left out.
@@ -356,7 +364,7 @@ class SessionStore(BaseStore[SyncClient]):
     ) -> ImportResult:
         """Import a sessions.json: what was used within the max age, with its remaining TTL. Run twice it changes nothing.
 
-        Live session IDs in Redis are kept as they are; `help("redis_sessions.legacy")` lists the outcome for each entry.
+        Live session IDs in Redis are kept as they are; `redis-sessions docs moving` lists the outcome for each entry.
 
         Args:
             path: the file.
@@ -373,7 +381,7 @@ class SessionStore(BaseStore[SyncClient]):
             InexactScan: a proxy that refuses to say what is behind it; nothing was written.
         """
         legacy, accepts = read(path, as_shape(shape)), _form_of(agent)
-        return self._run(import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
+        return self._run(import_entries(self._ops, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
 
     def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json: whole or not at all, mode 0600. `progress` is as for `report`.
@@ -604,7 +612,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def report(self, progress: Progress | None = None, *, records: bool = False) -> Report:
         """Scan all session keys and report their state. Same as SessionStore.report."""
-        return await self._run(report(self.settings, self._ops.counters(), progress, records=records))
+        return await self._run(report(self.settings, progress, records=records))
 
     def sessions(self, *, records: bool = True) -> AsyncRows[SessionRow]:
         """Every live session, a page at a time. Same as SessionStore.sessions."""
@@ -637,9 +645,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
         The file is read in a thread.
         """
         legacy, accepts = await asyncio.to_thread(read, path, as_shape(shape)), _form_of(agent)
-        return await self._run(
-            import_entries(self.settings, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run)
-        )
+        return await self._run(import_entries(self._ops, legacy, assume_used_at, progress, accepts=accepts, dry_run=dry_run))
 
     async def export(self, path: str | Path, progress: Progress | None = None) -> ExportResult:
         """Write every live session to a sessions.json. Same as SessionStore.export."""

@@ -43,10 +43,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
 
 
-PLACES = (
-    *("fakeredis", "valkey", "valkey-decoding", "valkey-acl", "cluster", "cluster-acl", "redis", "redis-acl"),
+PLACES = ("fakeredis", "valkey", "cluster", "redis")
+# Where only the tests marked `everywhere` run, and all of them with `-m long`.
+MORE_PLACES = (
+    *("valkey-decoding", "valkey-acl", "cluster-acl", "redis-acl"),
     *(f"{name}{users}" for name in other_servers() for users in ("", "-acl")),
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if params.get("place") in MORE_PLACES and not item.get_closest_marker("everywhere"):
+            item.add_marker("long")
 
 
 class Places:
@@ -121,7 +131,7 @@ def binary(request: pytest.FixtureRequest) -> Path | None:
     return other_servers().get(request.param)
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=[*PLACES, *MORE_PLACES])
 def place(request: pytest.FixtureRequest, places: Places) -> Place:
     return places.get(request.param)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import importlib
 import inspect
 import sys
@@ -26,24 +27,47 @@ _HOLDERS = {
 _MAKING = ("__init__", "__enter__", "__exit__", "_wrap_errors")
 
 
-def errors_of(function, owner=None, below=()):
+def errors_of(function, owner=None):
     """Classes of errors that it raises by name, or that what it calls does, and that nothing between them catches.
 
     Args:
         function: of the package.
         owner: the class whose method it is.
-        below: the functions that have led here.
     """
-    [node] = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    return _errors_of(function, owner, ())[0]
+
+
+# What is known of functions that don't lead back to those that led to them.
+_KNOWN = {}
+
+
+def _errors_of(function, owner, below):
+    """Same as errors_of, and which of the functions `below`, that have led here, are left out."""
+    if (function, owner) in _KNOWN:
+        return _KNOWN[function, owner], set()
+    node = _parsed(function)
     names = dict(vars(sys.modules[function.__module__]))
     for late in (each for each in ast.walk(node) if isinstance(each, ast.ImportFrom)):
         names |= {alias.name: getattr(importlib.import_module(late.module), alias.name) for alias in late.names}
-    return _Reader(names, owner, (*below, function)).all_of(node.body)
+    reader = _Reader(names, owner, (*below, function))
+    found = reader.all_of(node.body)
+    if not (left_out := reader.left_out - {function}):
+        _KNOWN[function, owner] = found
+    return found, left_out
+
+
+@functools.cache
+def _parsed(function):
+    [node] = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    return node
+
+
+_unparsed = functools.cache(ast.unparse)
 
 
 class _Reader:
     def __init__(self, names, owner, below):
-        self.names, self.owner, self.below = names, owner, below
+        self.names, self.owner, self.below, self.left_out = names, owner, below, set()
 
     def all_of(self, nodes):
         return set().union(*map(self.one, nodes))
@@ -56,8 +80,12 @@ class _Reader:
             found |= self.raised(node.exc)
         if isinstance(node, ast.Call):
             for callee, owner in self.called(node):
-                if callee not in self.below:
-                    found |= errors_of(callee, owner, self.below)
+                if callee in self.below:
+                    self.left_out.add(callee)
+                    continue
+                more, left_out = _errors_of(callee, owner, self.below)
+                found |= more
+                self.left_out |= left_out
         return found
 
     def tried(self, node):
@@ -85,20 +113,20 @@ class _Reader:
         elif isinstance(value, type):
             found, owner = [getattr(value, name, None) for name in _MAKING], value
         elif value is None and isinstance(node, ast.Attribute):
-            holder = ast.unparse(node.value)
+            holder = _unparsed(node.value)
             beyond = {"self": self.owner, "cls": self.owner, "super()": self.owner and self.owner.__mro__[1]}
             owner = (beyond | _HOLDERS).get(holder)
             found = [getattr(owner, node.attr, None)]
         else:
             found = [value]
         for each in found:
-            function = getattr(each, "__func__", each)
+            function = inspect.unwrap(getattr(each, "__func__", each))
             ours = inspect.isfunction(function) and function.__module__.startswith("redis_sessions")
             if ours and function.__code__.co_filename != "<string>":  # where a dataclass has its own from
                 yield function, owner
 
     def value(self, node):
-        if ast.unparse(node) in ("cls", "type(self)"):
+        if _unparsed(node) in ("cls", "type(self)"):
             return self.owner
         if isinstance(node, ast.Name):
             return self.names.get(node.id, getattr(builtins, node.id, None))

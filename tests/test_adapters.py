@@ -12,6 +12,7 @@ from redis_sessions.adapters import claude_turn, openai_turn
 from redis_sessions.agents import get_agent
 from redis_sessions.agents.evidence import RunFailed
 from redis_sessions.testing import fake_async_store, fake_store
+from tests.over import over
 
 R = "11111111-2222-4333-8444-555555555555"
 E = "aaaaaaaa-2222-4333-8444-555555555555"
@@ -109,7 +110,7 @@ class TestClaude:
         turn = asyncio.run(claude_turn(play(*BEGAN, result)))
         assert (turn.session_id, turn.value) == (E, result)
 
-    @pytest.mark.parametrize(
+    @over(
         ("start", "verdict", "began"),
         [
             (play(stderr=[GONE], error=ProcessError()), "gone", False),
@@ -148,7 +149,7 @@ class TestClaude:
         ):
             assert asyncio.run(claude_turn(play(*messages))).context_tokens == tokens
 
-    @pytest.mark.parametrize("named_by", ["init", "answer"])
+    @over("named_by", ["init", "answer"])
     def test_the_session_is_saved_early(self, named_by):
         named = (SystemMessage(data={"session_id": E if named_by == "init" else None}),)
         answer = AssistantMessage(session_id=E if named_by == "answer" else None)
@@ -223,9 +224,7 @@ class TestOpenAI:
         turn = openai_turn(self.Response(status="incomplete"))
         assert (turn.session_id, turn.complete, turn.context_tokens) == ("resp_2", False, None)
 
-    @pytest.mark.parametrize(
-        ("code", "verdict"), [("rate_limit_exceeded", "unavailable"), ("server_error", "unavailable"), ("x", "other")]
-    )
+    @over(("code", "verdict"), [("rate_limit_exceeded", "unavailable"), ("server_error", "unavailable"), ("x", "other")])
     def test_a_response_that_failed(self, code, verdict):
         with pytest.raises(RunFailed) as caught:
             openai_turn(self.Response(status="failed", error=APIStatusError(code, None)))
@@ -237,7 +236,7 @@ class TestOpenAI:
         result = store.resume("key", lambda _: openai_turn(self.Response()), judge=get_agent("openai").judge)
         assert (result.how, store.get("key")) == ("resumed", "resp_2")
 
-    @pytest.mark.parametrize(
+    @over(
         ("code", "verdict"),
         [
             ("previous_response_not_found", "gone"),
@@ -250,7 +249,7 @@ class TestOpenAI:
     def test_failures(self, code, verdict):
         assert get_agent("openai").judge(APIStatusError(code)).verdict == verdict
 
-    @pytest.mark.parametrize(
+    @over(
         ("error", "verdict"),
         [
             (APIConnectionError(), "unavailable"),

@@ -15,6 +15,7 @@ from redis_sessions import StoreSettings, Turn, Verdict
 from redis_sessions.agents import Agent, Refusal, UnknownAgent, get_agent, known_agents, register
 from redis_sessions.agents.judge import RunObserver
 from redis_sessions.testing import fake_store
+from tests.over import over
 
 LINES = (Path(__file__).parent / "observations.jsonl").read_text("utf-8").splitlines()
 OBSERVATIONS = [json.loads(line) for line in LINES]
@@ -47,7 +48,7 @@ def judge(observation):
     return get_agent(observation["agent"]).judge(**{part: observation[part] for part in PARTS if part in observation})
 
 
-@pytest.mark.parametrize("observation", OBSERVATIONS, ids=name)
+@over("observation", OBSERVATIONS)
 def test_every_observation_gets_its_verdict(observation):
     judgement = judge(observation)
     assert judgement.verdict == observation["verdict"]
@@ -57,7 +58,7 @@ def test_every_observation_gets_its_verdict(observation):
     assert judgement.previous_gone is observation.get("previous_gone", False)
 
 
-@pytest.mark.parametrize("observation", OBSERVATIONS, ids=name)
+@over("observation", OBSERVATIONS)
 def test_the_verdict_does_not_depend_on_the_pieces(observation):
     observer = get_agent(observation["agent"]).observer(observation.get("requested"), observation.get("command"))
     for part, take in (("stdout", observer.stdout), ("stderr", observer.stderr)):
@@ -92,18 +93,18 @@ def claude_result(**values):
 
 
 class TestConfusable:
-    @pytest.mark.parametrize("phrase", PHRASES)
-    @pytest.mark.parametrize("agent", CLIS)
+    @over("phrase", PHRASES)
+    @over("agent", CLIS)
     def test_a_phrase_from_the_assistant_with_exit_0(self, agent, phrase):
         for stdout in (phrase + "\n", claude_result(result=phrase) if agent == "claude" else phrase):
             assert get_agent(agent).judge(exit_code=0, stdout=stdout).verdict is Verdict.ok
 
-    @pytest.mark.parametrize("phrase", PHRASES)
-    @pytest.mark.parametrize("agent", CLIS)
+    @over("phrase", PHRASES)
+    @over("agent", CLIS)
     def test_a_phrase_on_stdout_of_a_run_that_failed(self, agent, phrase):
         assert get_agent(agent).judge(exit_code=1, stdout=f"{phrase}\n").verdict is Verdict.other
 
-    @pytest.mark.parametrize("phrase", PHRASES)
+    @over("phrase", PHRASES)
     def test_a_phrase_in_tool_output_before_a_failure_of_another_kind(self, phrase):
         tool = {"type": "user", "message": {"content": [{"type": "tool_result", "content": phrase}]}, "errors": [phrase]}
         failed = claude_result(is_error=True, result="API Error: 500 internal", tool=phrase)
@@ -114,7 +115,7 @@ class TestConfusable:
         run = {"exit_code": 1, "stdout": "\n".join(turn), "stderr": f"{phrase}\n"}
         assert get_agent("codex").judge(**run).verdict is Verdict.other
 
-    @pytest.mark.parametrize(
+    @over(
         ("said", "verdict"),
         [
             (f"no rollout found for thread id {R}", "gone"),
@@ -157,7 +158,7 @@ class TestConfusable:
         assert claude.judge(exit_code=None, stderr=PHRASES[0]).verdict is Verdict.other
         assert claude.judge(exit_code=None).verdict is Verdict.other
 
-    @pytest.mark.parametrize("exit_code", [0, 1])
+    @over("exit_code", [0, 1])
     def test_a_record_that_an_assistant_quotes_in_text_mode(self, exit_code):
         gone = json.dumps({"type": "result", "is_error": True, "errors": [PHRASES[0]], "session_id": R})
         for text in (f"It printed:\n{gone}\n", f"Hello.\n\n{gone}"):
@@ -181,10 +182,8 @@ class TestConfusable:
         judgement = get_agent("codex").judge(exit_code=0, stdout=started)
         assert (judgement.verdict, judgement.session_id, judgement.turn_began) == (Verdict.other, None, True)
 
-    @pytest.mark.parametrize("agent", CLIS)
-    @pytest.mark.parametrize(
-        "session_id", ["--dangerously-skip-permissions", "-1", "", "5", "latest", f"{R} --yolo", f"{R}\n"]
-    )
+    @over("agent", CLIS)
+    @over("session_id", ["--dangerously-skip-permissions", "-1", "", "5", "latest", f"{R} --yolo", f"{R}\n"])
     def test_ids_that_a_runtime_can_not_have(self, agent, session_id):
         assert not get_agent(agent).can_be(session_id)
 

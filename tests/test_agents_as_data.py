@@ -17,6 +17,7 @@ from redis_sessions.agents import Agent, RecordField, Refusal, ResumePlace, Unkn
 from redis_sessions.agents.agent import KNOWN
 from redis_sessions.agents.evidence import of_claude_sdk
 from tests import test_cli_support
+from tests.over import over
 from tests.test_cli_support import run
 
 no_variables = test_cli_support.no_variables
@@ -66,7 +67,7 @@ def written(directory, text, name="mine.toml"):
 
 
 class TestKnown:
-    @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+    @over("path", FILES)
     def test_every_file_loads_under_its_name(self, path):
         assert agents.load(path) == agents.get_agent(path.stem)
         assert agents.load(path).name == path.stem
@@ -152,7 +153,7 @@ class TestLoad:
         assert (mine.name, mine.executables, mine.verified) == ("kilo", ("kilo",), ())
         assert (mine.refusals, mine.place, mine.session_id_at) == (known.refusals, known.place, known.session_id_at)
 
-    @pytest.mark.parametrize(
+    @over(
         ("text", "says"),
         [
             ("", "name is missing"),
@@ -289,7 +290,7 @@ class TestCommand:
             del row["keeps_sessions_ms"]
             assert Agent(**row) == agents.get_agent(row["name"])
 
-    @pytest.mark.parametrize("name", [path.stem for path in FILES])
+    @over("name", [path.stem for path in FILES])
     def test_one_in_full(self, name):
         shown = run("agents", name).stdout
         agent = agents.get_agent(name)
@@ -298,7 +299,7 @@ class TestCommand:
         for refusal in agent.refusals:
             assert f"{refusal.verdict}: {refusal.pattern}".rstrip() in shown
 
-    @pytest.mark.parametrize("name", [path.stem for path in FILES])
+    @over("name", [path.stem for path in FILES])
     def test_one_to_start_from(self, name, tmp_path):
         text = run("agents", name, "--toml").stdout
         assert text == agents.file_of(name).read_text("utf-8")
@@ -311,7 +312,7 @@ class TestCommand:
         written(tmp_path, 'name = "bad"\nsession_id = "("', "bad.toml")
         assert f"{tmp_path}/bad.toml: session_id is not a regular expression" in run("agents", code=2).stderr
 
-    @pytest.mark.parametrize(
+    @over(
         ("given", "says"),
         [
             (["nobody"], "no agent runtime 'nobody' is known: name one of agentcore, amp, "),

@@ -6,12 +6,11 @@ import json
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from redis_sessions import Verdict
 from redis_sessions.agents import Agent, ContextTokens, RecordField, Refusal, get_agent
 from redis_sessions.agents.judge import RunObserver
 from redis_sessions.agents.output import asks_for_json, matches
+from tests.over import over
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "field_cases.jsonl").read_text("utf-8").splitlines()]
 R = "35814092-99b2-4a66-99e1-1dc2cbd7fc10"
@@ -32,7 +31,7 @@ def failed(text, **more):
     return DONE | {"is_error": True, "result": text} | more
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['agent']} {case['source']}")
+@over("case", CASES)
 def test_every_case_of_the_field_gets_its_verdict(case):
     """What a run printed is as its source quotes it."""
     run = {part: case[part] for part in ("exit_code", "stdout", "stderr", "requested", "command")}
@@ -47,7 +46,7 @@ def test_every_case_of_the_field_gets_its_verdict(case):
 class TestHistory:
     """The API refuses a message of the history, so every further turn fails the same way."""
 
-    @pytest.mark.parametrize(
+    @over(
         "says",
         [
             "messages.3.content.101: `thinking` or `redacted_thinking` blocks in the latest message cannot be modified.",
@@ -69,7 +68,7 @@ class TestHistory:
                 judgement = get_agent("claude").judge(exit_code=1, stdout=lines(failed(text)), command=command)
                 assert (judgement.verdict, judgement.turn_began) == ("unusable", True)
 
-    @pytest.mark.parametrize(
+    @over(
         "says",
         [
             "messages.0.content.4.cache_control: A maximum of 4 blocks with cache_control may be provided. Found 5.",
@@ -81,7 +80,7 @@ class TestHistory:
         judgement = get_agent("claude").judge(exit_code=1, stdout=lines(failed(f"API Error: 400 {says}")))
         assert judgement.verdict is Verdict.other
 
-    @pytest.mark.parametrize(
+    @over(
         "says",
         [
             "No tool output found for function call call_1.",
@@ -109,7 +108,7 @@ class TestHistory:
         stdout = lines(session_error, {"type": "result", "sessionId": R, "exitCode": 1})
         assert get_agent("copilot").judge(exit_code=1, stdout=stdout).verdict is Verdict.unusable
 
-    @pytest.mark.parametrize(
+    @over(
         "says",
         [
             "Please ensure that function call turn comes immediately after a user turn or after a function response turn.",
@@ -128,7 +127,7 @@ class TestHistory:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
+    @over(
         ("agent", "line", "verdict"),
         [
             ("codex", f"Error: thread/resume: thread/resume failed: thread not loaded: {R} (code -32600)", "gone"),
@@ -159,7 +158,7 @@ class TestRefusals:
 
 
 class TestUnavailable:
-    @pytest.mark.parametrize(
+    @over(
         "text",
         [
             "You've hit your limit · resets 3pm (Europe/Berlin)",
@@ -174,7 +173,7 @@ class TestUnavailable:
             "Credit balance is too low",
         ],
     )
-    @pytest.mark.parametrize("exit_code", [0, 1])
+    @over("exit_code", [0, 1])
     def test_claude(self, text, exit_code):
         claude = get_agent("claude")
         assert claude.judge(exit_code=exit_code, stdout=lines(INIT, failed(text))).verdict is Verdict.unavailable
@@ -217,7 +216,7 @@ class TestAnswered:
         judgement = observer.judge(-15)
         assert (judgement.verdict, judgement.session_id, judgement.cut_short) == (Verdict.other, R, True)
 
-    @pytest.mark.parametrize(
+    @over(
         "record",
         [SAID | {"message": {"model": "<synthetic>"}}, SAID | {"error": "rate_limit"}, {"type": "user", "session_id": R}],
     )
@@ -296,7 +295,7 @@ class TestAnswered:
 
 
 class TestSilence:
-    @pytest.mark.parametrize("agent", ["claude", "codex", "gemini", "opencode", "copilot"])
+    @over("agent", ["claude", "codex", "gemini", "opencode", "copilot"])
     def test_exit_code_0_without_a_word(self, agent):
         runtime = get_agent(agent)
         as_json = runtime.json_output.split()
@@ -323,7 +322,7 @@ class TestSilence:
             judgement = runtime.judge(exit_code=1, stdout=gone, stderr=gone, command=[agent, "hi"])
             assert (judgement.verdict, judgement.turn_began) == (Verdict.other, False)
 
-    @pytest.mark.parametrize(
+    @over(
         ("command", "wants"),
         [
             (STREAM, True),
@@ -358,7 +357,7 @@ class TestSilence:
 
 
 class TestCutShort:
-    @pytest.mark.parametrize("exit_code", [-2, -9, -15, 124, 129, 130, 137, 143])
+    @over("exit_code", [-2, -9, -15, 124, 129, 130, 137, 143])
     def test_by_its_exit_code(self, exit_code):
         judgement = get_agent("claude").judge(exit_code=exit_code, stdout=lines(INIT))
         assert (judgement.verdict, judgement.cut_short) == (Verdict.other, True)

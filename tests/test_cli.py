@@ -24,8 +24,8 @@ from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, run
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
 
-COMMANDS = ["get", "set", "delete", "list", "report", "import", "export", "run", "doctor", "retime", "failures"]
-COMMANDS += ["agents", "acl", "metrics", "docs", "serve", "demo"]
+COMMANDS = ["run", "get", "set", "delete", "list", "leases", "release", "report", "import", "export", "doctor", "retime"]
+COMMANDS += ["failures", "agents", "acl", "metrics", "docs", "serve", "demo"]
 
 
 def test_set_writes_the_bare_id_with_the_whole_max_age(cli: Cli) -> None:
@@ -90,14 +90,15 @@ def test_list(cli: Cli) -> None:
     cli.plant("bad", "--resume me")
     rows = {row["key"]: row for row in map(cli.result, cli("list", "--json").stdout.splitlines())}
     assert rows.keys() == {"k", "forever"}
-    assert list(rows["k"]) == ["key", "session_id", "idle_ms", "expires_in_ms"]
-    assert rows["forever"] == {"key": "forever", "session_id": "id-2", "idle_ms": None, "expires_in_ms": None}
+    assert list(rows["k"]) == ["key", "session_id", "idle_ms", "expires_in_ms", "record"]
+    unknown = dict.fromkeys(("idle_ms", "expires_in_ms", "record"))
+    assert rows["forever"] == {"key": "forever", "session_id": "id-2"} | unknown
     assert rows["k"]["idle_ms"] + rows["k"]["expires_in_ms"] == DAY_MS
     assert 0 <= DAY_MS // 2 - rows["k"]["expires_in_ms"] < 5_000
     lines = sorted(line.split("\t") for line in cli("list").stdout.splitlines())
-    assert lines[0] == ["forever", "id-2", "-", "-"]
+    assert lines[0] == ["forever", "id-2", *("-" * 7)]
     assert lines[1][:2] == ["k", "id-1"]
-    assert sum(map(int, lines[1][2:])) == DAY_MS
+    assert sum(map(int, lines[1][2:4])) == DAY_MS
 
 
 def test_report(cli: Cli) -> None:
@@ -109,7 +110,7 @@ def test_report(cli: Cli) -> None:
     report = cli.json("report")
     assert list(report) == [
         *("live", "no_ttl", "over_max_age", "invalid", "invalid_examples", "soonest_expiry_ms", "idle_histogram"),
-        *("counters", "near_scheme", "near_examples", "approximate", "scan_ms"),
+        *("counters", "near_scheme", "near_examples", "approximate", "scan_ms", "records"),
     ]
     assert [report[name] for name in ("live", "no_ttl", "over_max_age", "invalid")] == [3, 1, 1, 1]
     assert report["counters"] == {
@@ -145,8 +146,9 @@ def test_an_approximate_scan_is_reported(cli: Cli, tmp_path: Path) -> None:
 def test_failures(cli: Cli) -> None:
     assert cli("failures").stdout == "0\n"
     assert cli("failures", "--increment").stdout == "1\n"
-    assert cli.json("failures", "--increment") == {"resume_failures_total": 2}
-    assert cli.json("failures") == {"resume_failures_total": 2}
+    others = {"gave_up_total": 0, "rotations_total": 0}
+    assert cli.json("failures", "--increment") == {"resume_failures_total": 2, **others}
+    assert cli.json("failures") == {"resume_failures_total": 2, **others}
     cli.raw.set(cli.keys.counter("resume_failures_total"), "many")
     assert "is not an integer" in cli("failures", code=exits.PARTLY).stderr
     assert re.search(

@@ -8,10 +8,13 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from typer.testing import CliRunner
 
 from redis_sessions import errors
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
+from redis_sessions.cli.app import app
+from redis_sessions.client import execute
 from tests import test_cli_support
 from tests.test_cli_support import Cli, run
 
@@ -138,6 +141,15 @@ def test_an_error_names_the_option_or_the_variable(variable: str, given: str, co
     assert run(option, given, *command, code=exits.USAGE).stderr == text
 
 
+@pytest.mark.usefixtures("hasty")
+def test_a_person_is_told_that_it_still_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "_TELL_AFTER_S", 0)
+    told, refused = CliRunner().invoke(app, ["get", "k", "--url", "unix:///nowhere"]).stderr.splitlines()
+    assert told == "redis-sessions: /nowhere can't be reached (No such file or directory): trying for up to 0.1 s"
+    assert refused.startswith("redis-sessions: /nowhere can't be reached (No such file or directory): check")
+
+
+@pytest.mark.usefixtures("hasty")
 def test_the_variable_that_names_a_server_that_is_away() -> None:
     unused = {"REDIS_SESSIONS_URL": "", "REDIS_URL": "unix:///nowhere/sock"}
     assert run("get", "k", env=unused, code=exits.UNREACHABLE).stderr.endswith("; REDIS_URL names this server\n")
@@ -161,7 +173,16 @@ def assert_no_password(result: Any) -> None:
             ["list", "--json"],
             ["report"],
         ),
-        *(["doctor"], ["retime"], ["failures"], ["failures", "--increment"], ["export", "out.json"], ["import", "in.json"]),
+        *(
+            ["doctor"],
+            ["retime", "--max-age", "1h", "--yes"],
+            ["leases"],
+            ["release", "k", "--yes"],
+            ["failures"],
+            ["failures", "--increment"],
+            ["export", "out.json"],
+            ["import", "in.json"],
+        ),
     ],
 )
 def test_redis_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
@@ -199,7 +220,7 @@ def test_every_error_has_its_exit_code() -> None:
         "MissingExtra",
         "ServerError",
     }
-    away = {"SessionStoreError", "StoreUnavailable", "AccessDenied", "CommandRefused"}
+    away = {"SessionStoreError", "StoreUnavailable", "AccessDenied", "KeysScattered", "CommandRefused"}
     assert {name for name, code in codes.items() if code == exits.USAGE} == usage
     assert {name for name, code in codes.items() if code == exits.UNREACHABLE} == away
     for error in made.values():

@@ -197,7 +197,7 @@ def test_a_long_key_does_not_widen_what_follows_the_table(cli: Cli, monkeypatch:
         (["--url", "redis://h", "docs", "spe"], {"speed"}),
         (["run", "k", "--agent", "gem"], {"gemini"}),
         (["get", "--name"], {"--namespace"}),
-        (["re"], {"report", "retime"}),
+        (["re"], {"release", "report", "retime"}),
     ],
 )
 def test_completion_in_bash(tmp_path: Path, words: list[str], expected: set[str]) -> None:
@@ -338,7 +338,7 @@ def test_serve_with_users_leaves_the_doctor_nothing_to_say(tmp_path: Path) -> No
             client.ping()
         port = client.connection_pool.connection_kwargs["port"]
         code, out, _ = finish(spawn("doctor", "--url", f"redis://admin:{password}@127.0.0.1:{port}/0"))
-        assert (code, out.splitlines()[-1]) == (exits.DONE, "0 broken, 0 warnings, 0 unknown, 22 ok")
+        assert (code, out.splitlines()[-1]) == (exits.DONE, "0 broken, 0 warnings, 0 unknown, 24 ok")
         assert re.search("ok +appendfsync +everysec", out)
     (tmp_path / "users.acl").write_text("user x nonsense\n")
     code, _, err = finish(spawn("serve", *words))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from redis_sessions.agents import get_agent, known_agents, launchers
 from redis_sessions.agents.command_line import MARK, PlaceUnknown, guess, lacks, with_resume
 from redis_sessions.agents.launchers import name_of, named
+from tests.over import over
 
 AGENTS = [agent for agent in known_agents() if agent.executables]
 PROGRAMS = [program for agent in AGENTS for program in agent.programs]
@@ -424,7 +425,7 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize(("given", "second"), ALL)
+@over(("given", "second"), ALL)
 def test_the_second_turn_of_every_form(given, second):
     command = shlex.split(given)
     fresh, resumed = turns(command)
@@ -446,7 +447,7 @@ def test_every_runtime_and_launcher_is_in_the_table():
             ), names
 
 
-@pytest.mark.parametrize("package", [package for agent in AGENTS for package in agent.packages])
+@over("package", [package for agent in AGENTS for package in agent.packages])
 def test_every_package(package):
     for spec in (package, f"{package}@1.2.3", f"npm:{package}", f"/x/node_modules/{package}/main.js"):
         assert named(spec, PROGRAMS) == package
@@ -463,7 +464,7 @@ def test_every_launcher_is_described_with_known_keys():
             re.compile(pattern)
 
 
-@pytest.mark.parametrize(
+@over(
     ("given", "line"),
     [
         ("sh -c 'claude {resume} -p x'", "claude -p x"),
@@ -482,7 +483,7 @@ def test_a_fresh_start_without_the_mark(given, line):
 # -- what is refused
 
 
-@pytest.mark.parametrize(
+@over(
     ("given", "says", "remedy"),
     [
         ("wrapper claude -p", "wrapper is neither the agent nor a launcher", "as in claude {resume} …"),
@@ -550,7 +551,7 @@ def test_a_refusal_names_the_word_and_a_form_that_works(given, says, remedy):
         assert remedy in caught.value.remedy
 
 
-@pytest.mark.parametrize(
+@over(
     "given",
     ["timeout 60 claude -p", "npx -y @openai/codex exec hello", "sh -c 'claude -p'", "docker run image claude -p", "claude"],
 )
@@ -560,7 +561,7 @@ def test_what_runs_another_agent(given):
         turns(shlex.split(given), get_agent("gemini"))
 
 
-@pytest.mark.parametrize(
+@over(
     ("given", "name"),
     [
         ("env claude codex", "claude"),
@@ -574,7 +575,7 @@ def test_which_agent_a_command_runs(given, name):
     assert guess(shlex.split(given), PROGRAMS) == name
 
 
-@pytest.mark.parametrize(
+@over(
     ("given", "word"),
     [
         ("./bot", "./bot"),
@@ -591,7 +592,7 @@ def test_no_known_agent(given, word):
     assert caught.value.message == f"{word} is neither the agent nor a launcher that is known here"
 
 
-@pytest.mark.parametrize(
+@over(
     ("given", "missing"),
     [
         ("timeout 60 claude hello", True),
@@ -813,7 +814,7 @@ def test_what_is_refused_is_refused_at_the_first_turn(words):
     assert outcomes[0] == outcomes[1]
 
 
-@pytest.mark.parametrize(
+@over(
     "line",
     [
         "printf '%s.' {resume} x",
@@ -823,7 +824,7 @@ def test_what_is_refused_is_refused_at_the_first_turn(words):
         """sh -c "sh -c 'printf %s. {resume} x'" """,
     ],
 )
-@pytest.mark.parametrize("odd", ["ID", "a b", "it's", 'say "hi"', "$HOME", "`id`", "a\\b", "a;b", "*"])
+@over("odd", ["ID", "a b", "it's", 'say "hi"', "$HOME", "`id`", "a\\b", "a;b", "*"])
 def test_the_shell_gets_an_odd_id_as_one_word(line, odd):
     command = with_resume(["sh", "-c", line], ["printf"], None, [f"--resume={odd}"])
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"--resume={odd}.x."

@@ -13,16 +13,20 @@ from redis_sessions import (
 )
 from redis_sessions.keys import LEASE_GRACE_MS, MAX_KEY_BYTES
 from redis_sessions.settings import DAY_MS
+from tests.over import over
+
+pytestmark = pytest.mark.everywhere
 
 KEYS = ["a", "acme/shop#42:reviewer", "spät {ab} %41", "{}", "a\nb\x00c", "*[?]", "日本語", "x" * MAX_KEY_BYTES]
 
 
-@pytest.mark.parametrize("key", KEYS)
+@over("key", KEYS)
 def test_get_returns_what_was_set_for_any_key(store, key):
     assert store.get(key) is None
     store.set(key, "0a1b-2c3d")
     assert store.get(key) == "0a1b-2c3d"
     assert {row.key: row.session_id for row in store.sessions()} == {key: "0a1b-2c3d"}
+    assert store.delete(key)
 
 
 def test_redis_holds_the_bare_id_with_the_max_age_as_ttl(make_store, raw, namespace):
@@ -74,7 +78,7 @@ def test_delete_removes_the_id_or_only_that_id(store):
     assert store.get("a") is None
 
 
-@pytest.mark.parametrize("key", ["", "x" * (MAX_KEY_BYTES + 1), "ü" * (MAX_KEY_BYTES // 2 + 1), "\ud800"])
+@over("key", ["", "x" * (MAX_KEY_BYTES + 1), "ü" * (MAX_KEY_BYTES // 2 + 1), "\ud800"])
 def test_an_invalid_key_is_refused_before_anything_is_sent(store, key):
     for operation in (store.get, store.delete, store.acquire):
         with pytest.raises(InvalidKey):
@@ -83,7 +87,7 @@ def test_an_invalid_key_is_refused_before_anything_is_sent(store, key):
         store.resume(key, lambda _: pytest.fail("must not run"))
 
 
-@pytest.mark.parametrize(
+@over(
     "session_id",
     ["", "-a", "--dangerously-skip-permissions", "a b", "a\n", "ä", "a" * 257, "\ud800", ".a"],
 )
@@ -100,6 +104,7 @@ def test_an_invalid_session_id_is_refused_and_the_error_names_the_key(store, ses
         assert caught.value.key == "the-key"
         assert caught.value.remedy
     assert store.get("the-key") == "ID-1"
+    assert store.release(lease)
 
 
 def test_an_invalid_value_is_an_error_that_names_the_key(store, raw, namespace):
@@ -262,7 +267,7 @@ class TestCounter:
         assert int(raw.get(f"{namespace}:counter:resume_failures_total")) == 2
         assert raw.ttl(f"{namespace}:counter:resume_failures_total") == -1
 
-    @pytest.mark.parametrize("value", ["many", "", b"\xff"])
+    @over("value", ["many", "", b"\xff"])
     def test_a_value_that_is_not_an_integer_is_an_error_with_a_remedy(self, store, raw, namespace, value):
         raw.set(f"{namespace}:counter:resume_failures_total", value)
         with pytest.raises(CorruptValue, match="redis-cli SET"):

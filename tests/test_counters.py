@@ -8,6 +8,7 @@ from redis_sessions import CorruptValue, Turn
 from redis_sessions.keys import COUNTERS, FRESH_STARTS, RESUME_FAILURES, RESUMES
 
 
+@pytest.mark.everywhere
 def test_the_counters(store):
     assert store.counters() == dict.fromkeys(COUNTERS, 0)
     store.increment_resume_failures()
@@ -23,6 +24,7 @@ def corrupt(request, raw, namespace):
     return key
 
 
+@pytest.mark.everywhere
 def test_a_corrupt_counter_is_named(store, corrupt):
     for read in (store.resume_failures_total, store.increment_resume_failures):
         with pytest.raises(CorruptValue, match=corrupt) as caught:

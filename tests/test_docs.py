@@ -14,6 +14,7 @@ import pytest
 
 from redis_sessions.agents import get_agent
 from tests.manual import DOCS, PAGES, ROOT, prose, read
+from tests.over import over
 
 # Not what other tests have registered.
 OURS = [get_agent(file.stem) for file in sorted((ROOT / "redis_sessions/agents/known").glob("*.toml"))]
@@ -50,7 +51,7 @@ def test_without_a_page_it_lists_them_with_their_first_lines():
     assert next(iter(listed)) == "index"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@over("name", NAMES)
 def test_in_a_pipe_a_page_is_plain_markdown(name):
     done = docs(name)
     assert (done.returncode, done.stdout, done.stderr) == (0, read(name), "")
@@ -114,7 +115,7 @@ def test_the_readme_is_short_and_so_are_the_pages():
     assert max(lines.values()) <= 250
 
 
-@pytest.mark.parametrize(("page", "path", "anchor"), LINKS)
+@over(("page", "path", "anchor"), LINKS)
 def test_links_lead_somewhere(page, path, anchor):
     target = (PAGES[page].parent / path).resolve() if path else PAGES[page]
     assert target.is_file()
@@ -123,13 +124,13 @@ def test_links_lead_somewhere(page, path, anchor):
         assert anchor in anchors(target)
 
 
-@pytest.mark.parametrize("start", ["README", "index"])
+@over("start", ["README", "index"])
 def test_every_page_is_one_click_away(start):
     linked = {Path(path).stem for page, path, _ in LINKS if page == start}
     assert set(NAMES) - {start} <= linked
 
 
-@pytest.mark.parametrize("name", NAMES)
+@over("name", NAMES)
 def test_every_page_links_back_to_the_index(name):
     assert name == "index" or read(name).splitlines()[2] == "[Manual](index.md)"
 

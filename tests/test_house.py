@@ -8,9 +8,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 import redis_sessions
+from tests.over import over
 
 ROOT = Path(redis_sessions.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -55,17 +54,19 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 class TestEveryFile:
+    @over("path", FILES)
     def test_it_imports_only_what_its_folder_may(self, path):
         ours = [name.split(".")[1] for name in imports(path) if name.startswith("redis_sessions.")]
         folders = {name if name in ARROWS else "__init__" for name in ours} - {place(path)}
         assert folders <= ARROWS[place(path)]
 
+    @over("path", FILES)
     def test_only_the_client_knows_redis(self, path):
         if place(path) not in ("client", "testing"):
             assert not {name.split(".")[0] for name in imports(path)} & {"redis", "fakeredis", "hiredis"}
 
+    @over("path", FILES)
     def test_only_the_command_line_and_the_demo_read_the_environment_or_print(self, path):
         if place(path) not in ("cli", "demo"):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -74,11 +75,13 @@ class TestEveryFile:
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("os", "sys"):
                     assert node.attr not in ("environ", "getenv", "stdin", "stdout", "stderr", "argv")
 
+    @over("path", FILES)
     def test_the_core_depends_on_no_more_than_it_says(self, path):
         if place(path) not in ("cli", "demo", "metrics", "testing", "server"):
             foreign = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
             assert foreign <= {"redis", "hiredis", "pydantic", "redis_sessions"}
 
+    @over("path", FILES)
     def test_it_says_what_it_is_for(self, path):
         assert ast.get_docstring(ast.parse(path.read_text()))
 
@@ -103,7 +106,7 @@ def _messages(path):
                     yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@over("path", FILES)
 def test_errors_of_the_library_speak_python_and_those_of_the_command_line_speak_of_options(path):
     for text in _messages(path):
         if place(path) in ("cli", "demo"):

@@ -27,6 +27,7 @@ def warnings(caplog):
     return found
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("save", SAVES.values(), ids=SAVES)
 def test_the_first_save_writes_it_and_another_store_compares_it_once(make_store, raw, namespace, caplog, save):
     first, other, same = make_store(), make_store(session_max_age_ms=HOUR_MS), make_store()

@@ -10,6 +10,7 @@ import pytest
 from redis_sessions import Verdict
 from redis_sessions.agents import Refusal, get_agent
 from redis_sessions.agents.command_line import PlaceUnknown, guess, with_resume
+from tests.over import over
 
 LINES = (Path(__file__).parent / "observations.jsonl").read_text("utf-8").splitlines()
 R = "11111111-2222-4333-8444-555555555555"
@@ -66,7 +67,7 @@ def observed(name):
     return [each for each in map(json.loads, LINES) if each["agent"] == name]
 
 
-@pytest.mark.parametrize("name", CALLS)
+@over("name", CALLS)
 def test_where_the_resume_arguments_go(name):
     agent = get_agent(name)
     session_id, _, fresh, resumed = CALLS[name]
@@ -80,7 +81,7 @@ def test_where_the_resume_arguments_go(name):
             with_resume(resumed.split(), agent.executables, agent.place, [])
 
 
-@pytest.mark.parametrize("name", MINTS)
+@over("name", MINTS)
 def test_where_the_arguments_go_that_set_an_id_ahead(name):
     agent = get_agent(name)
     fresh = CALLS[name][2].split()
@@ -90,7 +91,7 @@ def test_where_the_arguments_go_that_set_an_id_ahead(name):
     assert [word for word in with_it if word not in arguments] == fresh
 
 
-@pytest.mark.parametrize("name", CALLS)
+@over("name", CALLS)
 def test_ids_of_others(name):
     others = {call[0] for call in CALLS.values()} - {CALLS[name][0]}
     # A session of Goose is called as one likes.
@@ -124,7 +125,7 @@ class TestGone:
                 assert judgement.turn_began
 
 
-@pytest.mark.parametrize("name", TURNS)
+@over("name", TURNS)
 def test_a_model_may_say_what_it_likes(name):
     """The words of any runtime's errors, in an answer, are no errors."""
     session_id = CALLS[name][0]
@@ -134,7 +135,7 @@ def test_a_model_may_say_what_it_likes(name):
         assert (judgement.verdict, judgement.session_id) == (Verdict.ok, session_id)
 
 
-@pytest.mark.parametrize("name", TURNS)
+@over("name", TURNS)
 def test_a_session_that_was_replaced_without_a_word(name):
     """Cursor starts a new session for an ID that it does not know."""
     session_id, another, *_ = CALLS[name]
@@ -144,7 +145,7 @@ def test_a_session_that_was_replaced_without_a_word(name):
     assert judgement.previous_gone is get_agent(name).keeps_id
 
 
-@pytest.mark.parametrize("name", ["amp", "auggie", "cursor", "droid"])
+@over("name", ["amp", "auggie", "cursor", "droid"])
 def test_a_failure_with_exit_code_0(name):
     stdout = TURNS[name].format('"the model is not available"', id=CALLS[name][0]).replace("false", "true", 1)
     judgement = get_agent(name).judge(exit_code=0, stdout=stdout)
@@ -152,7 +153,7 @@ def test_a_failure_with_exit_code_0(name):
 
 
 class TestErrorsOfTheModelsAPI:
-    @pytest.mark.parametrize("name", ["goose", "grok", "hermes", "kimi", "pi", "qwen"])
+    @over("name", ["goose", "grok", "hermes", "kimi", "pi", "qwen"])
     def test_no_such_error_leads_to_a_second_run(self, name):
         errors = [each for each in observed(name) if each["verdict"] in ("unavailable", "unusable") and each["requested"]]
         assert {each["verdict"] for each in errors} == {"unavailable", "unusable"}
@@ -191,7 +192,7 @@ def test_a_tool_of_goose_may_take_long():
         assert observer.answered
 
 
-@pytest.mark.parametrize("name", CALLS)
+@over("name", CALLS)
 def test_every_refusal_says_which_errors_come_from_within_a_turn(name):
     """A session that is gone, or another's, is refused before the turn begins; a full context is not."""
     for refusal in get_agent(name).refusals:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
+from typer.testing import CliRunner
 
 from redis_sessions import AsyncSessionStore, SessionStore, SessionStoreError, StoreUnavailable, Turn
 from redis_sessions.cli import exit_codes as exits
+from redis_sessions.cli.app import app
 from redis_sessions.keys import Keys
 from tests.servers import Cluster
 from tests.stores import opened
@@ -74,6 +77,9 @@ def test_the_remedy_is_named_and_every_script_still_runs(cluster, kind, loop, tm
     for command in ("report", "list", "doctor"):
         shown = run(command, "--url", url, code=exits.UNREACHABLE)
         assert "redis+cluster://" in shown.stderr + shown.stdout
+    metrics = CliRunner().invoke(app, ["metrics", "--url", url])
+    assert (metrics.exit_code, "redis+cluster://" in metrics.stderr) == (exits.UNREACHABLE, True)
+    assert not re.search("^redis_sessions_(live|leases)", metrics.stdout, re.MULTILINE)
     assert broken(cluster) == []
 
 

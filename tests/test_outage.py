@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 
 import pytest
@@ -19,6 +20,7 @@ from redis_sessions import (
     Turn,
     Verdict,
 )
+from redis_sessions.client import execute
 from redis_sessions.server import EmbeddedServer
 from tests.stores import Blocking
 
@@ -72,6 +74,41 @@ def test_every_operation_raises_within_its_deadline(store, server, tmp_path):
         assert caught.value.remedy
         assert server.url.split("/")[2] in str(caught.value)
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore], ids=["sync", "async"])
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+@pytest.mark.parametrize("connected", [True, False], ids=["", "at first use"])
+def test_what_is_never_sent_twice_waits_for_a_server_that_refuses_connections(
+    kind, scheme, connected, loop, monkeypatch, caplog
+):
+    """Nothing was sent. The server is started when the first try has failed; only the log level INFO tells of it."""
+    caplog.set_level(logging.INFO, "redis_sessions")
+    monkeypatch.setattr(execute, "_TELL_AFTER_S", 0.0)
+    translate = execute.translate
+    with EmbeddedServer(extra={"cluster-enabled": "yes"} if scheme == "redis+cluster" else {}) as server:
+        if scheme == "redis+cluster":
+            with redis.Redis.from_url(server.url) as raw:
+                raw.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16_383)
+        store = kind.from_url(f"{scheme}://127.0.0.1:{server.port}", StoreSettings(deadline_ms=30_000))
+        store = store if kind is SessionStore else Blocking(store, loop)
+        if connected:
+            store.get("a")
+        server.kill()
+
+        def start(*args, **options):
+            if not server.is_running:
+                server.start()
+            return translate(*args, **options)
+
+        monkeypatch.setattr(execute, "translate", start)
+        if scheme == "redis":
+            assert store.increment_resume_failures() == 1
+        else:  # it answers, and serves a moment later
+            with pytest.raises(StoreUnavailable, match="CLUSTERDOWN"):
+                store.increment_resume_failures()
+        store.close()
+    assert "can't be reached (Connection refused): trying for up to 30 s" in caplog.text
 
 
 class TestResume:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import typing
 
-import pytest
 from pydantic import BaseModel
 
 import redis_sessions
@@ -29,6 +28,7 @@ from redis_sessions import (
 )
 from redis_sessions.agents import agent as description
 from redis_sessions.operations import acl
+from tests.over import over
 from tests.raised import errors_of
 
 MODULES = (redis_sessions, acl, adapters, agents, keys, legacy, metrics, server, testing)
@@ -51,8 +51,8 @@ def methods(kind):
 
 
 METHODS = [
-    pytest.param(kind, method, id=f"{name}.{method.__name__}")
-    for name, kind in CLASSES.items()
+    (kind, method)
+    for kind in CLASSES.values()
     for method in (*methods(kind).values(), *([kind.__init__] if kind in (SessionStore, AsyncSessionStore) else []))
 ]
 
@@ -82,7 +82,7 @@ def test_no_public_name_exists_twice():
     assert len({id(value) for value in PUBLIC.values()}) == len(PUBLIC)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@over("name", PUBLIC)
 def test_every_public_name_is_documented(name):
     value = PUBLIC[name]
     if not inspect.isclass(value) and not inspect.isfunction(value):
@@ -97,14 +97,14 @@ def test_every_public_name_is_documented(name):
     assert not said.startswith(f"{value.__name__}(")
 
 
-@pytest.mark.parametrize(("kind", "method"), METHODS)
+@over(("kind", "method"), METHODS)
 def test_every_method_is_documented(kind, method):
     said = inspect.getdoc(method)
     assert said
     assert not re.search(r"\w\.py\b", said)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@over("name", CLASSES)
 def test_every_field_is_documented(name):
     kind = CLASSES[name]
     if issubclass(kind, BaseModel | tuple) or hasattr(kind, "__dataclass_fields__"):
@@ -118,9 +118,7 @@ def test_every_field_is_documented(name):
     assert [field for field in fields if not re.search(rf"^    (\w+, )*{field}(, \w+)*: ", said, re.MULTILINE)] == []
 
 
-@pytest.mark.parametrize(
-    ("kind", "function"), [*METHODS, *(pytest.param(None, function, id=name) for name, function in FUNCTIONS.items())]
-)
+@over(("kind", "function"), [*METHODS, *((None, function) for function in FUNCTIONS.values())])
 def test_every_error_is_named_where_it_is_raised(kind, function):
     said = inspect.getdoc(function) + (inspect.getdoc(kind) if kind else "")
     if kind is AsyncSessionStore:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import redis
+import redis.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redis_sessions import SessionStore, StoreSettings, Turn
+from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, Turn
 from redis_sessions.keys import COUNTERS, Keys, is_session_id
 from redis_sessions.operations.report import MAX_EXAMPLES, ReportFold
 from redis_sessions.operations.scan import Page
 from redis_sessions.settings import DAY_MS
 from tests.servers import standalone
+from tests.stores import Blocking
 
 pytestmark = pytest.mark.plants_immortal_keys
 
@@ -40,6 +43,7 @@ def test_an_empty_store(store):
     assert report.counters == dict.fromkeys(COUNTERS, 0)
 
 
+@pytest.mark.everywhere
 def test_it_counts_sessions_and_lists_invalid_keys(store, raw, namespace):
     keys = Keys(namespace)
     for n in range(30):
@@ -130,6 +134,7 @@ def test_keys_without_braces_are_counted_and_named(store, raw, namespace):
     raw.delete(f"x{namespace}:id:y")
 
 
+@pytest.mark.everywhere
 def test_rows_have_the_records_of_their_sessions(make_store, raw, namespace):
     keys, store = Keys(namespace), make_store()
     for key in ("saved", "another's", "broken"):
@@ -158,6 +163,7 @@ def test_without_a_max_age_that_of_the_namespace_counts(make_store, raw, namespa
         assert sum(b.count for b in store.report().idle_histogram if b.up_to_ms < idle_ms) == 0
 
 
+@pytest.mark.everywhere
 def test_leases_that_are_held(make_store, lapse, raw, namespace):
     store = make_store(scan_count=10)
     held = {key: store.acquire(key).token for key in ("a", "b {%}", "日本")}
@@ -271,3 +277,29 @@ def test_every_row_is_counted_once_whatever_it_is(rows):
     assert sum(bucket.count for bucket in report.idle_histogram) <= report.live
     assert all(example.key.isprintable() for example in report.invalid_examples)
     report.model_dump_json()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
+def test_a_cluster_by_a_client_of_the_callers(places, loop, namespace, protocol, kind):
+    """Whatever it decodes and however it reads replies, and with keys of every sort in between."""
+    options = {"protocol": protocol, "decode_responses": True}
+    port = int(places.get("cluster").url.split(",")[0].rpartition(":")[2])
+    settings = StoreSettings(namespace=namespace)
+    if kind is SessionStore:
+        store = SessionStore(redis.RedisCluster("127.0.0.1", port, **options), settings)
+    else:
+        store = Blocking(AsyncSessionStore(redis.asyncio.RedisCluster("127.0.0.1", port, **options), settings), loop)
+    raw = places.get("cluster").raw
+    for number in range(30):
+        store.set(f"key{number}", f"ID-{number}")
+    store.resume("key0", lambda _: Turn("ID-0"))
+    poison = plant_poison(raw, namespace)
+    report = store.report(records=True)
+    assert (report.live, report.invalid, report.approximate) == (30, poison, False)
+    assert sum(bucket.count for bucket in report.records.turns) == 1
+    assert store.live_session_ids() == {f"ID-{number}" for number in range(30)}
+    assert store.retime(60_000).shortened == 30
+    store.close()
+    for key in raw.scan_iter(f"{namespace}:*"):
+        raw.delete(key)

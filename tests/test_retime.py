@@ -37,6 +37,7 @@ def everything(raw, namespace):
     return {key: (raw.dump(key), raw.pttl(key) >= 0) for key in raw.scan_iter(f"{namespace}:*")}
 
 
+@pytest.mark.everywhere
 def test_it_shortens_or_sets_ttls_and_leaves_the_rest(store, raw, namespace):
     keys = Keys(namespace)
     lives_ms = {"day": DAY_MS, "hours": 2 * HOUR_MS, "hour": HOUR_MS, "minute": 60_000, "日本 {%}\n": DAY_MS}
@@ -121,6 +122,7 @@ def test_what_is_saved_after_the_page_was_read_is_safe(valkey, namespace, monkey
         valkey.raw.delete(keys.session_id("spoilt"))
 
 
+@pytest.mark.everywhere
 def test_the_script_and_the_library_agree_on_session_ids(store, raw, namespace):
     values = [bytes([byte]) for byte in range(256)] + [b"a" + bytes([byte]) for byte in range(256)]
     values += [b"", b"x" * 256, b"x" * 257, b"x" * 300, b"a\n", b"a-b.c:d_e", b"-a", b"a\x00", b"a%"]

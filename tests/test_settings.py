@@ -11,6 +11,7 @@ import re
 import pytest
 
 from redis_sessions import InvalidSettings, StoreSettings
+from tests.over import over
 
 
 def test_the_defaults():
@@ -31,7 +32,7 @@ def test_they_are_immutable_and_each_name_says_its_unit():
     )
 
 
-@pytest.mark.parametrize(
+@over(
     "wrong",
     [
         {"session_max_age_ms": 0},
@@ -55,7 +56,7 @@ def test_an_invalid_value_is_refused_by_name(wrong):
     assert next(iter(wrong)) in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@over(
     ("wrong", "says"),
     [
         ({"max_age_ms": 1}, "'max_age_ms' is not a setting: did you mean session_max_age_ms?"),
@@ -83,7 +84,7 @@ def test_a_refusal_says_what_was_given_and_what_to_give(wrong, says):
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", StoreSettings.model_fields)
+@over("name", StoreSettings.model_fields)
 def test_every_one_is_checked(name):
     nothing = 0 if StoreSettings.model_fields[name].default is None else None
     for wrong in (-1, 2**62, 1.0, nothing, [1], "yes" if name == "records" else True):
@@ -144,7 +145,7 @@ class TestFromJsonFile:
 
         return write
 
-    @pytest.mark.parametrize("name", ["session_max_age_ms", "sessionMaxAgeMs"])
+    @over("name", ["session_max_age_ms", "sessionMaxAgeMs"])
     def test_it_takes_the_max_age_in_either_spelling_and_ignores_the_rest(self, file, name):
         path = file({name: 3_600_000, "agents": [{"name": "claude"}], "namespace": 7})
         assert StoreSettings.from_json_file(path).session_max_age_ms == 3_600_000
@@ -164,8 +165,8 @@ class TestFromJsonFile:
         path = file({"session_max_age_ms": 5})
         assert StoreSettings.from_json_file(path, session_max_age_ms=7).session_max_age_ms == 7
 
-    @pytest.mark.parametrize("value", [0, -5, 1.5, 3600.0, "3600000", True, None, [1], {"token": "s3cret"}, 10**30])
-    @pytest.mark.parametrize("name", ["session_max_age_ms", "sessionMaxAgeMs"])
+    @over("value", [0, -5, 1.5, 3600.0, "3600000", True, None, [1], {"token": "s3cret"}, 10**30])
+    @over("name", ["session_max_age_ms", "sessionMaxAgeMs"])
     def test_an_invalid_max_age_names_file_and_field_and_shows_no_secret(self, file, name, value):
         path = file({name: value})
         with pytest.raises(InvalidSettings) as caught:
@@ -179,7 +180,7 @@ class TestFromJsonFile:
             StoreSettings.from_json_file(file({"session_max_age_ms": 5, "sessionMaxAgeMs": 6}))
         assert StoreSettings.from_json_file(file({"session_max_age_ms": 5, "sessionMaxAgeMs": 5})).session_max_age_ms == 5
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"a": 1} x', "[" * 100_000])
+    @over("text", ["", "{", "[]", "7", '{"a": 1} x', "[" * 100_000])
     def test_a_file_that_is_not_an_object(self, file, text):
         with pytest.raises(InvalidSettings, match=r"agents\.json"):
             StoreSettings.from_json_file(file(text))

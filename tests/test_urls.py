@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from redis_sessions import AsyncSessionStore, InvalidSettings, SessionStore, StoreSettings
 from redis_sessions.client.url import Target, parse
+from tests.over import over
 
 
-@pytest.mark.parametrize(
+@over(
     ("url", "target"),
     [
         ("redis://127.0.0.1:6379/0", Target("standalone", (("127.0.0.1", 6379),))),
@@ -49,14 +50,14 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("url", BAD)
+@over("url", BAD)
 def test_invalid_urls_are_refused(url):
     for kind in (SessionStore, AsyncSessionStore):
         with pytest.raises(InvalidSettings, match=r"^url "):
             kind.from_url(url)
 
 
-@pytest.mark.parametrize(
+@over(
     "url",
     [
         "redis://:s3cret/more@h:6379/0",

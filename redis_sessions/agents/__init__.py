@@ -10,6 +10,8 @@ r"""Agent runtimes as data: how each is called, where its output names the sessi
     packages = ["mine-cli"]          # npm or PyPI packages that npx, bunx, pnpm dlx or uvx run it from
     keeps_sessions = "30d"           # how long it keeps a session; left out: not established
     sessions_of = "codex"            # the runtime whose sessions it continues; left out: it has its own
+    home_at = ["$MINE_HOME", "$HOME/.mine"]         # where they are: the first path whose variable is set; default: $HOME
+    directory_options = ["--cd"]                    # options by which it works in another directory than it was started in
     bound_to = ["host", "home", "directory"]        # a session can be resumed only where these are the same
     once_bound_to = ["directory"]    # the same of some of its versions
 

@@ -3,8 +3,10 @@
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from string import Template
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -18,6 +20,7 @@ from redis_sessions.resume.turn import Judgement, Verdict
 from redis_sessions.text import parse_duration_ms
 
 KNOWN: Final = Path(__file__).with_name("known")
+_VARIABLE: Final = re.compile(r"\$[A-Za-z_]\w*(?:/[^$]*)?\Z")
 
 # In the words of TOML. Each pair is one error by its names in older and newer versions of pydantic.
 _WRONG: Final = {
@@ -80,6 +83,7 @@ Formats = bool | tuple[Literal["text", "json"], ...]
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda paths: paths or None)]
 Versions = Annotated[tuple[str, ...], BeforeValidator(lambda versions: versions or None)]
 Binding = tuple[Literal["host", "home", "directory"], ...]
+Places = Annotated[tuple[str, ...], _must("begin with a variable", lambda paths: all(map(_VARIABLE.match, paths)))]
 Name = Annotated[str, BeforeValidator(lambda name: name or None)]
 
 
@@ -170,7 +174,8 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     Raises InvalidSettings, which names the key, for a description that can't be right.
 
     Attributes:
-        name, executables, packages, keeps_sessions, sessions_of, bound_to, once_bound_to, verified: which runtime it is.
+        name, executables, packages, keeps_sessions, sessions_of, verified: which runtime it is.
+        home_at, directory_options, bound_to, once_bound_to: where its sessions are, and where they can be resumed.
         session_id, resume, place, print_mode, json_output: how it is called. `place` None: only `{resume}` can say.
         keeps_id, new_id_options, mint, ephemeral: what becomes of the session's ID.
         session_id_at, session_id_line, session_id_stdout_line: where it names the session.
@@ -188,6 +193,8 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     packages: tuple[str, ...] = ()
     keeps_sessions: Annotated[str, AfterValidator(_duration)] | None = None
     sessions_of: Name | None = None
+    home_at: Places = ("$HOME",)
+    directory_options: Options = ()
     bound_to: Binding = ()
     once_bound_to: Binding = ()
     verified: tuple[Verified, ...] = ()
@@ -234,6 +241,14 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     def keeps_sessions_ms(self) -> int | None:
         """How long it keeps a session, in milliseconds; None if that is not established."""
         return None if self.keeps_sessions is None else parse_duration_ms(self.keeps_sessions, "keeps_sessions")
+
+    def home(self, environment: Mapping[str, str]) -> str | None:
+        """Path of the directory where it keeps its sessions: the first of `home_at` whose variable is set, or None."""
+        variables = {name: value for name, value in environment.items() if value}
+        for path in self.home_at:
+            with suppress(KeyError):
+                return Template(path).substitute(variables)
+        return None
 
     @property
     def programs(self) -> tuple[str, ...]:

@@ -20,10 +20,11 @@ from redis_sessions.agents.launchers import (
     name_of,
     named,
     read_option,
+    runs_here,
     shown,
 )
 
-__all__ = ["MARK", "PlaceUnknown", "ResumePlace", "guess", "lacks", "name_of", "with_resume"]
+__all__ = ["MARK", "PlaceUnknown", "ResumePlace", "guess", "lacks", "name_of", "runs_here", "with_resume"]
 
 _WORDS: Final = re.compile(r"""[\s'"();&|]+""")
 

@@ -84,11 +84,13 @@ class LaunchedAgent(NamedTuple):
     Attributes:
         name: which of the names that were looked for it has.
         words: itself and its arguments.
+        before: the words before it.
         put: gives the whole command with these arguments before that one of the words.
     """
 
     name: str
     words: list[str]
+    before: list[str]
     put: Callable[[int, list[str]], list[str]]
 
 
@@ -169,6 +171,8 @@ class Launcher(NamedTuple):
     only_shell_options: bool = False
     shell_flag: str | None = None
     joins: bool = False
+    elsewhere: bool = False
+    elsewhere_options: frozenset[str] = frozenset()
     refused: str | None = None
 
     def command_of(self, words: list[str], at: int) -> int | Line:
@@ -233,7 +237,7 @@ def _launchers() -> dict[str, Launcher]:
 
 
 def _value(key: str, value: Any) -> Any:
-    if key in ("value_options", "flags", "after", "shell_options"):
+    if key in ("value_options", "flags", "after", "shell_options", "elsewhere_options"):
         return frozenset(value.split())
     return tuple(value) if isinstance(value, list) else value
 
@@ -254,8 +258,24 @@ def find(command: list[str], names: Collection[str]) -> LaunchedAgent:
     if isinstance(at, Line):
         return _in_line(command, at, names)
     return LaunchedAgent(
-        name, command[at:], lambda before, arguments: [*command[: at + before], *arguments, *command[at + before :]]
+        name,
+        command[at:],
+        command[:at],
+        lambda before, arguments: [*command[: at + before], *arguments, *command[at + before :]],
     )
+
+
+def runs_here(command: list[str], names: Collection[str], variables: Collection[str]) -> bool:
+    """Whether an agent certainly runs on this machine, in this directory, and with these variables as they are here."""
+    try:
+        words = find([word for word in command if word != MARK], names).before
+    except PlaceUnknown:
+        return False
+    given = {word.partition("=")[0].removesuffix("+") for word in words if _ASSIGNMENT.match(word)}
+    launchers = [known[0] for at in range(len(words)) if (known := launcher_at(words, at))]
+    options = frozenset[str]().union(*(launcher.elsewhere_options for launcher in launchers))
+    moved = any(word.partition("=")[0] in options or word[:2] in options for word in words)
+    return not (moved or given.intersection(variables) or any(launcher.elsewhere for launcher in launchers))
 
 
 def marked_lines(command: list[str]) -> Iterator[Line]:
@@ -304,7 +324,8 @@ def _in_line(command: list[str], line: Line, names: Collection[str]) -> Launched
         raise PlaceUnknown("a line for the shell stands in another one")
     first += start
     ends = [*offsets[first:], len(text)]
-    return LaunchedAgent(name, words[first:], lambda before, arguments: line.put(command, ends[before], arguments))
+    before = [*command[: line.first], *words[:first]]
+    return LaunchedAgent(name, words[first:], before, lambda before, arguments: line.put(command, ends[before], arguments))
 
 
 def shown(word: str) -> str:

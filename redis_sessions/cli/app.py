@@ -130,16 +130,18 @@ def demo(
 _NO_REDIS: Final = {exits.UNREACHABLE: ""}
 # Each command, whose docstring is its help, and what its exit codes mean beside the common ones.
 _COMMANDS: Final[tuple[tuple[str, Callable[..., int], Mapping[int, str]], ...]] = (
+    ("run", run.run, _NO_REDIS | run.CODES),
     ("get", conversations.get, {exits.PARTLY: "no live session ID"}),
     ("set", conversations.set_, {}),
     ("delete", conversations.delete, {exits.PARTLY: "nothing was deleted"}),
     ("list", conversations.list_, {exits.PARTLY: "some may have been missed"}),
+    ("leases", conversations.leases, {exits.PARTLY: "some may have been missed"}),
+    ("release", conversations.release, {exits.PARTLY: "no worker had it, or the answer was no"}),
     ("report", report.report, {}),
     ("import", transfer.import_, {exits.PARTLY: "some entries were rejected"}),
     ("export", transfer.export, {exits.PARTLY: "some may have been missed"}),
-    ("run", run.run, _NO_REDIS | run.CODES),
     ("doctor", doctor.doctor, {exits.PARTLY: "something is broken; with --strict, or not ok"}),
-    ("retime", doctor.retime, {exits.PARTLY: "some may have been missed; run it again"}),
+    ("retime", doctor.retime, {exits.PARTLY: "some may have been missed: run it again; or the answer was no"}),
     ("failures", conversations.failures, {exits.PARTLY: "the counter is not a number"}),
     ("agents", agents.agents, _NO_REDIS),
     ("acl", acl.acl, _NO_REDIS),

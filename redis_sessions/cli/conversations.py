@@ -1,19 +1,34 @@
-"""The commands on single conversations and on all of them: get, set, delete, list and failures."""
+"""The commands on single conversations and on all of them: get, set, delete, list, leases, release and failures."""
 
+import heapq
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Annotated
+from itertools import chain, islice
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
-from redis_sessions.cli.options import MAX_AGE_OPTIONS, Key, Options, on_a_store
-from redis_sessions.errors import InvalidSessionID
-from redis_sessions.text import duration
+from redis_sessions.cli.options import MAX_AGE_OPTIONS, Key, Options, Yes, confirmed, on_a_store, say_empty, value
+from redis_sessions.errors import InvalidSessionID, InvalidSettings
+from redis_sessions.keys import GAVE_UP, RESUME_FAILURES, ROTATIONS
+from redis_sessions.operations.scan import LeaseRow, SessionRow
+from redis_sessions.text import duration, parse_duration_ms, safe
+
+MAX_SORTED: Final = 1_000_000
 
 SessionID = Annotated[str, typer.Argument(metavar="ID", help="The agent's session ID.")]
 SameID = Annotated[str | None, typer.Argument(metavar="ID", help="Delete only if it is still this session ID.")]
+Prefix = Annotated[str | None, value("--prefix", "TEXT", "Only conversations whose key begins so.")]
+OfAgent = Annotated[str | None, value("--agent", "NAME", "Only sessions that are recorded for this runtime.")]
+IdleOver = Annotated[str | None, value("--idle-over", "TIME", "Only sessions that were unused for longer.")]
+Sort = Annotated[
+    Literal["key", "idle", "expires", "turns"] | None,
+    typer.Option("--sort", help="By key; by longest idle, soonest expiry, or most turns first."),
+]
+Limit = Annotated[int | None, value("--limit", "N", "No more than N of them.", min=1)]
 Increment = Annotated[bool, typer.Option("--increment", help="Add one first, then print.")]
 
 
@@ -86,36 +101,138 @@ def delete(at: Options, key: Key, session_id: SameID = None) -> int:
 
 
 @on_a_store
-def list_(at: Options) -> int:
+def list_(
+    at: Options,
+    *,
+    prefix: Prefix = None,
+    agent: OfAgent = None,
+    idle_over: IdleOver = None,
+    sort: Sort = None,
+    limit: Limit = None,
+) -> int:
     """List the live sessions.
 
-    At a terminal, as a table. In a pipe or file, a line each of key, session ID, and milliseconds idle and until expiry,
-    separated by tabs, with "-" for unknown or never. With --json, an object each, with the time at which that was so. What
-    is not printable in a key is escaped, and exact only in JSON. The order is arbitrary, and a session may come twice. Idle
-    times depend on the max age: give the one that the sessions were set with.
+    At a terminal, as a table, with as many of agent, turns and place as fit. In a pipe or file, a line each of key, session
+    ID, milliseconds idle and until expiry, agent, turns, host, agent home and directory, separated by tabs, with "-" for
+    unknown or never. With --json, an object each, with the time at which that was so. What is not printable in a key is
+    escaped, and exact only in JSON. A session may come twice; the order is arbitrary without --sort, which holds all that it
+    sorts in memory.
 
     Examples:
       redis-sessions list
+      redis-sessions list --agent claude --idle-over 12h
+      redis-sessions list --prefix acme/ --sort turns --limit 20
       redis-sessions list | cut -f 1
-      redis-sessions list --json | jq -r 'select(.idle_ms > 3600000).key'
+      redis-sessions list --json | jq -r 'select(.record.turns > 50).key'
     """
+    idle_over_ms = None if idle_over is None else parse_duration_ms(idle_over, "--idle-over")
+
+    def wanted(row: SessionRow) -> bool:
+        return (
+            (prefix is None or row.key.startswith(prefix))
+            and (agent is None or (row.record is not None and row.record.agent == agent))
+            and (idle_over_ms is None or (row.idle_ms is not None and row.idle_ms > idle_over_ms))
+        )
+
     with at.store() as store:
-        rows = store.sessions()
+        found = store.sessions()
+        first = next(found, None)
+        rows: Iterable[SessionRow] = filter(wanted, found if first is None else chain([first], found))
+        if sort is not None:
+            rows = _sorted(rows, sort, limit)
+        rows = islice(rows, limit)
         if at.as_json:
             show.put_sessions(rows, store.settings.namespace)
         else:
             tables.show_sessions(rows)
+        if first is None:
+            say_empty(store)
+    # None: the limit was reached before the end.
+    if found.exact is False:
+        show.complain(show.APPROXIMATE)
+        return exits.PARTLY
+    return exits.DONE
+
+
+def _sorted(rows: Iterable[SessionRow], by: str, limit: int | None) -> Iterable[SessionRow]:
+    """Rows in an order, what is unknown last; all of them, or the first `limit`. Raises InvalidSettings for too many."""
+    order: dict[str, Callable[[SessionRow], tuple[Any, ...]]] = {
+        "key": lambda row: (row.key,),
+        "idle": lambda row: (row.idle_ms is None, -(row.idle_ms or 0)),
+        "expires": lambda row: (row.expires_in_ms is None, row.expires_in_ms or 0),
+        "turns": lambda row: (-(row.record.turns if row.record else 0),),
+    }
+    if limit is not None and limit <= MAX_SORTED:
+        return heapq.nsmallest(limit, rows, order[by])
+    held = list(islice(rows, MAX_SORTED + 1))
+    if len(held) > MAX_SORTED:
+        raise InvalidSettings(
+            f"--sort would hold more than {MAX_SORTED:,} sessions in memory",
+            remedy="add a lower --limit, or a --prefix",
+        )
+    held.sort(key=order[by])
+    return held
+
+
+@partial(on_a_store, but=MAX_AGE_OPTIONS)
+def leases(at: Options) -> int:
+    """List who runs what now.
+
+    One lease a conversation that is being run: the worker's host and process, and how long its lease lasts unless it is
+    renewed. In a pipe or file, a line each of key, host, process and milliseconds, separated by tabs, with "-" for unknown.
+
+    Examples:
+      redis-sessions leases
+      redis-sessions leases --json | jq -r 'select(.host == "build-7").key'
+    """
+    with at.store() as store:
+        rows = store.leases()
+        if at.as_json:
+            for row in rows:
+                host, pid = row.worker
+                at.put_json({"key": row.key, "host": host, "pid": pid, "remaining_ms": row.remaining_ms})
+        else:
+            tables.show_leases(rows)
     if not rows.exact:
         show.complain(show.APPROXIMATE)
     return exits.DONE if rows.exact else exits.PARTLY
 
 
 @partial(on_a_store, but=MAX_AGE_OPTIONS)
+def release(at: Options, key: Key, *, yes: Yes = False) -> int:
+    """Take the lease of a conversation away from the worker that has it.
+
+    For a worker that hangs, and keeps its lease. The conversation is free at once. The run that had it is not ended: its
+    next renewal tells it that it was taken over, and it can't save. Asks at a terminal.
+
+    Examples:
+      redis-sessions release acme/shop#42:reviewer
+      redis-sessions release --yes acme/shop#42:reviewer
+    """
+    if not confirmed(f"Take {key!r} away from the worker that runs it? Its run goes on, and can't save.", yes=yes):
+        return exits.PARTLY
+    with at.store() as store:
+        held = store.break_lease(key)
+    if held is None:
+        at.put_result({"key": key, "host": None, "pid": None, "remaining_ms": None}, lambda: None)
+        show.complain(f"nothing released: no worker has {key!r}")
+        return exits.PARTLY
+    host, pid = LeaseRow(key, held.holder, held.remaining_ms).worker
+    who = "a worker that gave no name" if host is None else f"process {pid} on {host}"
+    at.put_result(
+        {"key": key, "host": host, "pid": pid, "remaining_ms": held.remaining_ms},
+        lambda: show.put(safe(f"taken from {who}, whose lease would have lasted {duration(held.remaining_ms)} more")),
+    )
+    return exits.DONE
+
+
+@partial(on_a_store, but=MAX_AGE_OPTIONS)
 def failures(at: Options, *, increment: Increment = False) -> int:
     """Print how many resumes the agents have refused.
 
-    All workers share the counter, which never expires. An increment is sent only once: if its reply is lost, the command
-    fails, and it may have been counted or not.
+    At a terminal, and with --json, also how many sessions were given up after failures, and rotated because they had reached
+    a limit. All workers share these counters, which never expire. An increment is sent only once: if its reply is lost, the
+    command fails, and it may have been counted or not.
 
     Examples:
       redis-sessions failures
@@ -123,5 +240,9 @@ def failures(at: Options, *, increment: Increment = False) -> int:
     """
     with at.store() as store:
         total = store.increment_resume_failures() if increment else store.resume_failures_total()
-    at.put_result({"resume_failures_total": total}, lambda: show.put(str(total)))
+        counters = store.counters()
+    gave_up, rotated = (counters[name] for name in (GAVE_UP, ROTATIONS))
+    at.put_result({RESUME_FAILURES: total, GAVE_UP: gave_up, ROTATIONS: rotated}, lambda: show.put(str(total)))
+    if not at.as_json:
+        show.remark(f"given up: {gave_up}, rotated: {rotated}")
     return exits.DONE

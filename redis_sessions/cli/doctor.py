@@ -7,8 +7,9 @@ import typer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
-from redis_sessions.cli.options import Options, names_of_runtimes, on_a_store, register_users_runtimes, value
-from redis_sessions.text import count
+from redis_sessions.cli.options import Options, Yes, confirmed, names_of_runtimes, on_a_store, register_users_runtimes, value
+from redis_sessions.errors import InvalidSettings
+from redis_sessions.text import count, exact_duration
 
 if TYPE_CHECKING:
     from redis_sessions.doctor.findings import Diagnosis
@@ -70,21 +71,29 @@ def _show(diagnosis: "Diagnosis") -> None:
 
 
 @on_a_store
-def retime(at: Options, *, dry_run: DryRun = False) -> int:
-    """Shorten the TTL of every session to the max age.
+def retime(at: Options, *, dry_run: DryRun = False, yes: Yes = False) -> int:
+    """Set the max age of the namespace, and shorten longer TTLs to it.
 
     For use after the max age was lowered: sessions that were saved before keep their longer TTL until they are saved again.
-    Sessions with more time left than --max-age (or --config, or 24 h) get that TTL, and so do those without one. No TTL is
-    lengthened, nothing is deleted, and values that are not session IDs are counted and left alone. A second run changes
-    nothing.
+    Sessions with more time left than --max-age (or --config) says get that TTL, and so do those without one; and that is the
+    max age of the namespace from then on, which reports use and workers are compared with. No TTL is lengthened, nothing is
+    deleted, and values that are not session IDs are counted and left alone. A second run changes nothing. It asks at a
+    terminal.
 
     Examples:
       redis-sessions retime --max-age 90m --dry-run
       redis-sessions retime --max-age 90m
-      redis-sessions retime --config config/agents.json --json | jq .shortened
+      redis-sessions retime --config config/agents.json --yes --json | jq .shortened
     """
+    settings = at.settings()
+    if "session_max_age_ms" not in settings.model_fields_set:
+        raise InvalidSettings("no max age is given", remedy="give the one to set: --max-age, or a --config that has it")
+    max_age_ms = settings.session_max_age_ms
+    age = exact_duration(max_age_ms)
+    question = f"Set the max age of namespace {settings.namespace} to {age}, and shorten what lives longer?"
+    if not dry_run and not confirmed(question, yes=yes):
+        return exits.PARTLY
     with at.store() as store, show.progress("looking" if dry_run else "shortening") as progress:
-        max_age_ms = store.settings.session_max_age_ms
         result = store.retime(max_age_ms, dry_run=dry_run, progress=progress)
     at.put_result(result, lambda: tables.show_retime(result, max_age_ms, dry_run=dry_run))
     return exits.PARTLY if result.approximate else exits.DONE

@@ -3,8 +3,10 @@
 import functools
 import inspect
 import os
+import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final
@@ -15,7 +17,7 @@ from typer.core import TyperCommand
 from redis_sessions.cli import output as show
 from redis_sessions.client.url import PASSWORD_FILE_VARIABLE, read_password
 from redis_sessions.errors import InvalidSettings, StoreUnavailable
-from redis_sessions.text import DURATIONS, parse_duration_ms
+from redis_sessions.text import DURATIONS, parse_duration_ms, safe
 
 if TYPE_CHECKING:
     from redis_sessions.settings import StoreSettings
@@ -35,6 +37,7 @@ def value(name: str, metavar: str, text: str, **more: Any) -> Any:
 
 
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The conversation, such as acme/shop#42:reviewer.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Don't ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 URL: Final = (
     "Where Redis is: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. Other users can read a command "
@@ -43,7 +46,7 @@ URL: Final = (
 PASSWORD: Final = "File with the password of the URL's user, if the URL has none."  # noqa: S105 - a help text
 NAMESPACE: Final = "First part of every key. Workers that don't share host, home and agent use separate ones."
 MAX_AGE: Final = f"How long an ID may stay unused: {DURATIONS}."
-CONFIG: Final = "JSON file with session_max_age_ms (or sessionMaxAgeMs) at its top level."
+CONFIG: Final = "JSON file with session_max_age_ms (or sessionMaxAgeMs), and max_turns and so on, at its top level."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ class Options:
         except InvalidSettings as error:
             raise InvalidSettings(error.problem, setting=error.setting or "config", remedy=error.remedy) from None
         if "session_max_age_ms" not in settings.model_fields_set:
-            show.complain(f"{self.config} has no session_max_age_ms at its top level: the max age is 24h")
+            show.complain(f"{self.config} has no session_max_age_ms at its top level: it sets no max age")
         return settings
 
     def put_json(self, result: Any) -> None:
@@ -94,16 +97,35 @@ class Options:
         if getattr(result, "approximate", False):
             show.complain(show.APPROXIMATE)
 
-    def store(self, **changed: Any) -> "SessionStore":
-        """The store, for use in a `with`, with some settings changed; it connects at its first operation.
+    @contextmanager
+    def store(self, say: Callable[[str], None] = show.complain, **changed: Any) -> Iterator["SessionStore"]:
+        """The store, with some settings changed; it connects at its first operation, and says if that takes long.
 
         Raises InvalidSettings.
         """
         from redis_sessions.store import SessionStore
 
-        return SessionStore.from_url(
-            self.url, self.settings().model_copy(update=changed), password=read_password(self.password_file)
-        )
+        settings = self.settings().model_copy(update=changed)
+        password = read_password(self.password_file)
+        with show.logged_tries(say), SessionStore.from_url(self.url, settings, password=password) as store:
+            yield store
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Whether to go on: `yes`, or what a person at a terminal answers. Raises InvalidSettings where nobody can be asked."""
+    if not yes and not (show.is_terminal(sys.stdin) and show.is_terminal(sys.stderr)):
+        raise InvalidSettings("--yes is missing, and there is no terminal to ask at", remedy="add it")
+    if yes or typer.confirm(safe(question), err=True):
+        return True
+    show.complain("nothing was done")
+    return False
+
+
+def say_empty(store: "SessionStore") -> None:
+    """Say that a namespace has no sessions; if it has no keys at all, name those that others have on the same server."""
+    near = store.near_namespaces()
+    others = f"; there are {', '.join(near)}: name one with --namespace" if near else ""
+    show.complain(f"namespace {store.settings.namespace} has no {'keys' if near else 'live session'}{others}")
 
 
 def register_users_runtimes() -> None:
@@ -147,7 +169,15 @@ class CliCommand(TyperCommand):
 
 # Settings of the library whose option has another name, or takes something else: that name, and what to do.
 _MEANT: Final = {
+    "assume_used_at": (
+        "assume_used_at",
+        "write mtime, 2026-11-22T09:30:00+01:00, or milliseconds since 1970 such as 1795336200000",
+    ),
+    "id_fields": ("id_field", "name a field"),
+    "used_fields": ("used_field", "name a field"),
     "session_max_age_ms": ("max_age", f"write {DURATIONS}, a century at most"),
+    "max_lifetime_ms": ("max_lifetime", f"write {DURATIONS}, a century at most"),
+    "max_context_tokens": ("max_context", "give a whole number of tokens, 1 or more"),
     "to_others": ("--show-keys-to-others", "listen on 127.0.0.1, or give it"),
     "wait_ms": ("wait", f"write {DURATIONS}"),
     "show_keys": ("show_keys", "listen on 127.0.0.1, or give --show-keys-to-others"),

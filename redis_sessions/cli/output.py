@@ -25,6 +25,10 @@ UNKNOWN: Final = "-"
 _LOGIN = re.compile(r":/{1,2}[^\s/]\S*@")
 APPROXIMATE: Final = f"approximate: {INEXACT}"
 PLAIN_WIDTH: Final = 10_000
+# What is shown of a record, beside the session ID that stands before it.
+RECORDED: Final = (
+    *("agent", "host", "home", "directory", "started_ms", "used_ms", "turns", "context_tokens", "failures", "complete"),
+)
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -67,12 +71,13 @@ def put_sessions(rows: Iterable[SessionRow], namespace: str) -> None:
     if sys.stdout is None:
         return
     encode, write, now_s = json_encoder(), sys.stdout.write, time.time
-    for key, session_id, idle_ms, expires_in_ms, *_ in rows:
+    for key, session_id, idle_ms, expires_in_ms, _, record in rows:
         # No character of a namespace or a session ID has to be escaped.
         idle, expires = ("null" if each is None else each for each in (idle_ms, expires_in_ms))
         write(
             f'{{"namespace": "{namespace}", "at_ms": {now_s() * 1000:.0f}, "key": {encode(key)}, '
-            f'"session_id": "{session_id}", "idle_ms": {idle}, "expires_in_ms": {expires}}}\n'
+            f'"session_id": "{session_id}", "idle_ms": {idle}, "expires_in_ms": {expires}, '
+            f'"record": {encode(record and {name: getattr(record, name) for name in RECORDED})}}}\n'
         )
 
 
@@ -96,8 +101,8 @@ def _write_to_stderr(line: str) -> None:
 
 
 class _Warnings(logging.Handler):
-    def __init__(self, say: Callable[[str], None], *, once: bool) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, say: Callable[[str], None], level: int, *, once: bool) -> None:
+        super().__init__(level)
         self._say, self._once = say, once
         self._said: set[str] = set()
 
@@ -111,12 +116,28 @@ class _Warnings(logging.Handler):
 @contextmanager
 def logged_warnings(say: Callable[[str], None], *, once: bool = False) -> Iterator[None]:
     """Pass the warnings that the store logs to `say` while the block runs; with `once`, each text only once."""
-    logger, handler = logging.getLogger("redis_sessions"), _Warnings(say, once=once)
+    with _passed_on("redis_sessions", _Warnings(say, logging.WARNING, once=once)):
+        yield
+
+
+@contextmanager
+def logged_tries(say: Callable[[str], None]) -> Iterator[None]:
+    """Pass to `say`, once each, why the store still tries to reach its server while the block runs."""
+    with _passed_on("redis_sessions.client", _Warnings(say, logging.INFO, once=True)) as logger:
+        logger.setLevel(logging.INFO)
+        yield
+
+
+@contextmanager
+def _passed_on(name: str, handler: logging.Handler) -> Iterator[logging.Logger]:
+    logger = logging.getLogger(name)
+    before = logger.level
     logger.addHandler(handler)
     try:
-        yield
+        yield logger
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def cell(text: str, style: str = "") -> Text:

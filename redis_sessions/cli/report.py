@@ -13,7 +13,7 @@ import typer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
-from redis_sessions.cli.options import Options, on_a_store, value
+from redis_sessions.cli.options import Options, on_a_store, say_empty, value
 from redis_sessions.cli.signals import until_asked_to_stop
 from redis_sessions.errors import CorruptValue, InvalidSettings, SessionStoreError
 from redis_sessions.text import count, duration, parse_duration_ms
@@ -60,10 +60,13 @@ def report(at: Options, *, watch: Watch = False, every: Every = None) -> int:
         return _watch(at, every)
     if every is not None:
         raise InvalidSettings("--every is for --watch", remedy="give both, or neither")
-    with at.store() as store, show.progress("scanning") as progress:
-        found = store.report(progress)
+    with at.store() as store:
+        with show.progress("scanning") as progress:
+            found = store.report(progress)
         namespace = store.settings.namespace
-    at.put_result(found, lambda: show.display(*tables.report_sections(found, namespace)))
+        at.put_result(found, lambda: show.display(*tables.report_sections(found, namespace)))
+        if not (found.live or found.invalid or found.near_scheme):
+            say_empty(store)
     return exits.DONE
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice, zip_longest
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from redis_sessions.cli.output import UNKNOWN, cell, display, is_terminal, put, remark
+from redis_sessions.operations.conversation import Place, Record
 from redis_sessions.text import count, duration, safe
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from redis_sessions.legacy.transfer import ImportResult
     from redis_sessions.operations.report import Report
     from redis_sessions.operations.retime import RetimeResult
-    from redis_sessions.operations.scan import SessionRow
+    from redis_sessions.operations.scan import LeaseRow, SessionRow
 
 # So many rows determine the columns of a list. The rest is written line by line in the same columns, 50 times as fast.
 ROWS_IN_TABLE: Final = 500
@@ -27,56 +28,124 @@ BAR_WIDTH: Final = 32
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 _DRY: Final = "would be, this was a dry run"
 GAP: Final = 2
-IDLE_WIDTH: Final = 8
-EXPIRES_WIDTH: Final = 10
+_PLACE: Final = Place.__slots__
+# Where a column of the place has less, it says nothing.
+_LEAST_PLACE: Final = 16
+
+
+class _Column(NamedTuple):
+    """A column of a list: its head, and what it shows of a row; `optional` ones are left out where they don't fit."""
+
+    head: str
+    text: Callable[[Any], str]
+    right: bool = False
+    optional: bool = False
+
+
+_SESSIONS: Final = (
+    _Column("key", lambda row: safe(row.key)),
+    _Column("session ID", lambda row: row.session_id),
+    _Column("idle", lambda row: UNKNOWN if row.idle_ms is None else duration(row.idle_ms), right=True),
+    _Column("expires in", lambda row: "never" if row.expires_in_ms is None else duration(row.expires_in_ms), right=True),
+    _Column("agent", lambda row: safe((row.record and row.record.agent) or ""), optional=True),
+    _Column("turns", lambda row: str((row.record and row.record.turns) or ""), right=True, optional=True),
+    _Column("place", lambda row: _place(row.record), optional=True),
+)
+_LEASES: Final = (
+    _Column("key", lambda row: safe(row.key)),
+    _Column("host", lambda row: safe(row.worker[0] or UNKNOWN)),
+    _Column("process", lambda row: str(row.worker[1] or UNKNOWN), right=True),
+    _Column("lasts", lambda row: duration(row.remaining_ms), right=True),
+)
+
+
+def _place(record: Record | None) -> str:
+    """Host and directory, as scp writes them."""
+    if record is None or not (record.host or record.directory):
+        return ""
+    return safe(":".join(part for part in (record.host, record.directory) if part))
 
 
 def show_sessions(rows: Iterable[SessionRow]) -> None:
     """Write sessions as they come: as a table at a terminal, else a line each, with tabs and times in milliseconds."""
-    if not is_terminal(sys.stdout):
-        for row in rows:
-            times = (UNKNOWN if time is None else str(time) for time in (row.idle_ms, row.expires_in_ms))
-            put("\t".join((safe(row.key), row.session_id, *times)))
+    if is_terminal(sys.stdout):
+        remark(count(_show_rows(_SESSIONS, rows), "live session"))
         return
-    cells = map(_cells, rows)
-    first = list(islice(cells, ROWS_IN_TABLE))
-    total = len(first)
-    if first:
-        key_width, id_width = _widths(first)
-        sessions = table(
-            {"header": "key", "width": key_width, "overflow": "fold"},
-            {"header": "session ID", "width": id_width, "overflow": "fold"},
-            {"header": "idle", "width": IDLE_WIDTH, "justify": "right"},
-            {"header": "expires in", "width": EXPIRES_WIDTH, "justify": "right"},
+    for row in rows:
+        record = row.record or Record()
+        known = (row.idle_ms, row.expires_in_ms, record.agent, record.turns or None, *(getattr(record, it) for it in _PLACE))
+        _put_line(row.key, row.session_id, *known)
+
+
+def show_leases(rows: Iterable[LeaseRow]) -> None:
+    """Write leases as they come, in the same way."""
+    if is_terminal(sys.stdout):
+        remark(count(_show_rows(_LEASES, rows), "lease"))
+        return
+    for row in rows:
+        _put_line(row.key, *row.worker, row.remaining_ms)
+
+
+def _put_line(*values: str | int | None) -> None:
+    put("\t".join(UNKNOWN if value is None else safe(str(value)) for value in values))
+
+
+def _show_rows(columns: Sequence[_Column], rows: Iterable[Any]) -> int:
+    """Write a table, row by row; how many there were. The first of two columns that fold is the first to give way."""
+    rows = iter(rows)
+    first = list(islice(rows, ROWS_IN_TABLE))
+    if not first:
+        return 0
+    columns, widths = _fitting(columns, first)
+    shown = table(
+        *(
+            {"header": column.head, "width": width, "overflow": "fold", "justify": "right" if column.right else "left"}
+            for column, width in zip(columns, widths, strict=True)
         )
-        for row_cells in first:
-            sessions.add_row(*map(cell, row_cells))
-        display(sessions)
-        from rich.cells import cell_len, chop_cells
+    )
+    for row in first:
+        shown.add_row(*(cell(column.text(row)) for column in columns))
+    display(shown)
+    from rich.cells import cell_len, chop_cells
 
-        for key, session_id, idle, expires in cells:
-            total += 1
-            lasts = f"{idle:>{IDLE_WIDTH}}  {expires:>{EXPIRES_WIDTH}}"
-            for key_part, id_part in zip_longest(chop_cells(key, key_width), chop_cells(session_id, id_width), fillvalue=""):
-                padding = " " * (key_width - cell_len(key_part))
-                put(f"{key_part}{padding}  {id_part:<{id_width}}  {lasts}".rstrip())
-                lasts = ""
-    remark(count(total, "live session"))
-
-
-def _cells(row: SessionRow) -> tuple[str, str, str, str]:
-    idle = UNKNOWN if row.idle_ms is None else duration(row.idle_ms)
-    expires = "never" if row.expires_in_ms is None else duration(row.expires_in_ms)
-    return safe(row.key), row.session_id, idle, expires
+    total = len(first)
+    for row in rows:
+        total += 1
+        parts = [chop_cells(column.text(row), width) for column, width in zip(columns, widths, strict=True)]
+        for line in zip_longest(*parts, fillvalue=""):
+            pieces = []
+            for column, width, text in zip(columns, widths, line, strict=True):
+                padding = " " * (width - cell_len(text))
+                pieces.append(padding + text if column.right else text + padding)
+            put((" " * GAP).join(pieces).rstrip())
+    return total
 
 
-def _widths(rows: list[tuple[str, str, str, str]]) -> tuple[int, int]:
-    """Widths for key and session ID: as needed, or as the terminal allows, where the ID goes first since it gets copied."""
-    free = shutil.get_terminal_size().columns - IDLE_WIDTH - EXPIRES_WIDTH - 3 * GAP
-    key_width = max(len("key"), *(cell(key).cell_len for key, *_ in rows))
-    id_width = max(len("session ID"), *(len(session_id) for _, session_id, *_ in rows))
-    id_width = min(id_width, max(free * 2 // 3, free - key_width))
-    return min(key_width, max(free - id_width, 1)), max(id_width, 1)
+def _fitting(columns: Sequence[_Column], rows: Sequence[Any]) -> tuple[list[_Column], list[int]]:
+    """The columns that fit the terminal, and their widths: as needed, or the first ones narrower if that is too much.
+
+    The second gives way last, since a session ID gets copied.
+    """
+    needed = [max(len(column.head), *(cell(column.text(row)).cell_len for row in rows)) for column in columns]
+    free = shutil.get_terminal_size().columns
+    chosen: list[_Column] = []
+    widths: list[int] = []
+    must = sum(width + GAP for column, width in zip(columns, needed, strict=True) if not column.optional) - GAP
+    for column, width in zip(columns, needed, strict=True):
+        if column.optional:
+            least = min(width, _LEAST_PLACE) if column.head == "place" else width
+            if must + GAP + least > free or not any(column.text(row) for row in rows):
+                continue
+            widths.append(min(width, free - must - GAP))
+            must += GAP + widths[-1]
+        else:
+            widths.append(width)
+        chosen.append(column)
+    if must > free:
+        free -= sum(width + GAP for width in widths[2:]) + GAP
+        widths[1] = max(1, min(widths[1], max(free * 2 // 3, free - widths[0])))
+        widths[0] = max(1, min(widths[0], free - widths[1]))
+    return chosen, widths
 
 
 def report_sections(report: Report, namespace: str) -> list[RenderableType]:
@@ -99,6 +168,8 @@ def report_sections(report: Report, namespace: str) -> list[RenderableType]:
             ("resumes", resumes, ""),
             ("resume failures", failures, rate, True),
             ("fresh starts", report.counters["fresh_starts_total"], ""),
+            ("given up", report.counters["gave_up_total"], "of the fresh starts: the session had failed too often"),
+            ("rotated", report.counters["rotations_total"], "of the fresh starts: the session had reached a limit"),
         ),
         *_examples(
             f"Keys without braces, which no store reads: write {namespace}:id:{{…}}",

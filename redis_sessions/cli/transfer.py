@@ -1,6 +1,5 @@
 """The commands import and export, between Redis and a sessions.json."""
 
-import json
 import re
 import shlex
 from datetime import datetime
@@ -20,72 +19,54 @@ if TYPE_CHECKING:
     from redis_sessions.legacy.shape import Shape
     from redis_sessions.legacy.transfer import AssumeUsedAt
 
-# As milliseconds this is March 1973, as seconds the year 5138: a smaller number is not meant as milliseconds.
-EARLIEST_MS: Final = 10**11
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-_INSTANTS: Final = "write mtime, 2026-11-22T09:30:00+01:00, or milliseconds since 1970 such as 1795336200000"
 
 STANDARD: Final = Path("-")
-
-Source = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A sessions.json, or another tool's file; - is standard input.")
-]
-Destination = Annotated[
-    Path, typer.Argument(metavar="FILE", help="Where to write; replaced if it exists; - is standard output.")
-]
-UsedAt = Annotated[
-    str | None,
-    value(
-        "--assume-used-at",
-        "mtime|INSTANT",
-        "When entries without a time were last used: mtime for when FILE was written, ISO 8601, or milliseconds "
-        "since 1970. Without it they are expired in a sessions.json, and rejected in another tool's file.",
-    ),
-]
-From = Annotated[
-    str | None,
-    value("--from", "TOOL", "Tool that wrote FILE: openclaw, … (redis-sessions docs moving); or give the options below."),
-]
-Entries = Annotated[
-    str | None,
-    value("--entries", "PATH", "Where the map or list of conversations is, such as state.chats; * stands for any name."),
-]
-KeyField = Annotated[
-    str | None,
-    value("--key-field", "PATH", "Where an entry has its conversation key.", show_default="@key, its name in the map"),
-]
-IDField = Annotated[
-    list[str] | None,
-    value("--id-field", "PATH", "Where it has its session ID; the first one that is there.", show_default="id"),
-]
-UsedField = Annotated[
-    list[str] | None,
-    value("--used-field", "PATH", "Where it has its time of last use, in the same way.", show_default="last_used_at"),
-]
-Agent = Annotated[str | None, value("--agent", "NAME", "Reject IDs that can't be of this runtime: claude, codex, …")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing to Redis; report what would be done.")]
-Rejects = Annotated[
-    Path | None,
-    value("--rejects", "FILE", "Where to write rejected entries, to be fixed and imported."),
-]
+_ASSUMED: Final = (
+    "When entries without a time were last used: mtime for when FILE was written, ISO 8601, or milliseconds since 1970. "
+    "Without it they are expired in a sessions.json, and rejected in another tool's file."
+)
 
 
 @on_a_store
 def import_(
     at: Options,
-    file: Source,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A sessions.json, or another tool's file; - is standard input.")
+    ],
     *,
-    from_: From = None,
-    entries: Entries = None,
-    key_field: KeyField = None,
-    id_field: IDField = None,
-    used_field: UsedField = None,
-    agent: Agent = None,
-    assume_used_at: UsedAt = None,
-    dry_run: DryRun = False,
-    rejects: Rejects = None,
+    from_: Annotated[
+        str | None,
+        value(
+            "--from", "TOOL", "Tool that wrote FILE: openclaw, … (redis-sessions docs moving); or give the options below."
+        ),
+    ] = None,
+    entries: Annotated[
+        str | None,
+        value("--entries", "PATH", "Where the map or list of conversations is, such as state.chats; * stands for any name."),
+    ] = None,
+    key_field: Annotated[
+        str | None,
+        value("--key-field", "PATH", "Where an entry has its conversation key.", show_default="@key, its name in the map"),
+    ] = None,
+    id_field: Annotated[
+        list[str] | None,
+        value("--id-field", "PATH", "Where it has its session ID; the first one that is there.", show_default="id"),
+    ] = None,
+    used_field: Annotated[
+        list[str] | None,
+        value("--used-field", "PATH", "Where it has its time of last use, in the same way.", show_default="last_used_at"),
+    ] = None,
+    agent: Annotated[
+        str | None, value("--agent", "NAME", "Reject IDs that can't be of this runtime: claude, codex, …")
+    ] = None,
+    assume_used_at: Annotated[str | None, value("--assume-used-at", "mtime|INSTANT", _ASSUMED)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing to Redis; report what would be done.")] = False,
+    rejects: Annotated[
+        Path | None, value("--rejects", "FILE", "Where to write rejected entries, to be fixed and imported.")
+    ] = None,
 ) -> int:
-    """Import a sessions.json, or another tool's file, with a verdict for every entry.
+    """Import a sessions.json, or the file of another tool.
 
     A sessions.json is an object from conversation keys to session IDs, or to records of "id" and "last_used_at". An entry
     that was used within the max age is imported for the rest of it; one that was used before that is expired; a live session
@@ -109,7 +90,7 @@ def import_(
 
     assumed = None if assume_used_at is None else used_at(assume_used_at)
     if file == STANDARD and assumed == "mtime":
-        raise InvalidSettings("standard input has no modification time", remedy=_INSTANTS)
+        raise InvalidSettings("mtime does not go with standard input", setting="assume_used_at")
     shape = _shape(from_, entries=entries, key_field=key_field, id_fields=id_field, used_fields=used_field)
     if agent is not None:
         register_users_runtimes()
@@ -124,12 +105,11 @@ def import_(
                 file, shape=shape, agent=agent, assume_used_at=assumed, dry_run=dry_run, progress=progress
             )
         except LegacyFileError as error:
+            if not error.shapes:
+                raise
             raise LegacyFileError(
-                error.message, line=error.line, column=error.column, remedy=_in_flags(error.remedy or "")
+                error.message, remedy=f"read it with {', or '.join(map(_options, error.shapes))}"
             ) from None
-    result = result.model_copy(
-        update={"rejects": tuple([it.model_copy(update={"reason": _in_flags(it.reason)}) for it in result.rejects])}
-    )
     if at.as_json:
         at.put_json(result.model_dump(mode="json", exclude={"rejects": {"__all__": {"source", "within"}}}))
     else:
@@ -150,21 +130,26 @@ def _shape(name: str | None, **fields: Any) -> "Shape":
     return Shape(**as_shape(name).model_dump() | given) if given else as_shape(name)
 
 
-def _in_flags(text: str) -> str:
-    """What a hint of the library says in keyword arguments, in options."""
-    text = re.sub(r"(id|used)_fields=\(([^()]*?),?\)", lambda it: _flags(f"{it[1]}-field", f"[{it[2]}]"), text)
-    text = re.sub(r'(entries|key_field)=("[^"]*")', lambda it: _flags(it[1].replace("_", "-"), f"[{it[2]}]"), text)
-    text = re.sub(r'shape=("[^"]*"(?: or "[^"]*")*)', lambda it: "--from " + it[1].replace('"', ""), text)
-    text = re.sub(r"\bShape\((--[^()]*)\)", lambda it: it[1].replace(", --", " --"), text)
-    return text.replace("assume_used_at", "--assume-used-at").replace("entries must", "--entries must")
+def _options(shape: object) -> str:
+    """The options that say what a known shape, by its name, or another one says."""
+    from redis_sessions.legacy.shape import Shape
 
-
-def _flags(name: str, values: str) -> str:
-    return " ".join(f"--{name} {shlex.quote(value)}" for value in json.loads(values))
+    if not isinstance(shape, Shape):
+        return f"--from {shape}"
+    options = {"entries": "--entries", "key_field": "--key-field", "id_fields": "--id-field", "used_fields": "--used-field"}
+    given = [(options[name], value) for name, value in shape.model_dump(exclude_defaults=True).items()]
+    return " ".join(
+        f"{option} {shlex.quote(path)}" for option, value in given for path in ([value] if isinstance(value, str) else value)
+    )
 
 
 @on_a_store
-def export(at: Options, file: Destination) -> int:
+def export(
+    at: Options,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where to write; replaced if it exists; - is standard output.")
+    ],
+) -> int:
     """Write the live sessions to a sessions.json.
 
     All of them or none, readable only by you (mode 0600), to be imported again; a link or a pipe stays what it is. A session
@@ -198,21 +183,17 @@ def export(at: Options, file: Destination) -> int:
 
 def used_at(text: str) -> "AssumeUsedAt":
     """The time of last use given as `--assume-used-at`: "mtime", or milliseconds since 1970. Raises InvalidSettings."""
+    from redis_sessions.legacy.shape import LOCAL, iso_time
+
     if text == "mtime":
         return "mtime"
     if _INTEGER.fullmatch(text):
-        instant_ms = int(text)
-        if instant_ms < EARLIEST_MS:
-            raise InvalidSettings("--assume-used-at looks like seconds, not milliseconds", remedy=_INSTANTS)
-        return instant_ms
-    try:
-        instant = datetime.fromisoformat(text)
-        instant_ms = round(instant.timestamp() * 1000)
-    except (ValueError, OverflowError, OSError):
-        instant_ms = 0
-    if instant_ms < EARLIEST_MS:
-        raise InvalidSettings("--assume-used-at is not a time since 1973", remedy=_INSTANTS)
-    if instant.tzinfo is None:
-        local = instant.astimezone().isoformat(timespec="seconds")
+        return int(text)
+    time = iso_time(text)
+    if isinstance(time, str):
+        raise InvalidSettings(time, setting="assume_used_at")
+    used_at_ms, unit = time
+    if unit == LOCAL:
+        local = datetime.fromtimestamp(used_at_ms / 1000).astimezone().isoformat(timespec="seconds")
         show.complain(f"--assume-used-at has no time zone and is taken as local, {local}")
-    return instant_ms
+    return used_at_ms

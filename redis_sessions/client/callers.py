@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -25,7 +26,13 @@ _warned: set[str] = set()
 
 def risks(client: Any) -> tuple[str, ...] | None:
     """What is risky in a client; None if that can't be known, as for an emulation or a mock."""
-    return tuple(_risks(client)) if isinstance(client, _KNOWN) and not is_fake(client) else None
+    if not isinstance(client, _KNOWN) or is_fake(client):
+        return None
+    found = ["retries everything, INCR too: a counter may count a lost reply twice"] if resends(client) else []
+    for look in (_pooling, _waiting, _parsing):
+        with contextlib.suppress(Exception):  # a client without the attribute must still work
+            found += look(client)
+    return tuple(found)
 
 
 def check(client: Any) -> None:
@@ -42,13 +49,10 @@ def check(client: Any) -> None:
 
 def speaks_tls(client: Any) -> bool:
     """Whether a client's settings say that it uses TLS. Sends nothing."""
-    if isinstance(client, redis.RedisCluster):
-        options = client.get_connection_kwargs()
-    elif isinstance(client, redis.asyncio.RedisCluster):
-        options = client.connection_kwargs
-    else:
-        options = {"connection_class": getattr(getattr(client, "connection_pool", None), "connection_class", None)}
-    kind = options.get("connection_class")
+    options: dict[str, Any] = {}
+    if isinstance(client, redis.RedisCluster | redis.asyncio.RedisCluster):
+        options = _options(client)
+    kind = options.get("connection_class") or getattr(getattr(client, "connection_pool", None), "connection_class", None)
     encrypts = isinstance(kind, type) and issubclass(kind, redis.SSLConnection | redis.asyncio.SSLConnection)
     return encrypts or options.get("ssl") is True
 
@@ -63,14 +67,6 @@ def warn(client: Any) -> None:
         )
 
 
-def _risks(client: Any) -> Iterator[str]:
-    for check in (_resending, _pooling, _waiting, _parsing):
-        try:
-            yield from check(client)
-        except Exception:  # noqa: BLE001, S112 - a client without the attribute must still work
-            continue
-
-
 def resends(client: Any) -> bool:
     """Whether a client itself sends again what got no reply."""
     try:
@@ -79,11 +75,6 @@ def resends(client: Any) -> bool:
     except Exception:  # noqa: BLE001 - a client without the attribute must still work
         return False
     return isinstance(retries, int) and retries > 0
-
-
-def _resending(client: Any) -> Iterator[str]:
-    if resends(client):
-        yield "retries everything, INCR too: a counter may count a lost reply twice"
 
 
 def _pooling(client: Any) -> Iterator[str]:
@@ -100,13 +91,17 @@ def _pooling(client: Any) -> Iterator[str]:
 
 
 def _waiting(client: Any) -> Iterator[str]:
-    options = client.connection_kwargs if isinstance(client, redis.asyncio.RedisCluster) else client.get_connection_kwargs()
+    options = _options(client)
     for name in ("socket_timeout", "socket_connect_timeout"):
         seconds = options.get(name, 0)  # the default of redis-py is short
         if seconds is None:
             yield f"has no {name}: a server that hangs stops the worker for good"
         elif isinstance(seconds, int | float) and seconds > _LONG_S:
             yield f"has a {name} of more than {_LONG_S} s: leases lapse while it waits"
+
+
+def _options(client: Any) -> Any:
+    return client.connection_kwargs if isinstance(client, redis.asyncio.RedisCluster) else client.get_connection_kwargs()
 
 
 def _parsing(_: Any) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import threading
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import redis
 import redis.asyncio
 
-from redis_sessions.client.pool import BROKEN, AdmissionLimit, add_endpoint, checked
+from redis_sessions.client.pool import BROKEN, AdmissionLimit, CheckedConnection, add_endpoint, checked
 
 
 class Cluster(redis.RedisCluster):
@@ -41,6 +40,9 @@ class Cluster(redis.RedisCluster):
             try:
                 super().__init__(**self.options())
                 self._started_in = os.getpid()
+            except Exception as error:
+                add_endpoint(error)
+                raise
             finally:
                 self._starting = False
                 if self._started_in is None and self._manager is not None:
@@ -82,7 +84,9 @@ class AsyncCluster(redis.asyncio.RedisCluster):
         # One more for each node, since asking for the slots is not a call.
         super().__init__(**options, max_connections=max_connections + 1)
         # What the nodes are made with as soon as they are known; the constructor takes no class.
-        self.connection_kwargs["connection_class"] = _checked_before_sending(self.connection_kwargs["connection_class"])
+        self.connection_kwargs["connection_class"] = checked(
+            self.connection_kwargs["connection_class"], _CheckedBeforeSending
+        )
         self._limit = AdmissionLimit(max_connections, patience_s)
         self._admitted: set[Any] = set()
 
@@ -96,8 +100,12 @@ class AsyncCluster(redis.asyncio.RedisCluster):
         await self._limit.enter()
         self._admitted.add(task)
         try:
-            # redis-py would send a first command to any node, and be redirected. No upstream issue found (8.1).
-            await self.initialize()
+            try:
+                # redis-py would send a first command to any node, and be redirected. No upstream issue found (8.1).
+                await self.initialize()
+            except Exception as error:
+                add_endpoint(error)
+                raise
             yield
         finally:
             self._admitted.discard(task)
@@ -119,26 +127,19 @@ class _AsyncPipeline(redis.asyncio.cluster.ClusterPipeline):
             return await super().execute(*args, **options)
 
 
-class _CheckedBeforeSending:
-    """Mixin for checked connections that no pool checks: a node of redis-py's asyncio cluster client has none."""
-
-    used_s: float | None
+class _CheckedBeforeSending(CheckedConnection):
+    """The same, before each sending: a node of redis-py's asyncio cluster client has no pool that would check."""
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002
         connection: Any = self
         if check_health and self.used_s is not None and connection.is_connected:
             with contextlib.suppress(redis.ConnectionError):  # it has disconnected, and sending connects it again
                 await connection.can_read()
-        connected = connection.is_connected
-        try:
-            await super().send_packed_command(command, check_health)  # type: ignore[misc] # the connection's
-        except BROKEN as error:
-            if not connected:
+        if not connection.is_connected:
+            try:
+                await connection.connect()
+            except BROKEN as error:
                 add_endpoint(error, self)
-            raise
+                raise
+        await super().send_packed_command(command, check_health)
         self.used_s = time.monotonic()
-
-
-@functools.cache
-def _checked_before_sending(connection_class: type) -> type:
-    return type(connection_class.__name__, (_CheckedBeforeSending, checked(connection_class)), {})

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 import redis
@@ -106,16 +106,8 @@ def sentinels(client: Any) -> list[tuple[Any, str]]:
     return [(sentinel, pool.service_name) for sentinel in pool.sentinel_manager.sentinels]
 
 
-_SYNC: Final = (redis, DirectRedis, Pool, TLSConnection, Sentinel, Primary, PrimaryPool)
-_ASYNC: Final = (
-    redis.asyncio,
-    AsyncDirectRedis,
-    AsyncPool,
-    AsyncTLSConnection,
-    AsyncSentinel,
-    AsyncPrimary,
-    AsyncPrimaryPool,
-)
+_SYNC = (redis, DirectRedis, Pool, TLSConnection, Sentinel, Primary, PrimaryPool)
+_ASYNC = (redis.asyncio, AsyncDirectRedis, AsyncPool, AsyncTLSConnection, AsyncSentinel, AsyncPrimary, AsyncPrimaryPool)
 
 
 def _client(target: Target, files: dict[str, str], options: dict[str, Any], flavor: tuple[Any, ...]) -> Any:

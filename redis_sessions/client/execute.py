@@ -6,25 +6,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from _thread import start_new_thread
 from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from redis import exceptions as redis_errors
-from redis.asyncio.cluster import PipelineCommand
 from redis.client import NEVER_DECODE
 
-from redis_sessions.client.cluster import AsyncCluster
-from redis_sessions.client.follow import afollow, follow
-from redis_sessions.client.pool import sent_once
-from redis_sessions.client.translate import translate
+from redis_sessions.client.batch import asend_batch, send_batch
+from redis_sessions.client.cluster import AsyncCluster, Cluster
+from redis_sessions.client.direct import Call, aexchange, awaited, exchange
+from redis_sessions.client.pool import BROKEN, sent_once
+from redis_sessions.client.translate import MISREADINGS, translate, translate_misreading
 from redis_sessions.errors import is_away
 from redis_sessions.operations.command import EMULATED, PRIMARIES, Command, Op, Resent
 
@@ -33,6 +34,10 @@ T = TypeVar("T")
 # First and longest pause between two tries: after a failure, and while all connections are in use.
 _BACKOFF_S = (0.02, 0.5)
 _CROWD_BACKOFF_S = (0.001, 0.02)
+# After how long it is logged, at a level that only a command line shows, that a step is still tried.
+_TELL_AFTER_S: Final = 1.0
+
+log = logging.getLogger("redis_sessions.client")
 
 
 class Link(NamedTuple):
@@ -51,6 +56,11 @@ class Link(NamedTuple):
 
 CALLERS: Final = Link()
 
+# As many redirections as redis-py follows, and as many tries as its cluster client makes by default.
+_REDIRECTIONS: Final = 16
+_CALLERS_RETRIES: Final = 3
+
+_ELSEWHERE: Final = (redis_errors.AskError, redis_errors.TryAgainError)
 _WRITTEN_BY_OTHERS: Final = {"GET", "GETRANGE", "HMGET", "SCAN"}
 
 
@@ -94,6 +104,12 @@ class Pipeline(NamedTuple):
     node: Any = None
 
 
+class Bulk(NamedTuple):
+    """Send the batch of this command."""
+
+    command: Command
+
+
 class Wait(NamedTuple):
     """Wait."""
 
@@ -116,7 +132,8 @@ class Failed(NamedTuple):
     error: Exception
 
 
-Step: TypeAlias = Send | Pipeline | Wait | Primaries | Together
+# A partial is a call of redis-py's, to be awaited in its async flavor.
+Step: TypeAlias = Send | Pipeline | Bulk | Wait | Primaries | Together | partial[Any]
 Plan: TypeAlias = Generator[Step, Any, T]
 _Tried: TypeAlias = tuple[Any, bool]  # what came of a step, and whether it was taken more than once
 
@@ -126,35 +143,34 @@ _Tried: TypeAlias = tuple[Any, bool]  # what came of a step, and whether it was 
 
 def execution(op: Op[T], link: Link) -> Plan[T]:
     """Plan a whole operation. Returns its result, raises SessionStoreError and its children."""
+    commands: list[Command] = []
     try:
         commands = next(op)
         while True:
-            if len(commands) != 1:
-                replies = yield from _replies(commands, link)
-            elif commands[0] is EMULATED:
-                replies = [link.emulated]
-            else:
+            if len(commands) == 1:
                 reply, resent = yield from _persistently(_step(commands[0], link), commands, link)
                 replies = Resent([reply]) if resent else [reply]
+            else:
+                replies = yield from _replies(commands, link)
             commands = op.send(replies)
     except StopIteration as done:
         result: T = done.value
         return result
+    except MISREADINGS as error:
+        # Before the first reply, it is the caller who passed what can't be used.
+        misread = translate_misreading(error, link.address) if commands else None
+        if misread is None:
+            raise
     finally:
         op.close()  # frees what it holds now, not when the error that ended it is dropped
+    raise misread
 
 
 def _replies(commands: list[Command], link: Link) -> Plan[list[Any]]:
-    """The replies to several commands: side by side if each has its node, else pipelined, else one by one."""
-    tried: list[_Tried] = []
+    """The replies to several commands: side by side if each has its node."""
     if all(command.node for command in commands):
         of_each = [list(group) for _, group in groupby(commands, attrgetter("node"))]
-        outcome: Any = yield Together([_at_once(group, link) for group in of_each])
-        if isinstance(outcome, Failed):
-            raise outcome.error
-        tried = [one for group in outcome for one in group]
-    elif any(command.script for command in commands):
-        tried = yield from _one_by_one(commands, link)
+        tried = list(chain(*_unwrap((yield Together([_at_once(group, link) for group in of_each])))))
     else:
         tried = yield from _at_once(commands, link)
     kind = Resent if any(resent for _, resent in tried) else list
@@ -162,9 +178,12 @@ def _replies(commands: list[Command], link: Link) -> Plan[list[Any]]:
 
 
 def _at_once(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
-    """The replies to commands of the same node, pipelined."""
-    if len(commands) == 1:
-        return (yield from _one_by_one(commands, link))
+    """The replies to commands of the same node, pipelined. Scripts that redis-py has to route go one by one."""
+    if len(commands) == 1 or (commands[0].node is None and any(command.script for command in commands)):
+        tried: list[_Tried] = []
+        for command in commands:
+            tried += [(yield from _persistently(_step(command, link), [command], link))]
+        return tried
     sends, known = [], set()
     for command in commands:
         # A script that the node doesn't know yet is there once the first of them has been sent whole.
@@ -175,82 +194,132 @@ def _at_once(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
 
 
 def _step(command: Command, link: Link) -> Step:
+    if command is EMULATED:
+        return partial(bool, link.emulated)
+    if command.batch:
+        return Bulk(command)
     return Primaries() if command is PRIMARIES else Send(command, link.client_resends)
-
-
-def _one_by_one(commands: list[Command], link: Link) -> Plan[list[_Tried]]:
-    tried: list[_Tried] = []
-    for command in commands:
-        tried += [(yield from _persistently(_step(command, link), [command], link))]
-    return tried
 
 
 def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Tried]:
     """Try a step until it succeeds, while another try may help and is allowed. An optional command's error is its reply."""
-    attempt, crowded = 1, 0
+    tries, resent, told = 1, False, False
     resend = step.command.resend if isinstance(step, Send) else all(command.resend for command in commands)
+    sent_once.set(not resend)
     first_s = began_s = time.monotonic()
     while True:
-        if not resend:
-            sent_once.set(True)
         outcome = yield step
-        if not resend:
-            sent_once.set(False)
-        if isinstance(outcome, Failed):
-            failure: Exception | None = outcome.error
-        else:
-            failure = _refusal(step, outcome, link) if isinstance(step, Pipeline) else None
+        failure = _failure(step, outcome, link)
         if failure is None:
-            return outcome, attempt > 1
+            return outcome, resent
         if isinstance(failure, redis_errors.NoScriptError) and isinstance(step, Send) and not step.with_source:
             # EVAL loads and runs it in one: between two commands the script could be flushed again, or the server fail over.
             step = step._replace(with_source=True)
             began_s = time.monotonic()
             continue
-        translation = translate(failure, commands[0].key, link.address, cluster=link.cluster, sent=_name(step))
+        name = str(step.arguments()[0]) if isinstance(step, Send) else "a command"
+        translation = translate(failure, commands[0].key, link.address, cluster=link.cluster, sent=name)
         if translation is None:
             raise failure
         error, passing, unsent = translation
-        pause_s = _pause_s(_BACKOFF_S, attempt)
+        crowded = isinstance(failure, redis_errors.MaxConnectionsError)
+        first_pause_s, longest_s = _CROWD_BACKOFF_S if crowded else _BACKOFF_S
+        pause_s = min(first_pause_s * 2.0 ** min(tries - 1, 10), longest_s)
         now_s = time.monotonic()
-        if not passing or not (resend or unsent) or now_s + pause_s + (now_s - began_s) > first_s + link.deadline_s:
+        # What can be done without is not waited for.
+        may = resend or crowded or (unsent and not commands[0].even_away)
+        if not passing or not may or now_s + pause_s + (now_s - began_s) > first_s + link.deadline_s:
             outcome = failure = None
             if isinstance(step, Send) and step.command.optional and (step.command.even_away or not is_away(error)):
                 return error, False
             raise error
-        if unsent:
-            crowded += 1
-            pause_s = _pause_s(_CROWD_BACKOFF_S, crowded)
-        else:
-            attempt += 1
+        if not told and now_s - first_s > _TELL_AFTER_S:
+            told = True
+            log.info("%s: trying for up to %g s", error.message, link.deadline_s)
+        tries += 1
+        if not unsent:
+            resent = True
             if isinstance(step, Send):
                 step = step._replace(again=True)
         yield Wait(pause_s * random.uniform(0.5, 1))
         began_s = time.monotonic()
 
 
-def _name(step: Step) -> str:
-    """The name of the command that is sent, for errors."""
-    return str(step.arguments()[0]) if isinstance(step, Send) else "a command"
-
-
-def _pause_s(backoff_s: tuple[float, float], number: int) -> float:
-    first_s, longest_s = backoff_s
-    return min(first_s * 2.0 ** min(number - 1, 10), longest_s)
-
-
-def _refusal(step: Pipeline, outcome: list[Any], link: Link) -> Exception | None:
-    """The refusal that makes a whole pipeline fail. That of an optional command becomes its reply."""
-    for number, reply in enumerate(outcome):
-        if isinstance(reply, Exception):
-            command = step.sends[number].command
-            translation = translate(reply, command.key, link.address, cluster=link.cluster)
-            # Another node has that key: to ask this one again would not help.
-            gone = step.node is not None and isinstance(reply, redis_errors.AskError | redis_errors.TryAgainError)
-            if translation is None or not command.optional or (is_away(translation.error) and not gone):
-                return reply
-            outcome[number] = translation.error
+def _failure(step: Step, outcome: Any, link: Link) -> Exception | None:
+    """What went wrong with a whole step. In a pipeline or batch, a refusal that is allowed becomes the reply."""
+    if isinstance(outcome, Failed):
+        return outcome.error
+    if isinstance(step, Pipeline | Bulk):
+        for number, reply in enumerate(outcome):
+            if isinstance(reply, Exception):
+                command = step.command if isinstance(step, Bulk) else step.sends[number].command
+                translation = translate(reply, command.key, link.address, cluster=link.cluster)
+                # Where another node has that key, to ask this one again would not help.
+                gone = command.even_away or (command.node and isinstance(reply, _ELSEWHERE))
+                allowed = command.optional or command.batch
+                if translation is None or not allowed or (is_away(translation.error) and not gone):
+                    return reply
+                outcome[number] = translation.error
     return None
+
+
+def _followed(client: Any, step: Send, send: Callable[[Any, list[Call]], Any]) -> Plan[list[Any]]:
+    """Send a command and the one behind it on the same connection; on a cluster, follow redirections as redis-py (8.1) does.
+
+    Returns both replies. Raises what the first was answered by; if the second was refused, the error (ours) is its reply.
+    """
+    command = step.command
+    calls = [(step.arguments(), step.options()), (Send(Command(command.followed_by), again=False).arguments(), {})]
+    if not hasattr(client, "get_primaries"):
+        return _both((yield partial(send, client, calls)), command)
+    if hasattr(client, "initialize"):  # asyncio's
+        _unwrap((yield partial(client.initialize)))
+    slots, slot = client.nodes_manager, client.keyslot(command.redis_keys[0] if command.script else command.args[1])
+    # Our own clients are tried again by the plan of the whole operation.
+    retries = _CALLERS_RETRIES if step.again and not isinstance(client, Cluster | AsyncCluster) else 0
+    node = asked = None
+    left = _REDIRECTIONS
+    while True:
+        try:
+            node = asked or slots.get_node_from_slot(slot)
+            at = client.get_redis_connection(node) if hasattr(client, "get_redis_connection") else node
+            return _both((yield partial(send, at, [(("ASKING",), {}), *calls] if asked else calls)), command)
+        except redis_errors.AskError as redirection:
+            left -= 1
+            if not left:
+                raise
+            if isinstance(redirection, redis_errors.MovedError):
+                _unwrap((yield partial(slots.move_slot, redirection)))
+                asked = None
+                continue
+            asked = client.get_node(host=redirection.host, port=redirection.port)
+            if asked is None:  # a node that had no slot when the slots were asked for
+                _unwrap((yield partial(slots.initialize)))
+                raise
+        except redis_errors.MaxConnectionsError:
+            raise
+        except (*BROKEN, redis_errors.ClusterDownError, redis_errors.RedisClusterException):
+            if node is not None:
+                slots.move_node_to_end_of_cached_nodes(node.name)
+            _unwrap((yield partial(slots.initialize)))
+            if not retries:
+                raise
+            retries -= 1
+            asked = None
+
+
+def _unwrap(outcome: Any) -> Any:
+    if isinstance(outcome, Failed):
+        raise outcome.error
+    return outcome
+
+
+def _both(outcome: Any, command: Command) -> list[Any]:
+    *_, first, second = _unwrap(outcome)
+    if isinstance(first, Exception):
+        raise first
+    translation = translate(second, command.key, "Redis") if isinstance(second, Exception) else None
+    return [first, translation.error if translation else second]
 
 
 # The two loops
@@ -279,16 +348,21 @@ def _outcome(client: Any, step: Step) -> Any:
             case Send() if not step.command.followed_by:
                 return client.execute_command(*step.arguments(), **step.options())
             case Send():
-                return follow(client, step)
+                return _carry_out(client, _followed(client, step, exchange))
+            case Pipeline(sends, None):
+                return _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
             case Pipeline(sends, node):
-                at = client if node is None else client.get_redis_connection(node)
-                return _filled(at.pipeline(transaction=False), sends).execute(raise_on_error=False)
+                return exchange(client.get_redis_connection(node), _calls(sends))
+            case Bulk(Command(node=node, batch=batch)):
+                return send_batch(client if node is None else client.get_redis_connection(node), batch)
             case Wait(seconds):
                 return time.sleep(seconds)
             case Primaries():
                 return client.get_primaries() if hasattr(client, "get_primaries") else [None]
             case Together(plans):
                 return side_by_side([partial(_carry_out, client, plan) for plan in plans])
+            case partial():
+                return step()
     except Exception as error:  # noqa: BLE001 - the plan raises again what it doesn't know
         return Failed(error)
 
@@ -301,7 +375,7 @@ def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
     handler that raises within `threading.Thread.start` becomes a RuntimeError (python/cpython #78667).
     """
     results: list[Any] = [None] * len(calls)
-    errors: list[BaseException | None] = [None] * len(calls)
+    errors: dict[int, BaseException] = {}
     ended: SimpleQueue[None] = SimpleQueue()
 
     def make(number: int) -> None:
@@ -316,9 +390,8 @@ def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
     make(0)
     for _ in calls:
         ended.get()
-    for error in errors:
-        if error is not None:
-            raise error
+    if errors:
+        raise errors[min(errors)]
     return results
 
 
@@ -358,14 +431,16 @@ async def _ado(client: Any, step: Step) -> Any:
         case Send() if not step.command.followed_by:
             return await client.execute_command(*step.arguments(), **step.options())
         case Send():
-            return await afollow(client, step)
+            async with _admission(client):
+                return await _acarry_out(client, _followed(client, step, aexchange))
         case Pipeline(sends, None):
             return await _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
         case Pipeline(sends, node):
-            async with client.admission() if isinstance(client, AsyncCluster) else nullcontext():
-                commands = [PipelineCommand(0, *send.arguments(), **send.options(routed=False)) for send in sends]
-                await node.execute_pipeline(commands)
-                return [command.result for command in commands]
+            async with _admission(client):
+                return await aexchange(node, _calls(sends))
+        case Bulk(Command(node=node, batch=batch)):
+            async with _admission(client):
+                return await asend_batch(client if node is None else node, batch)
         case Wait(seconds):
             return await asyncio.sleep(seconds)
         case Primaries():
@@ -376,9 +451,19 @@ async def _ado(client: Any, step: Step) -> Any:
                 if isinstance(result, BaseException):
                     raise result
             return results
+        case partial():
+            return await awaited(step())
+
+
+def _admission(client: Any) -> AbstractAsyncContextManager[None]:
+    return client.admission() if isinstance(client, AsyncCluster) else nullcontext()
+
+
+def _calls(sends: list[Send]) -> list[Call]:
+    return [(send.arguments(), send.options(routed=False)) for send in sends]
 
 
 def _filled(pipeline: Any, sends: list[Send]) -> Any:
-    for send in sends:
-        pipeline.execute_command(*send.arguments(), **send.options(routed=False))
+    for args, options in _calls(sends):
+        pipeline.execute_command(*args, **options)
     return pipeline

@@ -87,10 +87,14 @@ class PerProcess(Generic[C]):
         self._clients, self._lock = {}, threading.RLock()
 
 
-def add_endpoint(error: BaseException, connection: Any) -> None:
-    """Note on an error which address could not be reached: a cluster announces others than those of the URL."""
-    if isinstance(error, BROKEN) and hasattr(connection, "port"):  # a unix socket has none
-        error.endpoint = f"{connection.host}:{connection.port}"  # type: ignore[union-attr] # read by `translate`
+def add_endpoint(error: BaseException, connection: Any = None) -> None:
+    """Note on an error that it came before a command was sent, and which address could not be reached, for `translate`.
+
+    A cluster announces other addresses than those of the URL. A unix socket has none.
+    """
+    if isinstance(error, (*BROKEN, redis.RedisClusterException)) and not hasattr(error, "endpoint"):
+        port = getattr(connection, "port", None)
+        error.endpoint = port and f"{connection.host}:{port}"  # type: ignore[union-attr]
 
 
 def _needs_ping(idle_s: float) -> bool:
@@ -190,10 +194,11 @@ class SafePool:
                     raise redis.ConnectionError
                 if _needs_ping(idle_s):
                     ping(connection)
+                return connection
             except BROKEN:
                 self.disconnect_free_connections()
                 connection.disconnect()
-                connection.connect()
+            connection.connect()  # not in the handler, whose error would take the place of the reason
         except BaseException as error:
             self._drop(connection)
             add_endpoint(error, connection)
@@ -227,9 +232,8 @@ class SafePool:
         spare, self._spare = self._spare, []
         for connection, _ in spare:
             self._drop(connection)
-        if inuse_connections:
-            for connection in self._all():
-                connection.disconnect()
+        for connection in self._all() if inuse_connections else ():
+            connection.disconnect()
 
     def update_active_connections_for_reconnect(self) -> None:
         """Let the connections in use end their call, and not begin another."""
@@ -277,7 +281,7 @@ class AdmissionLimit:
         self._places.release()
 
 
-class _CheckedConnection:
+class CheckedConnection:
     """Mixin for redis-py's asyncio connections whose `can_read` finds out whether the server has hung up."""
 
     used_s: float | None = None  # when a call last used it, on the monotonic clock; set by its user
@@ -318,9 +322,9 @@ class _CheckedConnection:
 
 
 @functools.cache
-def checked(connection_class: type) -> type:
-    """A connection class of redis-py's asyncio, with the check above."""
-    return type(f"Checked{connection_class.__name__}", (_CheckedConnection, connection_class), {})
+def checked(connection_class: type, check: type = CheckedConnection) -> type:
+    """A connection class of redis-py's asyncio, with a check."""
+    return type(f"Checked{connection_class.__name__}", (check, connection_class), {})
 
 
 class _QueuingPool:
@@ -343,42 +347,40 @@ class _QueuingPool:
             await connection.connect()
             try:
                 await connection.can_read()
+                return connection
             except BROKEN:
                 await self.disconnect_free_connections()
-                await connection.connect()
-        except BaseException:
+            await connection.connect()  # see SafePool
+        except BaseException as error:
             await self.release(connection)
+            add_endpoint(error, connection)
             raise
         return connection
 
     def release(self, connection: Any) -> Coroutine[Any, Any, None]:
         """Same as SafePool.release. Not a coroutine function: a pipeline awaits it in a task that doesn't see the error."""
-        if _spoiled() or connection.should_reconnect():
-            return self._close(connection, idle_too=isinstance(sys.exc_info()[1], BROKEN))
-        self._put_back(connection)
-        return _nothing()
+        spoiled = _spoiled() or connection.should_reconnect()
+        return self._take_back(connection, spoiled=spoiled, broken=isinstance(sys.exc_info()[1], BROKEN))
 
-    async def _close(self, connection: Any, *, idle_too: bool) -> None:
+    async def _take_back(self, connection: Any, *, spoiled: bool, broken: bool) -> None:
+        pool: Any = self
         try:
-            await connection.disconnect(nowait=True)
-            if idle_too:
+            if spoiled:
+                await connection.disconnect(nowait=True)
+            if broken:
                 await self.disconnect_free_connections()
         finally:
-            self._put_back(connection)
+            # As redis-py's own `release`, without its lock, events and metrics, which cost a call several percent.
+            pool._in_use_connections.remove(connection)  # noqa: SLF001
+            pool._available_connections.append(connection)  # noqa: SLF001
+            self._limit.leave()
+            connection.used_s = time.monotonic()
 
     async def disconnect_free_connections(self) -> None:
         """Close the idle connections, which stay in the pool and connect at their next use. Awaits no event."""
         pool: Any = self
         for connection in list(pool._available_connections):  # noqa: SLF001
             await connection.disconnect(nowait=True)
-
-    def _put_back(self, connection: Any) -> None:
-        """As redis-py's own `release`, without its lock, events and metrics, which cost a call several percent."""
-        pool: Any = self
-        pool._in_use_connections.remove(connection)  # noqa: SLF001
-        pool._available_connections.append(connection)  # noqa: SLF001
-        self._limit.leave()
-        connection.used_s = time.monotonic()
 
     async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's signature
         """Same as SafePool.disconnect. redis-py 8.1 lends connections that it is closing; no upstream issue found."""
@@ -388,10 +390,6 @@ class _QueuingPool:
             closing += pool._in_use_connections  # noqa: SLF001
         for connection in closing:
             await connection.disconnect()
-
-
-async def _nothing() -> None:
-    pass
 
 
 class AsyncPool(_QueuingPool, redis.asyncio.ConnectionPool):

@@ -45,13 +45,11 @@ class _Discovery:
 
     def _address(self, sentinel: Any, masters: dict[str, Any], service_name: str) -> tuple[str, int] | None:
         state = masters.get(service_name)
-        if state is None or "failover_in_progress" in state["flags"] or not self.check_master_state(state, service_name):
+        known: Any = self
+        if state is None or "failover_in_progress" in state["flags"] or not known.check_master_state(state, service_name):
             return None
         self._first = sentinel
         return state["ip"], state["port"]
-
-    def check_master_state(self, state: dict[str, Any], service_name: str) -> bool:
-        return bool(super().check_master_state(state, service_name))  # type: ignore[misc] # Sentinel's
 
 
 class Sentinel(_Discovery, redis.sentinel.Sentinel):

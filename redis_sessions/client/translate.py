@@ -15,96 +15,80 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from redis import exceptions as redis_errors
+from redis._parsers import BaseParser
 from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.sentinel import MasterNotFoundError
 
-from redis_sessions.errors import (
-    ONE_NODE,
-    AccessDenied,
-    CommandRefused,
-    CorruptValue,
-    SessionStoreError,
-    StoreUnavailable,
-)
-
-# Codes of a server that can't serve now: where waiting a moment may help, and where it does not.
-_PASSING: Final = {"LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "READONLY", "NOREPLICAS"}
-_LASTING: Final = {"OOM", "MISCONF"}
-_DENIED: Final = {
-    "NOAUTH": (
-        "asks for a user and a password",
-        "give a user and a password in the URL, or the password in a file (--password-file)",
-    ),
-    "WRONGPASS": ("refuses this user's password", "check user and password of the URL"),
-    "NOPERM": ("does not grant this user", "redis-sessions acl prints which user of a namespace may do what"),
-}
-_CODES_BY_CLASS: Final = (
-    (redis_errors.AuthenticationError, "WRONGPASS"),
-    (redis_errors.AuthorizationError | redis_errors.NoPermissionError, "NOPERM"),
-    (redis_errors.BusyLoadingError, "LOADING"),
-    (redis_errors.OutOfMemoryError, "OOM"),
-    (redis_errors.ReadOnlyError, "READONLY"),
-    (redis_errors.MasterDownError, "MASTERDOWN"),
-    (redis_errors.ClusterDownError, "CLUSTERDOWN"),
-    # A ClusterError: redis-py gave up after too many redirections, since slots are being migrated.
-    (redis_errors.TryAgainError | redis_errors.ClusterError, "TRYAGAIN"),
-    (redis_errors.MovedError, "MOVED"),
-    (redis_errors.AskError, "ASK"),
-    (redis_errors.NoScriptError, "NOSCRIPT"),
-)
+from redis_sessions.errors import ONE_NODE, AccessDenied, CommandRefused, CorruptValue, SessionStoreError, StoreUnavailable
 
 
-class _Known(NamedTuple):
-    """How a server, a proxy or redis-py says what is wrong, how we do, and the remedy."""
+class _Reason(NamedTuple):
+    """What is wrong with a server, in words behind its address, and the remedy."""
 
-    pattern: re.Pattern[str]
     words: str
     remedy: str
     kind: type[SessionStoreError] = StoreUnavailable
-    passing: bool = False
+    passing: bool = False  # whether waiting a moment may help
 
 
-_KNOWN: Final = (
-    _Known(
-        re.compile(r"cluster support disabled|unknown command .CLUSTER\b"),
-        "is not a cluster",
-        "write redis:// in place of redis+cluster://",
+# By the code of an error: of a user who is denied something, and of a server that can't serve now.
+_DENIED: Final = {
+    "NOAUTH": _Reason(
+        "asks for a user and a password (NOAUTH)",
+        "give a user and a password in the URL, or the password in a file (--password-file)",
+        AccessDenied,
     ),
-    _Known(
-        re.compile(r"unknown command .SENTINEL\b"),
+    "WRONGPASS": _Reason("refuses this user's password (WRONGPASS)", "check user and password of the URL", AccessDenied),
+    "NOPERM": _Reason(
+        "does not grant this user {} (NOPERM)",
+        "redis-sessions acl prints which user of a namespace may do what",
+        AccessDenied,
+    ),
+}
+_PASSING: Final = ("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "READONLY", "NOREPLICAS")
+_BY_CODE: Final = _DENIED | {
+    code: _Reason(f"can't serve now ({code})", "look at the server's log", passing=code in _PASSING)
+    for code in (*_PASSING, "OOM", "MISCONF")
+}
+# redis-py cuts the code off, and raises some of these classes itself.
+_CODES: Final[dict[type, str]] = {
+    **{kind: code for code, kind in BaseParser.EXCEPTION_CLASSES.items() if isinstance(kind, type)},
+    redis_errors.AuthenticationError: "WRONGPASS",
+    redis_errors.AuthorizationError: "NOPERM",
+    redis_errors.ClusterError: "TRYAGAIN",  # it gave up after too many redirections, since slots are being migrated
+}
+# By what a server, a proxy or redis-py says.
+_BY_TEXT: Final = {
+    r"cluster support disabled|unknown command .CLUSTER\b": _Reason(
+        "is not a cluster", "write redis:// in place of redis+cluster://"
+    ),
+    r"unknown command .SENTINEL\b": _Reason(
         "is not a Sentinel",
         "name Sentinel's own addresses (default port: 26379), or write redis:// in place of redis+sentinel://",
     ),
-    _Known(
-        re.compile(r"DB index is out of range|SELECT is not allowed in cluster|unknown command .SELECT\b"),
-        "has no database of that number",
-        "fix the end of the URL: a proxy or a cluster may have no other than 0",
+    r"DB index is out of range|SELECT is not allowed in cluster|unknown command .SELECT\b": _Reason(
+        "has no database of that number", "fix the end of the URL: a proxy or a cluster may have no other than 0"
     ),
-    _Known(
-        re.compile(r"max number of clients reached"),
-        "has no connection left",
-        "raise its maxclients, or use fewer workers or a smaller max_connections",
-        passing=True,
+    r"max number of clients reached": _Reason(
+        "has no connection left", "raise its maxclients, or use fewer workers or a smaller max_connections", passing=True
     ),
-    _Known(
-        re.compile(r"AUTH <password> called without any password|Client sent AUTH, but no password is set"),
-        "asks for no password, and was given one",
-        "leave the password out, or set one on the server",
-        AccessDenied,
+    r"AUTH <password> called without any password|Client sent AUTH, but no password is set": _Reason(
+        "asks for no password, and was given one", "leave the password out, or set one on the server", AccessDenied
     ),
-    _Known(
-        re.compile(r"unknown command .HELLO\b|NOPROTO|unsupported protocol version"),
-        "does not speak RESP3",
-        "build the client with protocol=2, or by SessionStore.from_url",
-        CommandRefused,
+    r"unknown command .HELLO\b|NOPROTO|unsupported protocol version": _Reason(
+        "does not speak RESP3", "build the client with protocol=2, or by SessionStore.from_url", CommandRefused
     ),
-    _Known(
-        re.compile(r"\b(quota|(request|rate|bandwidth|throughput)s? limit)\b", re.IGNORECASE),
-        "refuses what is over its quota",
-        "raise the limit with its provider, or wait until it is renewed",
-        CommandRefused,
+    r"(?i)\b(quota|(request|rate|bandwidth|throughput)s? limit)\b": _Reason(
+        "refuses what is over its quota", "raise the limit with its provider, or wait until it is renewed", CommandRefused
     ),
+}
+_NOT_REDIS: Final = _Reason("answers, but not as Redis does", "check that the URL names a Redis server", passing=True)
+_ALLOW: Final = (
+    "allow it in the settings of the server, or of the proxy before it (rename-command); redis-sessions doctor tries each"
 )
+_SILENT: Final = "no answer in time"
+_HUNG_UP: Final = "it hung up"
+
 # The commands that may be named where a server says that it doesn't know them; what else it quotes is never shown.
 _UNKNOWN = re.compile(r"unknown command [`'\"]?([A-Za-z]+)(?![A-Za-z])", re.IGNORECASE)
 _UNKNOWN_IN_SCRIPT = re.compile(r"Unknown Redis command called from script", re.IGNORECASE)
@@ -120,19 +104,11 @@ _EXPECTED: Final = (redis_errors.RedisError, redis_errors.RedisClusterException,
 _BECAUSE: Final = (redis_errors.RedisClusterException, MasterNotFoundError, AsyncMasterNotFoundError)
 _UNREACHED: Final = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.RedisClusterException, OSError)
 
-_NO_REDIS: Final = "check that the URL names a Redis server"
-_ALLOW: Final = (
-    "allow it in the settings of the server, or of the proxy before it (rename-command); redis-sessions doctor tries each"
-)
-_SILENT: Final = "no answer in time"
-_HUNG_UP: Final = "it hung up"
-
 # Redis 6.2 wraps what failed inside a script, with or without a dash: "Error running script (…): @user_script:2: -OOM …".
 _WRAPPED = re.compile(r"(?:^|[:\s]-|@user_script: ?\d+: )([A-Z]{3,})\b")
 
 # Inside a script, what the ACL forbids comes without a code. First: Valkey and Redis since 7.2; then: those before.
 _DENIED_IN_SCRIPT = re.compile(r"ACL failure in script: |The user executing the script can't ")
-_NOT_LOGGED_IN = re.compile(r"Authentication required|client already authenticated")
 _COMMAND = re.compile(r" run the '([a-z]+(?:[|.][a-z-]+)?)' command")
 _KEY = re.compile(r" access [a-z ]*keys?\b| access the '")
 
@@ -146,6 +122,8 @@ class CutOff(redis_errors.ConnectionError):
 _MISTAKES: Final = (AttributeError, TypeError, KeyError, IndexError)
 # Where redis-py raises what it can't read in a reply, such as a MOVED without a node.
 _PARSERS: Final = ("redis._parsers", "redis.exceptions")
+# What an operation raises by mistake on a reply of another form.
+MISREADINGS: Final = (AttributeError, TypeError, ValueError, LookupError)
 _OTHER_LOOP = re.compile(r"event loop is closed|different (event )?loop", re.IGNORECASE)
 
 
@@ -165,84 +143,103 @@ def translate(
     Args: what was raised; the conversation, the server and the command it was about, for the message; whether it is a
     cluster client's.
     """
-    found = _read(error, key, address, sent, cluster=cluster)
+    found = _reason(error, key, address, sent, cluster=cluster)
     if found is None:
         return None
-    kind, message, remedy, passing = found
-    unsent = isinstance(error, redis_errors.MaxConnectionsError)
-    return Translation(kind(message, key=key, remedy=remedy), passing, unsent)
+    # redis-py asks a cluster for its slots while it handles why a node could not be reached.
+    first = error.__context__ if isinstance(error, redis_errors.RedisClusterException) and error.__context__ else error
+    unsent = isinstance(error, redis_errors.MaxConnectionsError) or hasattr(first, "endpoint")
+    return Translation(found.kind(found.words, key=key, remedy=found.remedy), found.passing, unsent)
 
 
-def _read(
-    error: Exception, key: str | None, address: str, sent: str, *, cluster: bool
-) -> tuple[type[SessionStoreError], str, str, bool] | None:
-    """The kind of our error, its message and remedy, and whether the same command may succeed a moment later."""
+def _reason(error: Exception, key: str | None, address: str, sent: str, *, cluster: bool) -> _Reason | None:
+    """The reason in full: its words are a sentence."""
+
+    def server(reason: _Reason) -> _Reason:
+        return reason._replace(words=f"{address} {reason.words}")
+
     if not isinstance(error, _EXPECTED):
         if isinstance(error, RuntimeError) and _OTHER_LOOP.search(str(error)):
             remedy = "make one AsyncSessionStore for each event loop, and close it there"
-            return SessionStoreError, f"the connection to {address} belongs to another event loop", remedy, False
+            return _Reason(f"the connection to {address} belongs to another event loop", remedy, SessionStoreError)
         raiser = _raiser(error)
         # A client of the caller's that decodes replies may meet bytes that are not text, which no server is to blame for.
         if raiser.startswith(_PARSERS) and not isinstance(error, UnicodeDecodeError):
-            return StoreUnavailable, f"{address} answers, but not as Redis does", _NO_REDIS, True
+            return server(_NOT_REDIS)
         if cluster and isinstance(error, _MISTAKES) and raiser.split(".")[0] == "redis":
             confused = f"the client was confused by changes of the cluster at {address} ({type(error).__name__})"
-            return StoreUnavailable, confused, "try again when the changes have ended", True
+            return _Reason(confused, "try again when the changes have ended", passing=True)
         return None
     if isinstance(error, redis_errors.MaxConnectionsError):
-        remedy = "raise max_connections, or use fewer threads"
-        return StoreUnavailable, f"all connections to {address} are in use", remedy, True
-    for known in _KNOWN:
-        if any(known.pattern.search(str(cause)) for cause in _chain(error)):
-            return known.kind, f"{address} {known.words}", known.remedy, known.passing
+        return _Reason(
+            f"all connections to {address} are in use", "raise max_connections, or use fewer threads", passing=True
+        )
+    causes = list(_chain(error))
+    for pattern, reason in _BY_TEXT.items():
+        if any(re.search(pattern, str(cause)) for cause in causes):
+            return server(reason)
     code = _code(error)
     if isinstance(error, _BECAUSE):
-        code = next((cause for cause in map(_code, _chain(error)) if cause in _DENIED), None)
-    if code in _DENIED:
-        words, remedy = _DENIED[code]
-        words += f" {_not_granted(error)}" if code == "NOPERM" else ""
-        return AccessDenied, f"{address} {words} ({code})", remedy, False
+        code = next((cause for cause in map(_code, causes) if cause in _DENIED), None)
     if code in ("MOVED", "ASK") and not cluster:
-        return StoreUnavailable, f"{address} is one node of a cluster", ONE_NODE, False
-    if code in _PASSING | _LASTING:
-        return StoreUnavailable, f"{address} can't serve now ({code})", "look at the server's log", code in _PASSING
+        return _Reason(f"{address} is one node of a cluster", ONE_NODE)
+    if code in _BY_CODE:
+        reason = _BY_CODE[code]
+        return server(reason._replace(words=reason.words.format(_not_granted(error))))
     if isinstance(error, redis_errors.InvalidResponse):
-        return StoreUnavailable, f"{address} answers, but not as Redis does", _NO_REDIS, True
+        return server(_NOT_REDIS)
     if isinstance(error, _UNREACHED):
-        announced = next((place for cause in _chain(error) if (place := getattr(cause, "endpoint", None))), None)
-        if not cluster or (announced and announced in address.split(",")):
-            announced = None
-        if any(getattr(cause, "verify_code", None) in _FOR_ANOTHER_NAME for cause in _chain(error)):
-            remedy = "use a name or an address that is in the certificate"
-            if announced:
-                remedy += ": set cluster-announce-hostname, and cluster-preferred-endpoint-type hostname"
-            what = f"{announced or address} can't be reached (TLS failed: its certificate is for another name)"
-            return StoreUnavailable, what, remedy, False
-        if announced:
-            remedy = (
-                "check that it runs; if it does, set cluster-announce-ip or cluster-announce-hostname to what clients reach"
-            )
-            what = f"{address} announces {announced}, which can't be reached ({_socket_words(error)})"
-            return StoreUnavailable, what, remedy, not _tls_refused(error)
-        if _tls_refused(error):
-            return StoreUnavailable, f"{address} can't be reached (TLS failed)", "check its certificate and yours", False
-        words = _socket_words(error)
-        # A server without TLS lets a handshake time out, one with TLS hangs up on a client without.
-        scheme = "that it runs, and that the URL says rediss:// if that port speaks TLS, and redis:// if not"
-        remedy = f"check {scheme if words in (_SILENT, _HUNG_UP) else 'the URL and that it runs'}"
-        return StoreUnavailable, f"{address} can't be reached ({words})", remedy, True
+        return _unreached(causes, address, cluster=cluster)
     if code == "WRONGTYPE" or "not an integer" in str(error):
         what = "a counter is not an integer" if key is None else f"the key of conversation {key!r} is not a string"
-        return CorruptValue, what, "find out who wrote it, and delete it", False
+        return _Reason(what, "find out who wrote it, and delete it", CorruptValue)
     if not isinstance(error, redis_errors.ResponseError):
-        return SessionStoreError, f"redis-py refused {sent} ({type(error).__name__})", "check its version", False
+        return _Reason(f"redis-py refused {sent} ({type(error).__name__})", "check its version", SessionStoreError)
     if _UNKNOWN_IN_SCRIPT.search(str(error)):
-        return CommandRefused, f"{address} does not know a command of a script", _ALLOW, False
+        return server(_Reason("does not know a command of a script", _ALLOW, CommandRefused))
     if unknown := _UNKNOWN.search(str(error)):
         name = unknown[1].upper() if _NAMES.fullmatch(unknown[1].upper()) else sent
-        return CommandRefused, f"{address} does not know {name}", _ALLOW, False
+        return server(_Reason(f"does not know {name}", _ALLOW, CommandRefused))
     remedy = "look at its log, or ask who runs it, and run redis-sessions doctor"
-    return CommandRefused, f"{address} refuses {sent} ({code})", remedy, False
+    return server(_Reason(f"refuses {sent} ({code})", remedy, CommandRefused))
+
+
+def _unreached(causes: list[BaseException], address: str, *, cluster: bool) -> _Reason:
+    announced = next((place for cause in causes if (place := getattr(cause, "endpoint", None))), None)
+    if not cluster or announced in address.split(","):
+        announced = None
+    if any(getattr(cause, "verify_code", None) in _FOR_ANOTHER_NAME for cause in causes):
+        remedy = "use a name or an address that is in the certificate"
+        if announced:
+            remedy += ": set cluster-announce-hostname, and cluster-preferred-endpoint-type hostname"
+        return _Reason(f"{announced or address} can't be reached (TLS failed: its certificate is for another name)", remedy)
+    # Whether one side refused the other's TLS. A connection that merely ended may come back.
+    refused = any(
+        isinstance(cause, CutOff) or (isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError))
+        for cause in causes
+    )
+    words = "TLS failed" if refused else _socket_words(causes)
+    if announced:
+        remedy = "check that it runs; if it does, set cluster-announce-ip or cluster-announce-hostname to what clients reach"
+        return _Reason(f"{address} announces {announced}, which can't be reached ({words})", remedy, passing=not refused)
+    if refused:
+        check = "its certificate and yours"
+    elif words in (_SILENT, _HUNG_UP):
+        # A server without TLS lets a handshake time out, one with TLS hangs up on a client without.
+        check = "that it runs, and that the URL says rediss:// if that port speaks TLS, and redis:// if not"
+    else:
+        check = "the URL and that it runs"
+    return _Reason(f"{address} can't be reached ({words})", f"check {check}", passing=not refused)
+
+
+def translate_misreading(error: Exception, address: str) -> CommandRefused | None:
+    """The error for a reply of a form that an operation can't read, as of a broken proxy; None for a mistake elsewhere."""
+    # A call that doesn't fit is one of a function that the caller passed.
+    if isinstance(error, SessionStoreError) or re.search("positional argument|not callable", str(error)):
+        return None
+    if not _raiser(error).startswith(("redis_sessions.operations", "redis_sessions.doctor", "redis_sessions.keys")):
+        return None
+    return CommandRefused(f"{address} {_NOT_REDIS.words}", remedy=_NOT_REDIS.remedy)
 
 
 def answers(error: redis_errors.ResponseError) -> bool:
@@ -255,16 +252,16 @@ def answers(error: redis_errors.ResponseError) -> bool:
 
 def _raiser(error: Exception) -> str:
     """The module that raised an error; empty if it was not raised."""
-    names = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return names[-1] if names else ""
+    names = ["", *(str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))]
+    return names[-1]
 
 
 def _code(error: BaseException) -> str | None:
-    if isinstance(error, redis_errors.AuthenticationError) and _NOT_LOGGED_IN.search(str(error)):
+    if getattr(error, "status_code", None) == "NOAUTH":  # of the class of WRONGPASS
         return "NOAUTH"
-    for kind, code in _CODES_BY_CLASS:
-        if isinstance(error, kind):
-            return code
+    for kind in type(error).__mro__:
+        if kind in _CODES:
+            return _CODES[kind]
     if not isinstance(error, redis_errors.ResponseError):
         return None
     if _DENIED_IN_SCRIPT.search(str(error)):
@@ -286,16 +283,8 @@ def cut_off(error: redis_errors.ConnectionError) -> redis_errors.ConnectionError
     return CutOff(str(error)) if type(error) is redis_errors.ConnectionError else error
 
 
-def _tls_refused(error: Exception) -> bool:
-    """Whether one side refused the other's TLS. A connection that merely ended may come back."""
-    return any(
-        isinstance(cause, CutOff) or (isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError))
-        for cause in _chain(error)
-    )
-
-
-def _socket_words(error: Exception) -> str:
-    for cause in _chain(error):
+def _socket_words(causes: list[BaseException]) -> str:
+    for cause in causes:
         if isinstance(cause, ssl.SSLError | ConnectionResetError | BrokenPipeError):
             return _HUNG_UP
         if isinstance(cause, TimeoutError | redis_errors.TimeoutError):
@@ -304,7 +293,7 @@ def _socket_words(error: Exception) -> str:
             return "no such host name"
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno)
-    return _HUNG_UP if type(error) is redis_errors.ConnectionError else type(error).__name__
+    return _HUNG_UP if type(causes[0]) is redis_errors.ConnectionError else type(causes[0]).__name__
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, Self
 
@@ -83,12 +82,7 @@ def _open_stream(path: Path) -> IO[str]:
 
 def check_writable(path: str | Path) -> None:
     """Raise FileNotWritten if a file can't be written there; changes nothing."""
-    with suppress(_NotWanted), Replacement(path):
-        raise _NotWanted
-
-
-class _NotWanted(Exception):
-    pass
+    Replacement(path).__enter__().__exit__(Exception)
 
 
 def replace_file(path: str | Path, text: str) -> None:

@@ -1,21 +1,20 @@
-"""Reads and writes legacy files. The package's docstring lists the outcome for each kind of entry."""
+"""Reads and writes legacy files. docs/moving.md lists the outcome for each kind of entry."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from array import array
-from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 from redis_sessions.errors import LegacyFileError
 from redis_sessions.keys import SESSION_ID
-from redis_sessions.legacy.atomic_file import Replacement
+from redis_sessions.legacy.atomic_file import Replacement, replace_file
 from redis_sessions.legacy.shape import (
     NAME,
     NO_ID,
@@ -25,7 +24,6 @@ from redis_sessions.legacy.shape import (
     as_shape,
     entry_of,
     is_own,
-    json_text,
     json_type,
     key_of,
     other_shape,
@@ -38,27 +36,81 @@ AHEAD_MS: Final = 5 * 60_000
 _decode = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
 
 _SPACE = r"[ \t\r\n]*"
-_SPACES = re.compile(_SPACE)
+_SIGNS: Final = {sign: re.compile(_SPACE + re.escape(sign) + _SPACE) for sign in ("", ",", ":", "]", "}")}
 _ESCAPED = re.compile(r'["\\\x00-\x1f]')
 # The usual pair: a key that needs no check, a valid ID, and a time that can only be milliseconds. Many of them are matched
-# at once, in a tenth of the time of `json`, which reads all others.
+# at once, in a tenth of the time of `json`, which reads all others. What is matched already is taken apart by simpler ones.
 _LONG_ID = "[A-Za-z0-9][A-Za-z0-9_:-]{27,255}+"  # too long for a date, and without the dot of a version or a file's name
-_USUAL_PAIR = (
-    rf'"([^"\\%{{}}\x00-\x1f\x7f-\x9f]{{1,128}})"{_SPACE}:{_SPACE}\{{{_SPACE}"id"{_SPACE}:{_SPACE}"({_LONG_ID}|(?!{NO_ID}"){SESSION_ID})"'
-    rf'{_SPACE},{_SPACE}"last_used_at"{_SPACE}:{_SPACE}([1-9][0-9]{{11,13}}){_SPACE}\}}'
+_USUAL = (
+    rf'"[^"\\%{{}}\x00-\x1f\x7f-\x9f]{{1,128}}"{_SPACE}:{_SPACE}\{{{_SPACE}"id"{_SPACE}:{_SPACE}"(?:{_LONG_ID}|(?!{NO_ID}"){SESSION_ID})"'
+    rf'{_SPACE},{_SPACE}"last_used_at"{_SPACE}:{_SPACE}[1-9][0-9]{{11,13}}{_SPACE}\}}'
 )
-_USUAL = re.compile(_USUAL_PAIR)
-_RUN: Final = 500
-_USUAL_RUN = re.compile(rf"(?:{_USUAL_PAIR}{_SPACE},{_SPACE}){{1,{_RUN}}}+")
+_USUAL_RUN = re.compile(rf"{_USUAL}(?:{_SPACE},{_SPACE}{_USUAL}){{0,499}}+")
+_USUAL_KEYS = re.compile(r'"([^"]*+)"[^}]*+')
+_USUAL_PARTS = re.compile(r'("([^"]*+)"[^"]*+"id"[^"]*+"([^"]*+)"[^0-9]*+([0-9]++)[^}]*+})')
+# An entry, or a run of usual pairs: the names that lead to its map or list, its start and end, its name and its value; of a
+# run, both are None.
+_Member: TypeAlias = tuple[tuple[str, ...], int, int, str | None, Any]
 
 
-class _Container(NamedTuple):
-    """A map or list that has entries of the file."""
+class _Cursor:
+    """A place in a JSON text, which reading moves on. Raises JSONDecodeError."""
 
-    first: int  # index of its first entry
-    names: tuple[str, ...]  # those that lead to it
-    before: str  # what the names in it begin with in the conversation key: those that a `*` stands for
-    is_list: bool  # or a single record
+    def __init__(self, text: str) -> None:
+        self.text, self.at = text, 0
+        self.skip("")
+
+    def begins(self, beginning: str | tuple[str, ...]) -> bool:
+        return self.text.startswith(beginning, self.at)
+
+    def value(self) -> Any:
+        try:
+            value, self.at = _decode(self.text, self.at)
+        except JSONDecodeError:
+            raise
+        except ValueError:
+            raise JSONDecodeError("Number with too many digits", self.text, self.at) from None
+        except RecursionError:
+            raise JSONDecodeError("Nested too deeply", self.text, self.at) from None
+        return value
+
+    def members(self, runs: dict[int, int] | None = None) -> Iterator[tuple[int, str | None]]:
+        """Where each member of the object or list that begins here starts, and its name; "" in a list.
+
+        The caller reads the value before it asks for the next. With `runs`, usual pairs are read here, many at once; None is
+        their name. It keeps where those end, by their start, since the file is read twice.
+        """
+        is_list = self.begins("[")
+        self.at += 1
+        self.skip("")
+        more = not self.begins("]" if is_list else "}")
+        while more:
+            start, name = self.at, ""
+            if runs is not None and start not in runs and (run := _USUAL_RUN.match(self.text, start)):
+                runs[start] = run.end()
+            if runs and start in runs:
+                self.at = runs[start]
+                yield start, None
+            else:
+                if not is_list:
+                    if not self.begins('"'):
+                        raise JSONDecodeError("Expecting property name enclosed in double quotes", self.text, start)
+                    name = self.value()
+                    self.expect(":")
+                yield start, name
+            more = self.skip(",")
+        self.expect("]" if is_list else "}")
+
+    def skip(self, sign: str) -> bool:
+        """Skip a sign, and the spaces around it, if it is there."""
+        if found := _SIGNS[sign].match(self.text, self.at):
+            self.at = found.end()
+        return found is not None
+
+    def expect(self, sign: str) -> None:
+        if not self.skip(sign):
+            self.skip("")
+            raise JSONDecodeError(f"Expecting '{sign}'", self.text, self.at)
 
 
 class LegacyFile:
@@ -72,193 +124,115 @@ class LegacyFile:
         """Raises JSONDecodeError, and LegacyFileError for a document that is not of this shape."""
         self.mtime_ms = mtime_ms
         self._path, self._text, self._shape = path, text, shape
-        # Single entries, and runs of usual pairs: where each begins and ends, and the index of its first entry.
-        self._starts, self._ends, self._firsts = array("Q"), array("Q"), array("Q", (0,))
-        self._places: list[_Container] = []
-        self._seen: set[str] = set()
-        self._times: dict[str, int] = {}  # how often a key occurs, of those that do more than once
-        self._sources: tuple[int, list[str]] = (-1, [])
-        self._missing = ""  # what is not in all that a `*` stands for
-        self._at = _skip_spaces(text, 0)
-        self._read_at(tuple(filter(None, shape.entries.split("."))), (), "")
-        _check_end(text, self._at)
-        if self._missing and not self._places:
-            raise self._unfit(f"has nothing at {shape.entries}", (), f"there is no {self._missing} in any")
-        self._seen = set()
-        self._check_shape()
+        self._first: tuple[tuple[str, ...], bool] | None = None  # the first map or list: its names, whether it is a list
+        self._miss: LegacyFileError | None = None
+        self._runs: dict[int, int] = {}
+        sample: list[_Member] = []
+        times: defaultdict[str, int] = defaultdict(int)
+        self._len = 0
+        for member in self._members():
+            _, start, end, name, value = member
+            for key in _USUAL_KEYS.findall(text, start, end) if name is None else (key_of(shape, name, value),):
+                times[key] += 1
+                self._len += 1
+            if len(sample) < SAMPLE:
+                sample.append(member)
+        self._times = {key: count for key, count in times.items() if key and count > 1}
+        if self._first is None and self._miss:
+            raise self._miss
+        if self._first is not None:
+            self._check_shape(self._first, [(name, value) for _, _, _, name, value in sample])
 
     def __len__(self) -> int:
-        return self._firsts[-1]
+        return self._len
 
     def __iter__(self) -> Iterator[Entry]:
-        times = self._times
-        for run, (start, end) in enumerate(zip(self._starts, self._ends, strict=True)):
-            if self._length(run) > 1:
-                pairs = _USUAL.findall(self._text, start, end)
-                entries = [Entry(key, session_id, int(used_at_ms)) for key, session_id, used_at_ms in pairs]
+        text, times = self._text, self._times
+        for within, start, end, name, value in self._members():
+            if name is None:
+                entries = [
+                    Entry(key, session_id, int(used_at_ms), None, source, within)
+                    for source, key, session_id, used_at_ms in _USUAL_PARTS.findall(text, start, end)
+                ]
             else:
-                entries = [entry_of(self._shape, *self._member(run))]
+                entries = [entry_of(self._shape, name, value)._replace(source=text[start:end], within=within)]
             if times:
-                entries = [_repeated(entry, times[entry.key]) if entry.key in times else entry for entry in entries]
+                keys = times.keys() & {entry.key for entry in entries}
+                problems = {key: f"key occurs {times[key]} times" for key in keys}
+                entries = [entry._replace(problem=problems.get(entry.key, entry.problem)) for entry in entries]
             yield from entries
 
-    def source(self, index: int) -> str:
-        """The JSON text of an entry, unaltered: name and value in a map, the value alone in a list."""
-        run = bisect_right(self._firsts, index) - 1
-        if self._sources[0] != run:
-            text, start, end = self._text, self._starts[run], self._ends[run]
-            pairs = [pair[0] for pair in _USUAL.finditer(text, start, end)] if self._length(run) > 1 else [text[start:end]]
-            self._sources = run, pairs
-        return self._sources[1][index - self._firsts[run]]
+    def _members(self) -> Iterator[_Member]:
+        cursor = _Cursor(self._text)
+        yield from self._find(cursor, tuple(filter(None, self._shape.entries.split("."))), (), "")
+        cursor.skip("")
+        if cursor.at != len(self._text):
+            raise JSONDecodeError("Extra data", self._text, cursor.at)
 
-    def within(self, index: int) -> tuple[str, ...]:
-        """The names that lead to the map or list that an entry is in."""
-        return self._place(index).names
+    def _find(self, cursor: _Cursor, path: tuple[str, ...], within: tuple[str, ...], before: str) -> Iterator[_Member]:
+        """The members of the map or list at a path in the value that begins here.
 
-    def _length(self, run: int) -> int:
-        return self._firsts[run + 1] - self._firsts[run]
-
-    def _place(self, index: int) -> _Container:
-        return self._places[bisect_right(self._places, index, key=lambda place: place.first) - 1]
-
-    def _member(self, run: int) -> tuple[str, Any]:
-        """Name and value of a single entry."""
-        place, start = self._place(self._firsts[run]), self._starts[run]
-        if place.is_list:
-            return "", _read_value(self._text, start)[0]
-        name, value, _ = _read_pair(self._text, start)
-        return place.before + name, value
-
-    def _read_at(self, path: tuple[str, ...], names: tuple[str, ...], before: str) -> None:
-        """Read the value that begins here, and the entries at a path in it."""
-        if not self._text.startswith(("{", "[") if not path else "{", self._at):
-            value, self._at = _read_value(self._text, self._at)
-            if before:
-                self._missing = ".".join(path)
-                return
-            if not names:
-                _check_end(self._text, self._at)
-            raise self._unfit(f"is {json_type(value)}, not an object from conversation keys to session IDs", names)
-        if not path:
-            self._read_entries(names, before)
-            return
-        head, *rest = path
-        there: list[str] = []
-        for name in self._members():
-            there.append(name)
-            if name == ".".join(path):
-                self._read_at((), (*names, name), before)
-            elif head in (name, "*"):
-                self._read_at(tuple(rest), (*names, name), f"{before}{name}:" if head == "*" else before)
-            else:
-                _, self._at = _read_value(self._text, self._at)
-        if head != "*" and head not in there and ".".join(path) not in there:
-            self._missing = head
-            if before:
-                return
-            raise self._unfit(f"has no {head}", names, f"entries must name one of {', '.join(there[:9]) or 'nothing'}")
-
-    def _read_entries(self, names: tuple[str, ...], before: str) -> None:
-        """Read the map or list of entries, or the only entry, that begins here."""
-        start, by_name = self._at, self._shape.key_field == NAME
-        if self._text.startswith("{", start) and not by_name and self._is_record():
-            self._places.append(_Container(len(self), names, before, is_list=True))
-            value, self._at = _read_value(self._text, start)
-            self._add(key_of(self._shape, "", value), start, self._at)
-            return
-        self._at = start
-        is_list = self._text.startswith("[", start)
-        if is_list and by_name:
-            raise self._unkeyed(names)
-        self._places.append(_Container(len(self), names, before, is_list))
-        for name in self._members(runs=is_own(self._shape) and not before):
-            start = self._start
-            value, self._at = _read_value(self._text, self._at)
-            self._add(key_of(self._shape, before + name, value), start, self._at)
-
-    def _is_record(self) -> bool:
-        """Whether the object that begins here has a conversation key itself, and is not a map of records that do."""
-        found = False
-        for name in self._members():
-            value, self._at = _read_value(self._text, self._at)
-            found = found or (name == self._shape.key_field and isinstance(value, str | int))
-        return found
-
-    def _members(self, *, runs: bool = False) -> Iterator[str]:
-        """The names in the object, or "" for each element of the list, that begins here.
-
-        The caller moves on behind the value before it asks for the next. Runs of usual pairs are added here.
+        `before` is what their names begin with in the conversation key: the names that a `*` stands for.
         """
-        text = self._text
-        is_list = text.startswith("[", self._at)
-        closing = "]" if is_list else "}"
-        self._at = _skip_spaces(text, self._at + 1)
-        closed = text.startswith(closing, self._at)
-        if closed:
-            self._at += 1
-        while not closed:
-            if runs and (run := _USUAL_RUN.match(text, self._at)):
-                self._add_run(run)
-                continue
-            self._start = self._at
-            name = ""
-            if not is_list:
-                name, self._at = _read_name(text, self._at)
-            yield name
-            at = _skip_spaces(text, self._at)
-            closed = text.startswith(closing, at)
-            if not closed and not text.startswith(",", at):
-                raise JSONDecodeError("Expecting ',' delimiter", text, at)
-            self._at = at + 1 if closed else _skip_spaces(text, at + 1)
+        if not cursor.begins(("{", "[") if not path else "{"):
+            kind = json_type(cursor.value())
+            self._miss = self._miss or self._unfit(within, f"is {kind}, not an object from conversation keys to session IDs")
+        elif not path:
+            yield from self._entries(cursor, within, before)
+        else:
+            head, there = path[0], []
+            for _, name in cursor.members():
+                assert name is not None  # only runs are without a name
+                there.append(name)
+                if name == ".".join(path):
+                    yield from self._find(cursor, (), (*within, name), before)
+                elif head in (name, "*"):
+                    yield from self._find(cursor, path[1:], (*within, name), f"{before}{name}:" if head == "*" else before)
+                else:
+                    cursor.value()
+            if not {"*", *there} & {head, ".".join(path)}:
+                names = ", ".join(there[:9]) or "nothing"
+                self._miss = self._miss or self._unfit(within, f"has no {head}", f"name one of {names}")
 
-    def _add(self, key: str, start: int, end: int) -> None:
-        if key and key in self._seen:
-            self._times[key] = self._times.get(key, 1) + 1
-        self._seen.add(key)
-        self._starts.append(start)
-        self._ends.append(end)
-        self._firsts.append(self._firsts[-1] + 1)
-
-    def _add_run(self, run: re.Match[str]) -> None:
-        keys = [key for key, _, _ in _USUAL.findall(self._text, run.start(), run.end())]
-        distinct = set(keys)
-        if len(distinct) < len(keys) or not self._seen.isdisjoint(distinct):
-            for key in keys:
-                if key in self._seen:
-                    self._times[key] = self._times.get(key, 1) + 1
-                self._seen.add(key)
-        self._seen |= distinct
-        self._starts.append(run.start())
-        self._ends.append(run.end())
-        self._firsts.append(self._firsts[-1] + len(keys))
-        self._at = run.end()
-
-    def _check_shape(self) -> None:
-        """Raise LegacyFileError if the first entries show that the file is of another shape."""
-        runs = range(min(len(self._starts), SAMPLE))
-        if not self._starts or any(self._length(run) > 1 for run in runs):
+    def _entries(self, cursor: _Cursor, within: tuple[str, ...], before: str) -> Iterator[_Member]:
+        """The members of the map or list that begins here, or the only record, which begins here."""
+        start, shape, is_list, is_record = cursor.at, self._shape, cursor.begins("["), False
+        if not is_list and shape.key_field != NAME:
+            # A map of records has nothing but records in it.
+            names = islice(cursor.members(), SAMPLE)
+            is_record = any(isinstance(cursor.value(), str | int) and name == shape.key_field for _, name in names)
+            cursor.at = start
+        self._first = self._first or (within, is_list or is_record)
+        if is_record:
+            value = cursor.value()
+            yield within, start, cursor.at, "", value
             return
-        members = [self._member(run) for run in runs]
-        place = self._places[0]
-        if remedy := other_shape(members, self._shape, is_list=place.is_list):
-            own = self._shape == Shape()
-            other = "is not a map from conversation keys to session IDs" if own else "is of another shape"
-            raise self._unfit(other, (), remedy)
+        for start, name in cursor.members(self._runs if is_own(shape) and not before else None):
+            value = None if name is None else cursor.value()
+            yield within, start, cursor.at, before + name if before and name is not None else name, value
 
-    def _unkeyed(self, names: tuple[str, ...]) -> LegacyFileError:
-        members: list[tuple[str, Any]] = []
-        for _ in self._members():
-            value, self._at = _read_value(self._text, self._at)
-            members += [("", value)] * (len(members) < SAMPLE)
-        if not names:
-            _check_end(self._text, self._at)
-        return self._unfit("is a list", names, other_shape(members, self._shape, is_list=True))
+    def _check_shape(self, first: tuple[tuple[str, ...], bool], sample: list[tuple[str | None, Any]]) -> None:
+        """Raise LegacyFileError if the first entries show that the file is of another shape."""
+        within, is_list = first
+        members = [(name, value) for name, value in sample if name is not None]
+        other = other_shape(members, self._shape, is_list=is_list) if len(members) == len(sample) else None
+        problem, remedy = "is of another shape", "name a file of conversations"
+        if is_list and self._shape.key_field == NAME:
+            problem = "is a list"
+        elif other is None:
+            return
+        shapes, timed = other or ([], True)
+        if not timed:
+            problem += " and has no times, so that one must be assumed"
+        raise self._unfit(within, problem, remedy, shapes)
 
-    def _unfit(self, problem: str, names: tuple[str, ...], remedy: str | None = None) -> LegacyFileError:
-        where = f"{'.'.join(names)} in {self._path}" if names else str(self._path)
-        return LegacyFileError(
-            f"{where} {problem}, nothing was written", line=1, column=1, remedy=remedy or "name a sessions.json"
-        )
+    def _unfit(
+        self, within: tuple[str, ...], problem: str, remedy: str = "name a sessions.json", shapes: Sequence[str | Shape] = ()
+    ) -> LegacyFileError:
+        where = f"{'.'.join(within)} in {self._path}" if within else str(self._path)
+        if shapes:
+            remedy = f"read it with shape={', or '.join(map(repr, shapes))}"
+        return LegacyFileError(f"{where} {problem}, nothing was written", line=1, column=1, remedy=remedy, shapes=shapes)
 
 
 def read(path: str | Path, shape: Shape | None = None) -> LegacyFile:
@@ -270,16 +244,20 @@ def read(path: str | Path, shape: Shape | None = None) -> LegacyFile:
     except OSError as error:
         raise LegacyFileError(f"{path} can't be read ({error.strerror})", remedy="name a readable file") from None
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        column = error.start - raw.rfind(b"\n", 0, error.start)
-        raise _broken(path, "not UTF-8", line, column) from None
-    del raw
-    try:
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise JSONDecodeError("not UTF-8", raw.decode("latin-1"), error.start) from None
+        del raw
         return LegacyFile(path, text, shape or Shape(), mtime_ms)
     except JSONDecodeError as error:
-        raise _broken(path, error.msg, error.lineno, error.colno) from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise LegacyFileError(
+            f"{path} is broken at {where} ({error.msg}), nothing was written",
+            line=error.lineno,
+            column=error.colno,
+            remedy="fix it there",
+        ) from None
 
 
 def session_ids(path: str | Path, shape: Shape | str | None = None) -> frozenset[str]:
@@ -315,7 +293,7 @@ class Writer(Replacement):
             return
         names = [row[0] for row in rows]
         if _ESCAPED.search("".join(names)):
-            names = [json_text(name)[1:-1] for name in names]
+            names = [json.dumps(name, ensure_ascii=False)[1:-1] for name in names]
         records = [
             f'"{name}": {{"id": "{session_id}", "last_used_at": {used_at_ms}}}'
             for name, (_, session_id, used_at_ms, _) in zip(names, rows, strict=True)
@@ -334,81 +312,18 @@ def write_rejects(path: str | Path, rejects: Iterable[tuple[tuple[str, ...], str
 
     Each comes with the names that lead to its map or list.
     """
-    with Replacement(path) as replacement:
-        replacement.file.writelines(_document(list(rejects), 0))
-        replacement.file.write("\n")
+    replace_file(path, _document(list(rejects), 0) + "\n")
 
 
-def _document(rejects: list[tuple[tuple[str, ...], str]], depth: int) -> Iterator[str]:
-    if not rejects:
-        yield "{\n}"
-    elif depth < len(rejects[0][0]):
-        before = "{"
-        for name, group in groupby(rejects, key=lambda reject: reject[0][depth]):
-            yield f"{before}{json_text(name)}: "
-            yield from _document(list(group), depth + 1)
-            before = ", "
-        yield "}"
-    else:
-        opening, closing = "{}" if _is_pair(rejects[0][1]) else "[]"
-        before = f"{opening}\n  "
-        for _, source in rejects:
-            yield before + source
-            before = ",\n  "
-        yield f"\n{closing}"
+def _document(rejects: list[tuple[tuple[str, ...], str]], depth: int) -> str:
+    if rejects and depth < len(rejects[0][0]):
+        groups = groupby(rejects, key=lambda reject: reject[0][depth])
+        inner = (f"{json.dumps(name, ensure_ascii=False)}: {_document(list(group), depth + 1)}" for name, group in groups)
+        return f"{{{', '.join(inner)}}}"
+    sources = [source for _, source in rejects]
+    opening, closing = "{}" if not sources or _is_pair(sources[0]) else "[]"
+    return f"{opening}\n  " + ",\n  ".join(sources) + f"\n{closing}"
 
 
 def _is_pair(source: str) -> bool:
-    return source.startswith('"') and _read_value(source, 0)[1] < len(source)
-
-
-def _repeated(entry: Entry, times: int) -> Entry:
-    return entry._replace(problem=f"key occurs {times} times")
-
-
-def _read_name(text: str, at: int) -> tuple[str, int]:
-    """The name of the pair that begins there, and where its value begins. Raises JSONDecodeError."""
-    if not text.startswith('"', at):
-        raise JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
-    name, end = _read_value(text, at)
-    colon = _skip_spaces(text, end)
-    if not text.startswith(":", colon):
-        raise JSONDecodeError("Expecting ':' delimiter", text, colon)
-    return name, _skip_spaces(text, colon + 1)
-
-
-def _read_pair(text: str, at: int) -> tuple[str, Any, int]:
-    """The name and value of the pair that begins there, and where it ends. Raises JSONDecodeError."""
-    name, at = _read_name(text, at)
-    return (name, *_read_value(text, at))
-
-
-def _read_value(text: str, at: int) -> tuple[Any, int]:
-    try:
-        return _decode(text, at)
-    except JSONDecodeError:
-        raise
-    except ValueError:
-        raise JSONDecodeError("Number with too many digits", text, at) from None
-    except RecursionError:
-        raise JSONDecodeError("Nested too deeply", text, at) from None
-
-
-def _skip_spaces(text: str, at: int) -> int:
-    found = _SPACES.match(text, at)
-    assert found is not None  # the pattern matches the empty string
-    return found.end()
-
-
-def _check_end(text: str, at: int) -> None:
-    if (end := _skip_spaces(text, at)) != len(text):
-        raise JSONDecodeError("Extra data", text, end)
-
-
-def _broken(path: str | Path, what: str, line: int, column: int) -> LegacyFileError:
-    return LegacyFileError(
-        f"{path} is broken at line {line}, column {column} ({what}), nothing was written",
-        line=line,
-        column=column,
-        remedy="fix it there",
-    )
+    return source.startswith('"') and _decode(source)[1] < len(source)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, Self
+from typing import Annotated, Any, Final, NamedTuple, Self, cast
 
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
@@ -19,8 +17,9 @@ from redis_sessions.keys import SESSION_ID, check_session_id, escape
 
 KNOWN: Final = Path(__file__).with_name("known")
 NAME: Final = "@key"
-_UNNAMED: Final = "NAME"
+_UNNAMED: Final = "FIELD_OF_THE_KEY"
 MILLISECONDS: Final = "milliseconds"
+LOCAL: Final = "ISO 8601 without time zone, taken as local"
 # So many entries, or names of an object, show what shape a file has.
 SAMPLE: Final = 50
 _DEPTH: Final = 3
@@ -28,16 +27,12 @@ _DEPTH: Final = 3
 _BARE: Final = 8
 _JSON_TYPES: Final = {tuple: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
 
-# From which number on, up to the next, a time is in this unit: each covers the years 1973 to 5138.
-_UNITS: Final = (
-    (10**8, "seconds", 1_000, 1),
-    (10**11, MILLISECONDS, 1, 1),
-    (10**14, "microseconds", 1, 1_000),
-    (10**17, "nanoseconds", 1, 1_000_000),
-    (10**20, "", 0, 1),
-)
-_LOOKS_LIKE_SECONDS: Final = range(10**8, 10**11)
-_SINCE_1973_MS: Final = 10**11
+# What a number counts shows its size: in each unit, the years 1973 to 5138.
+_PER_SECOND: Final = {"seconds": 1, MILLISECONDS: 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+_1973_S: Final = 10**8
+_5138_S: Final = 10**11
+SINCE_1973_MS: Final = _1973_S * 1000
+_NO_TIME: Final = "is not a time since 1973"
 _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{1,9})?")
 
 # Text of the form of a session ID that is none: an empty value, a version, a date or a file's name.
@@ -53,8 +48,9 @@ _ID_NAME = re.compile(r"(?:id|uuid|session|(?:thread|resume)[_-]?id)\Z", re.IGNO
 _KEY_NAME = re.compile(r"key|conversation|chat|thread|channel|topic|room|user|issue|name", re.IGNORECASE)
 _TIME_NAME = re.compile(r"(?:_at|At|^at|^ts|_ts|[Tt]ime\w*|[Ss]tamp|[Dd]ate\w*|[Uu]sed|[Ss]een|[Aa]ctiv\w+|[Aa]ccess\w*)\Z")
 # Of several times, the one of the last use is meant.
-_TIME_RANKS = (re.compile(r"used|activ|access|seen", re.IGNORECASE), re.compile(r"updat|modif|saved", re.IGNORECASE))
-_CREATED = re.compile(r"creat|start|born|expir", re.IGNORECASE)
+_USED_NAME = re.compile(r"used|activ|access|seen", re.IGNORECASE)
+_UPDATED_NAME = re.compile(r"updat|modif|saved", re.IGNORECASE)
+_CREATED_NAME = re.compile(r"creat|start|born|expir", re.IGNORECASE)
 _VERSIONS: Final = {"version", "schema_version", "schemaVersion", "$schema"}
 _CONTAINERS: Final = {"sessions", "conversations", "chats", "channels", "threads", "entries", "items", "rows"}
 
@@ -69,6 +65,8 @@ class Entry(NamedTuple):
     session_id: str  # "" if there is none
     used_at_ms: int | None = None  # time of last use, milliseconds since 1970
     problem: str | None = None  # why it can't be imported
+    source: str = ""  # its JSON text, unaltered: name and value in a map, the value alone in a list
+    within: tuple[str, ...] = ()  # the names that lead to the map or list that it is in
     unit: str = MILLISECONDS  # what the time was given in
     untimed: str | None = None  # why it can't be imported unless a time of last use is assumed
 
@@ -107,8 +105,12 @@ class Shape(BaseModel, frozen=True, extra="forbid"):
             return handler(data)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InvalidSettings(f"shape: {where}: {first['msg']}", remedy="see redis_sessions.legacy.Shape") from None
+            name, problem = str(next(iter(first["loc"]), "shape")), f"is invalid ({first['msg']})"
+            raise InvalidSettings(problem, setting=name, remedy="see redis_sessions.legacy.Shape") from None
+
+    def __repr_args__(self) -> Iterable[tuple[str, Any]]:
+        """What differs from the default."""
+        return self.model_dump(exclude_defaults=True).items()
 
 
 def known_shapes() -> tuple[Shape, ...]:
@@ -146,250 +148,177 @@ def id_of(shape: Shape, name: str, value: Any) -> str | None:
 
 def entry_of(shape: Shape, name: str, value: Any) -> Entry:
     """Read an entry."""
-    key = key_of(shape, name, value)
-    used_at_ms, unit, untimed = None, MILLISECONDS, None
-    session_id: str | None = ""
+    key, session_id = key_of(shape, name, value), id_of(shape, name, value)
+    used_at_ms, unit, problem, untimed = None, MILLISECONDS, None, None
     if isinstance(value, str) and shape.key_field == NAME:
-        session_id, problem = value, None
-    elif isinstance(value, tuple) or (isinstance(value, list) and shape.id_fields[0][:1].isdigit()):
-        session_id = id_of(shape, name, value)
-        used_at_ms, unit, problem, untimed = _time(shape, value)
-        if isinstance(value, tuple) and len(dict(value)) < len(value):
-            problem = "record with a name that occurs twice"
-        if session_id is None:
-            problem = f"record without {_either(shape.id_fields)} that is text{_but(value)}"
-    else:
+        session_id = value
+    elif not isinstance(value, tuple) and not (isinstance(value, list) and shape.id_fields[0][:1].isdigit()):
         problem = f"{json_type(value)} where an ID or a record belongs"
-    if problem is None and not key and shape.key_field != NAME:
+    elif session_id is None:
+        problem = f"record without text in {' or '.join(shape.id_fields)}"
+        if like := _id_like(value):
+            problem += f", but {like} looks like an ID"
+    elif isinstance(value, tuple) and len(dict(value)) < len(value):
+        problem = "record with a name that occurs twice"
+    elif not key and shape.key_field != NAME:
         problem = f"record without {shape.key_field}, its conversation key"
-    try:
-        escape(key)
-        if problem is None and session_id is not None:
+    else:
+        used_at_ms, unit, problem, untimed = _time(shape, value)
+    if problem is None and session_id is not None:
+        try:
+            escape(key)
             check_session_id(key, session_id)
-            if _NO_ID.fullmatch(session_id):
-                problem = f"{session_id!r} is an empty value, a version, a date or a file's name, not a session ID"
-    except (InvalidKey, InvalidSessionID) as error:
-        problem = problem or str(error)
-    if problem is not None:
-        return Entry(key, session_id or "", None, problem)
-    return Entry(key, session_id or "", used_at_ms, None, unit, untimed)
+        except (InvalidKey, InvalidSessionID) as error:
+            problem = str(error)
+        else:
+            if not _NO_ID.fullmatch(session_id):
+                return Entry(key, session_id, used_at_ms, unit=unit, untimed=untimed)
+            problem = f"{session_id!r} is an empty value, a version, a date or a file's name, not a session ID"
+    return Entry(key, session_id or "", None, problem)
 
 
 def _time(shape: Shape, record: Any) -> tuple[int | None, str, str | None, str | None]:
     """The time of last use, its unit, what is wrong with it, and what is wrong unless a time is assumed."""
-    for field in shape.used_fields:
-        if (value := _at(record, field)) is not None:
-            time = read_time(value)
-            if isinstance(time, str):
-                inside = _time_like(value, f"{field}.")
-                hint = f": used_fields={_tuple(inside)}" if inside else ""
-                return None, MILLISECONDS, f"{field} {time}{hint}", None
-            return *time, None, None
-    if like := _time_like(record):
-        return None, MILLISECONDS, None, f"no {_either(shape.used_fields)}, but {like}: used_fields={_tuple(like)}"
-    if is_own(shape):
-        return None, MILLISECONDS, None, None
-    return None, MILLISECONDS, None, f"no {_either(shape.used_fields)}: assume_used_at gives it a time"
-
-
-json_text = json.JSONEncoder(ensure_ascii=False).encode
+    problem, untimed = None, None
+    found = ((field, value) for field in shape.used_fields if (value := _at(record, field)) is not None)
+    field, value = next(found, ("", None))
+    time = read_time(value) if field else ""
+    if not isinstance(time, str):
+        return *time, None, None
+    if field:
+        like = _time_like(value, f"{field}.")
+        problem = f"{field} {time}" + (f", but {like} looks like one" if like else "")
+    elif (like := _time_like(record)) or not is_own(shape):
+        missing = f"no {' or '.join(shape.used_fields)}, "
+        untimed = missing + (f"but {like} looks like a time" if like else "and no time is assumed")
+    return None, MILLISECONDS, problem, untimed
 
 
 def json_type(value: Any) -> str:
     """What a value is, in words."""
-    return _JSON_TYPES.get(type(value), "an object" if isinstance(value, dict) else "a number")
-
-
-def time_problem(used_at_ms: Any) -> str | None:
-    """Why a caller's value can't be a time of last use, milliseconds since 1970; None if it can, or if it is None."""
-    if used_at_ms is None:
-        return None
-    if isinstance(used_at_ms, bool) or not isinstance(used_at_ms, int | float):
-        return f"is {json_type(used_at_ms)}, not a time in milliseconds"
-    if isinstance(used_at_ms, float):
-        return "is not a whole number of milliseconds"
-    if used_at_ms < 0:
-        return "is negative"
-    if used_at_ms in _LOOKS_LIKE_SECONDS:
-        return "looks like seconds, not milliseconds"
-    return None
+    return _JSON_TYPES.get(type(value), "a number")
 
 
 def read_time(value: Any) -> tuple[int, str] | str:
     """A time in a file as milliseconds since 1970, and what it was given in; or why it can't be one.
 
-    The unit is known by the size. An integer that is too small for any is taken as milliseconds: long ago, 0 for never.
+    An integer that is too small for any unit is taken as milliseconds: long ago, 0 for never.
     """
     number = value
     if isinstance(value, str):
         if not _NUMBER.fullmatch(value):
-            return _iso_time(value)
+            return iso_time(value)
         number = float(value) if "." in value else int(value)
     if isinstance(number, bool) or not isinstance(number, int | float):
         return f"is {json_type(number)}, not a time"
-    if isinstance(number, float) and not math.isfinite(number):
-        return "is not a finite number"
-    if number < 0:
-        return "is negative"
-    if number < _UNITS[0][0]:
-        return (value, MILLISECONDS) if isinstance(value, int) else "is too small for a time since 1973"
-    *_, (_, unit, multiplier, divisor) = (each for each in _UNITS if number >= each[0])
-    if not unit:
-        return "is too large for a time"
-    return (number * multiplier // divisor if isinstance(number, int) else round(number * multiplier / divisor)), unit
+    if isinstance(value, int) and 0 <= value < _1973_S:
+        return value, MILLISECONDS
+    for unit, per_second in _PER_SECOND.items():
+        if _1973_S <= number < _5138_S * per_second:
+            return (number * 1000 // per_second if isinstance(number, int) else round(number * 1000 / per_second)), unit
+    return _NO_TIME
 
 
-def _iso_time(text: str) -> tuple[int, str] | str:
+def iso_time(text: str) -> tuple[int, str] | str:
+    """A time in ISO 8601 as milliseconds since 1970, and LOCAL or what it was given in; or why it can't be one."""
     try:
         instant = datetime.fromisoformat(text)
         used_at_ms = round(instant.timestamp() * 1000)
     except (ValueError, OverflowError, OSError):
         return "is text, not a time"
     if used_at_ms < 0:
-        return "is before 1970"
-    return used_at_ms, "ISO 8601" if instant.tzinfo else "ISO 8601 without time zone, taken as local"
+        return _NO_TIME
+    return used_at_ms, "ISO 8601" if instant.tzinfo else LOCAL
 
 
 def _at(value: Any, path: str) -> Any:
     """What is at a dotted path, or None. A name may itself have dots in it."""
-    if not path:
-        return value
+    members = dict(value) if isinstance(value, tuple) else {}
     if isinstance(value, list):
-        value = tuple((str(place), each) for place, each in enumerate(value))
-    fields, parts = dict(value) if isinstance(value, tuple) else {}, path.split(".")
-    cut = next((cut for cut in range(len(parts), 0, -1) if ".".join(parts[:cut]) in fields), 0)
-    return _at(fields[".".join(parts[:cut])], ".".join(parts[cut:])) if cut else None
+        members = {str(place): each for place, each in enumerate(value)}
+    if path in members:
+        return members[path]
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        if (name := ".".join(parts[:cut])) in members:
+            return _at(members[name], ".".join(parts[cut:]))
+    return None
 
 
-def _either(fields: tuple[str, ...]) -> str:
-    return f"an {fields[0]}" if fields == ("id",) else " or ".join(fields)
+def other_shape(members: list[tuple[str, Any]], given: Shape, *, is_list: bool) -> tuple[list[str | Shape], bool] | None:
+    """What would read a file, judged by its first entries, and whether they have times; None if `given` reads it well.
 
-
-def _tuple(*fields: str) -> str:
-    return f"({', '.join(map(json_text, fields))}{',' if len(fields) == 1 else ''})"
-
-
-def _but(record: Any) -> str:
-    like = _id_like(record)
-    return f", but with {like}: id_fields={_tuple(like)}" if like else ""
-
-
-# What would read a file of another shape
-
-
-class _Candidate(NamedTuple):
-    """A map or list of records that look like sessions, and the first of them."""
-
-    place: tuple[str, ...]
-    is_list: bool
-    name: str
-    record: Any
-
-
-def other_shape(members: list[tuple[str, Any]], given: Shape, *, is_list: bool) -> str | None:
-    """How a file can be read, judged by its first entries, if `given` reads none of them; None if it reads it well."""
+    What reads it are names of known shapes, and a Shape made of the names in the file; nothing if it has no conversations.
+    """
     # A bare ID shows nothing: a file's metadata may look like one.
     if any(not isinstance(value, str) and id_of(given, name, value) is not None for name, value in members):
         return None
     document: Any = [value for _, value in members] if is_list else tuple(members)
+    like = _id_like(document)
+    one_record = like is not None and (_SESSION_NAME.search(like) or _time_like(document))
     metadata = any(name in _VERSIONS for name, _ in members)
     bare = [value for _, value in members if isinstance(value, str) and len(value) >= _BARE and _AN_ID.fullmatch(value)]
-    if len(bare) * 2 > len(members) and not metadata and not _is_one_record(document):
+    if len(bare) * 2 > len(members) and not metadata and not one_record:
         return None
-    if found := next(_suggested(document), None):
-        place, name, record, shape = found
-        entries = ".".join((*filter(None, [given.entries]), *place))
-        return _how_to_read(shape.model_copy(update={"entries": entries}), name, record)
-    return "name a file of conversations" if metadata else None
-
-
-def _suggested(document: Any) -> Iterator[tuple[tuple[str, ...], str, Any, Shape]]:
-    if found := list(islice(_containers(document), SAMPLE)):
+    place: tuple[str, ...] = ()
+    name, record = "", cast("Any", ())
+    if found := list(islice(_records(document), SAMPLE)):
         place, is_list, name, record = found[0]
-        if len(found) > 1 and place and all(each.place[:-1] == place[:-1] for each in found):
+        if len(found) > 1 and place and all(each[0][:-1] == place[:-1] for each in found):
             place = (*place[:-1], "*")
-        like = _id_like(record)
-        key_field = _key_like(record, like) if is_list or like is None else NAME
-        yield place, name, record, _shape(key_field, like, record)
-    elif _is_one_record(document):
-        like = _id_like(document)
-        yield (), "", document, _shape(_key_like(document, like), like, document)
-    elif isinstance(document, tuple):
-        for name, value in document:
-            if name in _CONTAINERS and isinstance(value, tuple | list):
-                yield (name,), "", (), Shape(key_field=NAME if isinstance(value, tuple) else _UNNAMED)
+    elif one_record:
+        is_list, record = True, document
+    elif empty := [(name, value) for name, value in members if name in _CONTAINERS and isinstance(value, tuple | list)]:
+        place, is_list = (empty[0][0],), isinstance(empty[0][1], list)
+    else:
+        return ([], True) if metadata else None
+    like, used_field = _id_like(record), _time_like(record)
+    by_id = bool(record) and like is None  # the name in the map is the session ID
+    keys = [name for name, value in record if isinstance(value, str | int) and name != like]
+    shape = Shape(
+        entries=".".join(filter(None, (given.entries, *place))),
+        key_field=_first(keys, _KEY_NAME) or _UNNAMED if is_list or by_id else NAME,
+        id_fields=(NAME if by_id else like or "id",),
+        used_fields=(used_field or "last_used_at",),
+    )
+    known = [each for each in known_shapes() if each.entries == shape.entries]
+    names = [each.name for each in known if id_of(each, name, record) and key_of(each, name, record)]
+    return [*names, *[shape] * (shape != Shape())], not record or used_field is not None
 
 
-def _shape(key_field: str, id_field: str | None, record: Any) -> Shape:
-    used_field = _time_like(record)
-    return Shape(key_field=key_field, id_fields=(id_field or NAME,), used_fields=(used_field or "last_used_at",))
-
-
-def _how_to_read(shape: Shape, name: str, record: Any) -> str:
-    """The known shapes that read this record in this place, and the fields of the suggested one, in the words of Python."""
-    known = [
-        f'"{each.name}"'
-        for each in known_shapes()
-        if record and each.entries == shape.entries and id_of(each, name, record) and key_of(each, name, record)
-    ]
-    default = Shape()
-    fields = [
-        f"{field}={_tuple(*value) if isinstance(value, tuple) else json_text(value)}"
-        for field in ("entries", "key_field", "id_fields", "used_fields")
-        if (value := getattr(shape, field)) != getattr(default, field)
-    ]
-    ways = [f"shape={' or '.join(known)}"] * bool(known) + [f"Shape({', '.join(fields)})"] * bool(fields)
-    unnamed = "; put the field of the conversation key in place of NAME" if shape.key_field == _UNNAMED else ""
-    untimed = record and _time_like(record) is None and "last_used_at" not in dict(record)
-    return f"read it with {', or '.join(ways)}{unnamed}" + ("; it has no times: add assume_used_at" if untimed else "")
-
-
-def _containers(value: Any, depth: int = _DEPTH, place: tuple[str, ...] = ()) -> Iterator[_Candidate]:
+def _records(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], bool, str, Any]]:
+    """For each map or list of records like sessions: its place, whether it is a list, and the first one with its name."""
     is_list = isinstance(value, list)
     members = [("", each) for each in value[:SAMPLE]] if is_list else value[:SAMPLE]
     for name, member in members:
         if isinstance(member, tuple) and member and (_id_like(member) or (not is_list and _UUID.fullmatch(name))):
-            yield _Candidate(place, is_list, name, member)
+            yield place, is_list, name, member
             return
     for name, member in members:
-        if depth and not is_list and isinstance(member, tuple | list):
-            yield from _containers(member, depth - 1, (*place, name))
-
-
-def _is_one_record(document: Any) -> bool:
-    if not isinstance(document, tuple) or (like := _id_like(document)) is None:
-        return False
-    return _SESSION_NAME.search(like) is not None or _time_like(document) is not None
+        if len(place) < _DEPTH and not is_list and isinstance(member, tuple | list):
+            yield from _records(member, (*place, name))
 
 
 def _id_like(record: Any) -> str | None:
     """The name under which an object probably has its session ID, or None."""
-    if not isinstance(record, tuple):
-        return None
-    names = [name for name, value in record if isinstance(value, str) and _AN_ID.fullmatch(value)]
-    return next((name for pattern in (_SESSION_NAME, _ID_NAME) for name in names if pattern.search(name)), None)
-
-
-def _key_like(record: Any, id_field: str | None) -> str:
-    scalars = [name for name, value in record if isinstance(value, str | int) and name != id_field]
-    return next(filter(_KEY_NAME.search, scalars), _UNNAMED)
+    names = record if isinstance(record, tuple) else ()
+    ids = [name for name, value in names if isinstance(value, str) and _AN_ID.fullmatch(value)]
+    return _first(ids, _SESSION_NAME, _ID_NAME)
 
 
 def _time_like(record: Any, before: str = "") -> str | None:
     """The path at which an object probably has its time of last use, or None."""
-    if not isinstance(record, tuple):
-        return None
-    ranked = [
-        (_rank(name), before + name)
-        for name, value in record
+    times = [
+        name
+        for name, value in (record if isinstance(record, tuple) else ())
         if (_TIME_NAME.search(name) or (isinstance(value, str) and "-" in value))
         and not isinstance(time := read_time(value), str)
-        and time[0] >= _SINCE_1973_MS
+        and time[0] >= SINCE_1973_MS
     ]
-    return min(ranked, default=(0, None), key=lambda each: each[0])[1]
+    times.sort(key=lambda name: bool(_CREATED_NAME.search(name)))
+    return before + (_first(times, _USED_NAME, _UPDATED_NAME) or times[0]) if times else None
 
 
-def _rank(name: str) -> int:
-    if _CREATED.search(name):
-        return 3
-    return next((rank for rank, pattern in enumerate(_TIME_RANKS) if pattern.search(name)), 2)
+def _first(names: list[str], *patterns: re.Pattern[str]) -> str | None:
+    """The first name that matches the first pattern, or else the next one."""
+    return next((name for pattern in patterns for name in names if pattern.search(name)), None)

@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from redis_sessions.errors import InvalidSettings, StoreUnavailable
 from redis_sessions.keys import Keys
 from redis_sessions.legacy.file import LegacyFile, expires_at_ms
-from redis_sessions.legacy.shape import time_problem
+from redis_sessions.legacy.shape import SINCE_1973_MS
 from redis_sessions.operations.command import PRIMARIES, Command, Op, Resent
+from redis_sessions.operations.conversation import Operations
 from redis_sessions.operations.scan import Progress, Scan, agreed, session_rows, sole_server
 from redis_sessions.operations.scripts import IMPORT
 from redis_sessions.settings import StoreSettings
@@ -85,7 +86,7 @@ class ExportResult(BaseModel, frozen=True, defer_build=True):
 
 
 def import_entries(
-    settings: StoreSettings,
+    ops: Operations,
     legacy: LegacyFile,
     assume_used_at: AssumeUsedAt = None,
     progress: Progress | None = None,
@@ -93,55 +94,51 @@ def import_entries(
     accepts: Callable[[str], bool] | None = None,
     dry_run: bool = False,
 ) -> Op[ImportResult]:
-    """Write what has not expired, one batch a round trip; the package's docstring lists the outcome for each kind of entry.
+    """Write what has not expired, one batch a round trip; docs/moving.md lists the outcome for each kind of entry.
 
     "Now" is the server's time, read for every batch, so a client's wrong clock changes no TTL. If it is interrupted, a
     warning says how far it got. `accepts` says whether the agent can have a session of an ID. Raises InvalidSettings for an
     `assume_used_at` that is not a time.
     """
-    if assume_used_at != "mtime" and (problem := time_problem(assume_used_at)):
+    assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at
+    if assume_used_at not in ("mtime", None) and (type(assumed_ms) is not int or assumed_ms < SINCE_1973_MS):
+        seconds = type(assumed_ms) is int and assumed_ms >= 0
+        problem = "looks like seconds, not milliseconds" if seconds else "is not a time in milliseconds"
         raise InvalidSettings(problem, setting="assume_used_at", remedy='give "mtime", milliseconds since 1970, or None')
-    keys = Keys(settings.namespace)
+    keys, max_age_ms = ops.keys, ops.settings.session_max_age_ms
     [nodes] = yield [PRIMARIES]
     # Only where one server is proven to have all keys may a script have several.
     alone = nodes == [None] and (yield from sole_server(keys)) is not None
-    assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at
-    max_age_ms = settings.session_max_age_ms
     imported = expired = kept = done = sent = 0
     rejects: list[Reject] = []
     times: Counter[str] = Counter()
     entries = iter(legacy)
     try:
-        while batch := list(islice(entries, settings.batch_size)):
+        while batch := list(islice(entries, ops.settings.batch_size)):
             [(seconds, microseconds)] = yield [Command(("TIME",))]
             now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-            oldest_ms = now_ms - max_age_ms
             due: list[tuple[str, str, int]] = []
             units = []
-            for index, entry in enumerate(batch, done):
-                key, session_id, used_at_ms, problem, unit, _ = entry
-                until: int | str
-                if problem is None and used_at_ms is not None and oldest_ms < used_at_ms <= now_ms:
-                    until = used_at_ms + max_age_ms
-                else:
-                    until = problem or expires_at_ms(entry, now_ms, max_age_ms, assumed_ms)
-                if accepts is not None and not isinstance(until, str) and not accepts(session_id):
-                    until = f"{session_id!r} does not have the form of this agent's session IDs"
+            for entry in batch:
+                until = entry.problem or expires_at_ms(entry, now_ms, max_age_ms, assumed_ms)
+                if accepts is not None and not isinstance(until, str) and not accepts(entry.session_id):
+                    until = f"{entry.session_id!r} does not have the form of this agent's session IDs"
                 if isinstance(until, str):
-                    source, within = legacy.source(index), legacy.within(index)
-                    rejects.append(Reject(key=key, reason=until, source=source, within=within))
+                    rejects.append(Reject(key=entry.key, reason=until, source=entry.source, within=entry.within))
                     continue
-                if used_at_ms is not None:
-                    units.append(unit)
+                if entry.used_at_ms is not None:
+                    units.append(entry.unit)
                 if until <= now_ms:
                     expired += 1
                 else:
-                    due.append((key, session_id, until))
+                    due.append((entry.key, entry.session_id, until))
             times.update(units)
             if due:
                 sent += len(due)
                 written = yield from _written(keys, due, alone=alone, dry_run=dry_run)
                 imported, kept = imported + written, kept + len(due) - written
+                if written and not dry_run:
+                    yield from ops.compare_max_age()
             done += len(batch)
             if progress:
                 progress(done, len(legacy))

@@ -146,7 +146,7 @@ def _panels(reading: Reading) -> Iterator[str]:
         ]
         yield _bars("Idle for", list(zip(idle, (each.count for each in found.idle_histogram), strict=True)))
         if found.records:
-            yield _bars("Turns a session", _sizes(found.records.turns))
+            yield _bars("Turns per session", _sizes(found.records.turns))
             yield _bars("Context in tokens", _sizes(found.records.context_tokens, 1000, " k"))
 
 

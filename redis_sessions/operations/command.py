@@ -9,10 +9,11 @@ what is sent again and which error a failure becomes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
+Batch: TypeAlias = Sequence[tuple[bytes | str, ...]]
 Op: TypeAlias = Generator[list["Command"], list[Any], T]
 
 
@@ -22,6 +23,12 @@ class Script:
     def __init__(self, source: str) -> None:
         self.source: Final = source
         self.sha: Final = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    def batch(self, redis_keys: Sequence[bytes], *args: bytes | str) -> Batch:
+        """A call for each key. The first brings the source, so that the server knows the script from then on."""
+        calls: list[tuple[bytes | str, ...]] = [("EVALSHA", self.sha, "1", redis_key, *args) for redis_key in redis_keys]
+        calls[0] = ("EVAL", self.source, *calls[0][2:])
+        return calls
 
 
 class Command(NamedTuple):
@@ -41,6 +48,9 @@ class Command(NamedTuple):
     # Another command, to send behind it on the same connection. Both replies are its reply then; if the server refuses the
     # second, the error (a SessionStoreError) is in the place of that reply.
     followed_by: tuple[bytes | str, ...] = ()
+    # Commands to send instead, to that node. The list of their replies is its reply; if the server refuses one, the error (a
+    # SessionStoreError) is in its place.
+    batch: Batch = ()
 
 
 class Resent(list[Any]):

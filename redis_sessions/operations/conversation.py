@@ -182,6 +182,10 @@ class Lease:
         return Record.read(self.values)
 
 
+# In place of an ID that a session continues: it begins now, even if there is a record of its ID.
+BEGINS: Final = "-"
+
+
 class Failures(StrEnum):
     """What a save does with the number of undecided failures in a row."""
 
@@ -347,10 +351,15 @@ class Operations:
     def _sees(self, key: str, token: str) -> Op[bool]:
         """Whether the token of a claim is in the lease on the server that has the ID.
 
-        It also looks at the servers of many other keys: where one has another server, the counters may have, too.
+        It also looks at the servers of many other keys: where one has another server, the counters may have, too. And it
+        asks for the max age, which spares the first save a round trip of its own where both have the same.
         """
         lease, routes = self.keys.lease(key), map(self.keys.session_id, (key, *PROBES))
-        replies = yield [Command(("EVAL", scripts.READ_BACK, "2", route, lease), key, optional=True) for route in routes]
+        looks = [Command(("EVAL", scripts.READ_BACK, "2", route, lease), key, optional=True) for route in routes]
+        max_age = Command(("HGET", self.keys.settings(), _MAX_AGE), optional=True, even_away=True)
+        [raw, *replies] = yield [max_age, *looks]
+        if isinstance(raw, bytes | str) and _max_age(raw) == self.settings.session_max_age_ms:
+            self._compare_at_s = float("inf")
         seen = [found in (token, token.encode()) for found in replies]
         if not all(seen):
             self.counts_in_scripts = False
@@ -383,7 +392,7 @@ class Operations:
             lease: under which it is saved.
             session_id: the ID.
             keep_lease: renew the lease instead of releasing it: the turn goes on.
-            continues: another ID of the same session, whose record goes on.
+            continues: another ID of the same session, whose record goes on; BEGINS if not even that of this ID does.
             failures: what to do with the number of undecided failures in a row.
             agent: the runtime, for the record. Without it and `place`, what the record has of both stays.
             place: where the turn ran, for the record.

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from redis_sessions.errors import InexactScan
 from redis_sessions.keys import Keys, is_session_id
 from redis_sessions.operations.command import Op
+from redis_sessions.operations.conversation import Operations
 from redis_sessions.operations.records import RecordFold, RecordSummary
 from redis_sessions.operations.scan import INEXACT, Page, Progress, Scan, agreed, session_rows
 from redis_sessions.settings import DAY_MS, StoreSettings
@@ -86,13 +87,7 @@ class Report(BaseModel, frozen=True, defer_build=True):
     records: RecordSummary | None = None
 
 
-def report(
-    settings: StoreSettings,
-    counters: Op[dict[str, int | None]],
-    progress: Progress | None = None,
-    *,
-    records: bool = False,
-) -> Op[Report]:
+def report(settings: StoreSettings, progress: Progress | None = None, *, records: bool = False) -> Op[Report]:
     """Aggregate all session keys, the counters and, if asked to, the records into a Report."""
     settings = yield from agreed(settings)
     scan = Scan(settings, progress, records=records)
@@ -100,7 +95,7 @@ def report(
     while (pages := (yield from scan.next_pages())) is not None:
         for page in pages:
             fold.add_page(page)
-    counts = yield from counters
+    counts = yield from Operations(settings).counters()
     return fold.finish(counts, approximate=not scan.exact, near=scan.near, near_examples=scan.near_examples)
 
 

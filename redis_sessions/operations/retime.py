@@ -8,6 +8,7 @@ Running it twice changes nothing more.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import Final
 
 from pydantic import BaseModel
@@ -59,7 +60,7 @@ def retime(
     while (pages := (yield from scan.next_pages())) is not None:
         commands, args = [], (str(max_age_ms),)
         for page in pages:
-            due: list[tuple[bytes, int]] = []
+            due: list[bytes] = []
             for name, redis_key, pttl_ms in zip(page.conversations(keys), page.redis_keys, page.pttls_ms, strict=True):
                 if pttl_ms < -1:
                     continue
@@ -67,23 +68,21 @@ def retime(
                 if name is None:
                     invalid += 1
                     invalid_no_ttl += pttl_ms == -1
-                elif pttl_ms == -1 or pttl_ms > max_age_ms:
-                    due.append((redis_key, pttl_ms))
-            if dry_run:
-                done.update(GIVEN_TTL if pttl_ms == -1 else SHORTENED for _, pttl_ms in due)
-            elif due:
-                redis_keys = tuple(redis_key for redis_key, _ in due)
-                # Only where one server has all keys may a script have several.
-                groups = [redis_keys] if scan.by_script else [(redis_key,) for redis_key in redis_keys]
-                commands += [
-                    Command(args, script=RETIME, redis_keys=group, node=page.node, optional=page.node is not None)
-                    for group in groups
-                ]
-        for reply in (yield commands) if commands else ():
-            if isinstance(reply, SessionStoreError) and not is_away(reply):
+                elif pttl_ms != -1 and pttl_ms <= max_age_ms:
+                    continue
+                elif dry_run:
+                    done[GIVEN_TTL if pttl_ms == -1 else SHORTENED] += 1
+                else:
+                    due.append(redis_key)
+            if due and scan.by_script:
+                commands.append(Command(args, script=RETIME, redis_keys=tuple(due)))
+            elif due:  # only where one server has all keys may a script have several
+                commands.append(Command((), node=page.node, batch=RETIME.batch(due, *args)))
+        for reply in chain.from_iterable((yield commands)) if commands else ():
+            if not isinstance(reply, SessionStoreError):
+                done.update(reply if isinstance(reply, list) else [reply])
+            elif not is_away(reply):  # a key whose slot has moved away meanwhile is not changed
                 raise reply
-            # A key whose slot has moved away meanwhile is not changed.
-            done.update((0,) if is_away(reply) else reply)
     if not dry_run:
         yield [Command(("HSET", keys.settings(), "max_age_ms", str(max_age_ms)))]
     shortened, given_ttl = done[SHORTENED], done[GIVEN_TTL]

@@ -18,6 +18,8 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from redis_sessions.errors import (
     ONE_NODE,
     AccessDenied,
+    CommandRefused,
+    CorruptValue,
     InexactScan,
     SessionStoreError,
     StoreUnavailable,
@@ -116,6 +118,13 @@ class LeaseRow(NamedTuple):
     holder: str
     remaining_ms: int
 
+    @property
+    def worker(self) -> tuple[str | None, int | None]:
+        """Host and process of the worker; None if the token doesn't say. The rest of it is a secret: it owns the lease."""
+        host, _, rest = self.holder.partition(":")
+        pid, _, secret = rest.partition(":")
+        return (host, int(pid)) if host and secret and pid.isascii() and pid.isdigit() else (None, None)
+
 
 class Scan:
     """One scan of all session keys of a namespace, or of all its leases.
@@ -145,8 +154,8 @@ class Scan:
         self._looser = b"" if leases else self._prefix[:-1]
         self._records = records
         self._progress = progress
-        self._cursors: dict[Any, bytes | str] | None = None
         self._nodes: list[Any] = []
+        self._cursors: dict[Any, bytes | str] = {}  # of those that have more
         self._before: list[_Mark] | None = None
         self._migrating = False
         self._looked_at = 0
@@ -162,7 +171,7 @@ class Scan:
 
         Raises StoreUnavailable where it would see one node of a cluster, InexactScan where a proxy lets it see nothing.
         """
-        if self._cursors is None:
+        if not self._nodes:
             [self._nodes] = yield [PRIMARIES]
             self._before = yield from self._marks()
             self._cursors = dict.fromkeys(self._nodes, "0")
@@ -173,65 +182,61 @@ class Scan:
             if self.exact is None:
                 self.exact = not self._migrating and _unmoved(self._before, (yield from self._marks()))
             return None
-        nodes = list(self._cursors)
-        replies = yield from self._by_script() if self.by_script else self._by_commands(nodes)
-        pages: list[Page] = []
-        for node, (cursor, page) in zip(nodes, replies, strict=True):
-            pages.append(page)
+        read = yield from self._by_script() if self.by_script else self._by_commands()
+        for cursor, page in read:
             self.near += page.near
             self.near_examples += page.near_examples[: MAX_NEAR - len(self.near_examples)]
             self._migrating = self._migrating or -3 in page.pttls_ms
-            self._cursors[node] = cursor
+            self._cursors[page.node] = cursor
             if cursor == b"0":
-                del self._cursors[node]
-        self._looked_at += self._count * len(nodes)
+                del self._cursors[page.node]
+        self._looked_at += self._count * len(read)
         if self._progress:
             self._progress(min(self._looked_at, self._size) if self._cursors else self._size, self._size)
-        return pages
+        return [page for _, page in read]
 
     def _by_script(self) -> Op[list[tuple[bytes, Page]]]:
-        cursor = (self._cursors or {})[None]
         fields = (self._keys.record_prefix, *RECORD_FIELDS) if self._records else (b"",)
-        args = (cursor, self._prefix, str(self._count), self._looser, *fields)
+        args = (self._cursors[None], self._prefix, str(self._count), self._looser, *fields)
         [reply] = yield [Command(args, script=PAGE, optional=True)]
         cursor, now_ms, redis_keys, pttls_ms, values, records, near, near_examples = _accepted(reply)
         return [(cursor, Page(redis_keys, pttls_ms, values, now_ms, None, records, near, near_examples))]
 
-    def _by_commands(self, nodes: list[Any]) -> Op[list[tuple[bytes, Page]]]:
-        listed = yield from _listed(self._cursors or {}, (self._looser or self._prefix) + b"*", self._count)
-        found = [[key for key in some if key.startswith(self._prefix) and key.endswith(b"}")] for _, _, some in listed]
-        reads = [
-            Command(words, node=node, optional=True)
-            for node, redis_keys in zip(nodes, found, strict=True)
-            for redis_key in redis_keys
-            for words in self._reads(redis_key)
+    def _by_commands(self) -> Op[list[tuple[bytes, Page]]]:
+        listed = yield from _listed(self._cursors, (self._looser or self._prefix) + b"*", self._count)
+        found = [[key for key in some if key.startswith(self._prefix) and key.endswith(b"}")] for *_, some in listed]
+        asked = [
+            Command((), node=node, batch=list(self._reads(redis_keys)))
+            for node, redis_keys in zip(self._cursors, found, strict=True)
+            if redis_keys
         ]
-        replies = iter((yield reads)) if reads else iter(())
-        pages: list[tuple[bytes, Page]] = []
-        for node, redis_keys, (cursor, now_ms, some) in zip(nodes, found, listed, strict=True):
-            rows = [self._row([next(replies) for _ in self._reads(redis_key)]) for redis_key in redis_keys]
-            pttls_ms, values, records = map(list, zip(*rows, strict=True)) if rows else ([], [], [])
+        replies = iter((yield asked) if asked else ())
+        pages = []
+        for node, redis_keys, (cursor, now_ms, some) in zip(self._cursors, found, listed, strict=True):
+            pttls_ms, values, records = self._columns(next(replies) if redis_keys else [])
             near = sorted(set(some).difference(redis_keys)) if self._looser else []
             page = Page(redis_keys, pttls_ms, values, now_ms, node, records, len(near), near[:MAX_NEAR])
             pages.append((cursor, page))
         return pages
 
-    def _reads(self, redis_key: bytes) -> list[tuple[bytes | str, ...]]:
-        reads: list[tuple[bytes | str, ...]] = [("PTTL", redis_key), ("GETRANGE", redis_key, "0", "256")]
-        if self._records:
-            reads.append(("HMGET", self._keys.record_prefix + redis_key[len(self._prefix) :], *RECORD_FIELDS))
-        return reads
+    def _reads(self, redis_keys: list[bytes]) -> Iterator[tuple[bytes | str, ...]]:
+        for redis_key in redis_keys:
+            yield "PTTL", redis_key
+            yield "GETRANGE", redis_key, "0", "256"
+            if self._records:
+                yield "HMGET", self._keys.record_prefix + redis_key[len(self._prefix) :], *RECORD_FIELDS
 
-    def _row(self, replies: list[Any]) -> tuple[int, bytes | None, Sequence[bytes | None]]:
-        """The TTL of a key, its value, and its record."""
+    def _columns(self, replies: list[Any]) -> tuple[list[int], list[bytes | None], list[Any]]:
+        """The TTLs, the values and the records that were read."""
         for reply in replies:
-            if isinstance(reply, AccessDenied):
+            if isinstance(reply, SessionStoreError) and not (is_away(reply) or isinstance(reply, CorruptValue)):
                 raise reply
-        pttl_ms, value, *records = replies
-        if is_away(pttl_ms) or is_away(value):
-            return -3, None, ()
-        record = next((record for record in records if isinstance(record, list) and record[0] == value), ())
-        return pttl_ms, value if isinstance(value, bytes) else None, record
+        width = 2 + self._records
+        read = list(zip(replies[::width], replies[1::width], strict=True))
+        pttls_ms = [pttl_ms if isinstance(pttl_ms, int) and not is_away(value) else -3 for pttl_ms, value in read]
+        values = [value if isinstance(value, bytes) else None for _, value in read]
+        known = zip(replies[2::width], values, strict=True) if self._records else ()
+        return pttls_ms, values, [found if isinstance(found, list) and found[0] == value else () for found, value in known]
 
     def _marks(self) -> Op[list[_Mark] | None]:
         if self._nodes == [None]:
@@ -239,11 +244,12 @@ class Scan:
             return [(run_id, _ALL_SLOTS, "")] if run_id else None
         infos = yield [Command(("INFO", "server"), node=node, optional=True) for node in self._nodes]
         maps = yield [Command(("CLUSTER NODES",), node=node, optional=True) for node in self._nodes]
-        if any(isinstance(info, SessionStoreError) for info in infos):
-            return None
-        slots = [_settled_slots(nodes) for nodes in maps]
-        marks = [(info["run_id"], *owned) for info, owned in zip(infos, slots, strict=True) if owned]
-        return marks if len(marks) == len(slots) else None
+        marks = [
+            (info["run_id"], *owned)
+            for info, nodes in zip(infos, maps, strict=True)
+            if not isinstance(info, SessionStoreError) and (owned := _settled_slots(nodes))
+        ]
+        return marks if len(marks) == len(maps) else None
 
 
 def _listed(cursors: dict[Any, bytes | str], pattern: bytes, count: int) -> Op[list[tuple[bytes, int, list[bytes]]]]:
@@ -256,10 +262,11 @@ def _listed(cursors: dict[Any, bytes | str], pattern: bytes, count: int) -> Op[l
     ]
     listed = []
     for node, time, scan in zip(cursors, replies[::2], replies[1::2], strict=True):
-        refused = [reply for reply in (time, scan) if isinstance(reply, SessionStoreError)]
-        if node is None and any(not isinstance(reply, StoreUnavailable) for reply in refused):
-            raise _unidentified()
-        (seconds, microseconds), (cursor, redis_keys) = _accepted(time), _accepted(scan)
+        for reply in (time, scan):
+            if isinstance(reply, CommandRefused) and node is None:
+                raise _unidentified()
+            _accepted(reply)
+        (seconds, microseconds), (cursor, redis_keys) = time, scan
         listed.append((b"%d" % cursor, int(seconds) * 1000 + int(microseconds) // 1000, redis_keys))
     return listed
 
@@ -372,19 +379,18 @@ def near_namespaces(settings: StoreSettings) -> Op[tuple[str, ...]]:
     keys = Keys(settings.namespace)
     others = (keys.settings(), *map(keys.counter, COUNTERS))
     there = yield [Command(("PTTL", redis_key), optional=True) for redis_key in others]
-    is_empty = not any(isinstance(pttl_ms, int) and pttl_ms > -2 for pttl_ms in there)
+    if any(isinstance(pttl_ms, int) and pttl_ms > -2 for pttl_ms in there):
+        return ()
     [nodes] = yield [PRIMARIES]
     cursors: dict[Any, bytes | str] = dict.fromkeys(nodes, "0")
     found: set[str] = set()
     for _ in range(_LOOK_PAGES):
-        is_empty = is_empty and settings.namespace not in found
-        if not cursors or not is_empty:
-            break
         listed = yield from _listed(cursors, b"*:*:{*}", settings.scan_count)
-        for redis_key in (redis_key for _, _, redis_keys in listed for redis_key in redis_keys):
-            if match := _OF_A_STORE.match(redis_key):
-                found.add(match[1].decode("ascii"))
+        matches = (_OF_A_STORE.match(redis_key) for *_, redis_keys in listed for redis_key in redis_keys)
+        found.update(match[1].decode("ascii") for match in matches if match)
         cursors = {node: cursor for node, (cursor, *_) in zip(cursors, listed, strict=True) if cursor != b"0"}
-    if not is_empty or settings.namespace in found:
-        return ()
+        if settings.namespace in found:
+            return ()
+        if not cursors:
+            break
     return tuple(sorted(found, key=lambda name: (-SequenceMatcher(None, settings.namespace, name).ratio(), name))[:MAX_NEAR])

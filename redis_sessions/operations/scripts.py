@@ -111,9 +111,10 @@ return 0
 )
 
 # KEYS lease, id, record, counter, ...
-# ARGV token, session ID, max age, lease TTL to keep the lease or '', the ID whose session this one continues or '', what to
-# do with the failures ('keep', 'add' or 'reset'; '' writes no record), further fields of the record and their values, ...,
-# whether it is sent again. -> {1 saved or 0 lost, number of counters that were not incremented}
+# ARGV token, session ID, max age, lease TTL to keep the lease or '', the ID whose session this one continues ('': none but
+# its own, '-': it begins now), what to do with the failures ('keep', 'add' or 'reset'; '' writes no record), further fields
+# of the record and their values, ..., whether it is sent again. -> {1 saved or 0 lost, number of counters that were not
+# incremented}
 # Sent again, it also looks at the ID: the first sending may have released the lease already, and has counted then. Sent once
 # it must not, or a worker that comes late with the same ID that its successor resumed or saved would never learn that it was
 # taken over. It writes then, too: WAIT is about the last write of its connection, and says nothing of replicas if there was
@@ -136,7 +137,7 @@ local call, record = redis.call, KEYS[3]
 call('SET', KEYS[2], id, 'PX', ARGV[3])
 if ARGV[6] ~= '' then
   local was = peek('HMGET', record, 'id', 's', 't', 'f', 'c', 'i')
-  if not was[1] or was[1] ~= id and was[1] ~= ARGV[5] then
+  if not was[1] or ARGV[5] == '-' or was[1] ~= id and was[1] ~= ARGV[5] then
     if was.err or was[1] then
       call('DEL', record)
     end

@@ -55,7 +55,7 @@ from redis_sessions.errors import (
 )
 from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
 from redis_sessions.operations.command import Op
-from redis_sessions.operations.conversation import Failures, Held, Lease, Operations, Record, Written, new_token
+from redis_sessions.operations.conversation import BEGINS, Failures, Held, Lease, Operations, Record, Written, new_token
 from redis_sessions.resume.turn import (
     How,
     InvalidTurn,
@@ -238,7 +238,7 @@ class _RunningTurn:
         ):
             limit = getattr(settings, name)
             if limit is not None and reached >= limit:
-                return "rotated", f"has {reached} {unit}, and {name} is {limit}"
+                return "rotated", f"has {reached} {unit}, and the limit is {limit}"
         return "resumed", ""
 
     def _acquire(self) -> Flow[Lease]:
@@ -346,7 +346,9 @@ class _RunningTurn:
         differs = self.request.elsewhere(self.record, ever=True)
         if differs is not None:
             self.moved = True
-            self._say(f"session {self.previous} is gone here: it was made elsewhere ({differs}): {self.record.place}")
+            place = self.record.place
+            share = "run its turns in that directory" if differs == "directory" else "let both use that home, as a volume"
+            self._say(f"session {self.previous} is gone here: it was made elsewhere ({differs}): {place}; {share}")
         return self.moved
 
     def _keep(self, turn: Turn[Any]) -> Flow[ResumeResult[Any]]:
@@ -453,7 +455,8 @@ class _RunningTurn:
             self.claim,
             session_id,
             keep_lease=keep_lease,
-            continues=self.previous if self.how == "resumed" else None,
+            # What an early save, or an agent that gives the same ID again, has left of another session doesn't go on.
+            continues=self.previous if self.how == "resumed" else self.previous and BEGINS,
             failures=Failures.reset if complete else Failures.add if self.undecided else Failures.keep,
             agent=agent,
             place=place,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from redis_sessions.errors import InvalidSessionID, InvalidSettings
 from redis_sessions.keys import check_session_id
@@ -119,6 +119,18 @@ class Turn(Generic[V]):
         if self.session_id is not None and not isinstance(self.session_id, str):
             kind = type(self.session_id).__name__
             raise InvalidTurn(f"the session_id of a Turn must be a str or None, not {kind}: write Turn(str(session_id), …)")
+
+
+class TurnStart(NamedTuple):
+    """How a turn was started that runs now.
+
+    Attributes:
+        how: as in the ResumeResult that it leads to, unless the agent refuses, or starts another session by itself.
+        previous: the ID that was live when the turn was taken up, or None: what a fresh run may hand over from.
+    """
+
+    how: How
+    previous: str | None
 
 
 @dataclass(frozen=True, slots=True)

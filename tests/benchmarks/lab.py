@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final, Protocol, Self
 
@@ -21,7 +22,7 @@ from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer
 from tests.benchmarks import bare
 from tests.benchmarks.pairs import Contest, Measure, Sample, interleave
-from tests.servers import find_redis_server
+from tests.servers import Cluster, find_redis_server
 
 ROOT: Final = Path(__file__).parents[2]
 NAMESPACE: Final = "sessions"
@@ -78,6 +79,22 @@ class Server:
         return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
 
+class ClusterServer:
+    """A cluster of three primaries, with as much of Server as a job needs."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.url = cluster.url
+        self._nodes = [Server(node) for node in cluster.nodes]
+
+    def cpu_s(self) -> float:
+        """Processor time that all nodes have used so far, in seconds."""
+        return sum(node.cpu_s() for node in self._nodes)
+
+    def close(self) -> None:
+        for node in self._nodes:
+            node.raw.close()
+
+
 class Lab:
     """Servers and measures, as a context manager that ends everything it started."""
 
@@ -113,6 +130,21 @@ class Lab:
             fill(server, sessions)
         return self._servers[place]
 
+    def cluster(self, sessions: int) -> ClusterServer:
+        """A new cluster of the embedded Valkey with this number of sessions."""
+        self._progress.begin(f"filling a cluster with {sessions:,} sessions", 1)
+        cluster = self._stack.enter_context(Cluster())
+        with redis.RedisCluster(*cluster.startup_nodes[0]) as client:
+            pending = commands_to_fill(sessions)
+            while batch := list(islice(pending, bare.BATCH)):
+                pipeline = client.pipeline()
+                for _, *words in batch:
+                    pipeline.execute_command("SET", *words)
+                pipeline.execute()
+        server = ClusterServer(cluster)
+        self._stack.callback(server.close)
+        return server
+
     @property
     def has_redis(self) -> bool:
         """Whether `redis-server` is on the PATH."""
@@ -124,7 +156,9 @@ class Lab:
         self._progress.begin(what, rounds * len(sides))
         return interleave(sides, rounds, self._progress.tick)
 
-    def job(self, server: Server, name: str, *arguments: object, then: Callable[[], object] | None = None) -> Measure:
+    def job(
+        self, server: Server | ClusterServer, name: str, *arguments: object, then: Callable[[], object] | None = None
+    ) -> Measure:
         """A measure of a job of `child.py` in its own process; `then` is called after each run, untimed."""
 
         def measure() -> Sample:
@@ -183,15 +217,16 @@ def run_program(command: tuple[str, ...], stdin: Path | None = None) -> tuple[fl
 
 def fill(server: Server, sessions: int) -> None:
     """Put sessions into an empty server, as if `set` had done so some time ago."""
-    keys = Keys(NAMESPACE)
-    rows = zip(range(sessions), bare.session_ids(), bare.ages_ms(), strict=False)
-
-    def command(number: int, session_id: str, age_ms: int) -> bytes:
-        left = b"%d" % (bare.MAX_AGE_MS - age_ms)
-        return bare.packed(b"SET", keys.session_id(bare.conversation(number)), session_id.encode(), b"PX", left)
-
-    bare.send_all(server.url, (command(*row) for row in rows))
+    bare.send_all(server.url, (bare.packed(*words) for words in commands_to_fill(sessions)))
     assert server.raw.dbsize() == sessions
+
+
+def commands_to_fill(sessions: int) -> Iterator[tuple[bytes, ...]]:
+    """The commands that save that number of sessions."""
+    keys = Keys(NAMESPACE)
+    for number, session_id, age_ms in zip(range(sessions), bare.session_ids(), bare.ages_ms(), strict=False):
+        left = b"%d" % (bare.MAX_AGE_MS - age_ms)
+        yield b"SET", keys.session_id(bare.conversation(number)), session_id.encode(), b"PX", left
 
 
 def redis_cli() -> str | None:

@@ -10,8 +10,11 @@ from tests.benchmarks.lab import Lab, Server, run_job
 from tests.benchmarks.pairs import extrapolated
 from tests.benchmarks.rows import MIB, Row, limited, mebibytes, timed
 
+ONE_SERVER: Final = "the same on one server"
 FLOOR: Final = "script of SCAN + PTTL"
 LONGEST_MS: Final = 15
+# A cluster has single commands for each key, since no script may touch keys that it didn't declare.
+OF_A_CLUSTER: Final = 3.0
 PEAK_BYTES: Final = 100 * MIB
 ONE_BY_ONE: Final = 5_000
 
@@ -23,6 +26,14 @@ def report(lab: Lab) -> Iterator[Row]:
         yield from _report(lab, lab.server(redis_kind=True, sessions=lab.scale.sessions))
     else:
         yield Row("report, Redis", "", "no redis-server on the PATH")
+    count = lab.scale.sessions // 10
+    cluster, server = lab.cluster(count), lab.server(sessions=count)
+    work = f"report, {count:,} sessions, cluster of 3"
+    sides = {
+        "ours": lab.job(cluster, "report", cluster.url),
+        "the same on one server": lab.job(server, "report", server.url),
+    }
+    yield timed(work, lab.contest(work, sides, lab.scale.long_rounds), "ours", ONE_SERVER, OF_A_CLUSTER)
 
 
 def _report(lab: Lab, server: Server) -> Iterator[Row]:

@@ -70,7 +70,8 @@ class Alarm:
     def _ring(self, _: int, frame: FrameType | None) -> None:
         while frame is not None and self._armed:
             name = frame.f_code.co_qualname
-            if name.endswith("__del__") or name in WEAKREF_CALLBACKS:  # where Python would swallow it, with a warning
+            # Where Python would swallow it, with a warning: hypothesis has a callback of the garbage collector, too.
+            if name.endswith(("__del__", "gc_callback")) or name in WEAKREF_CALLBACKS:
                 signal.setitimer(signal.ITIMER_REAL, 20e-6)
                 return
             frame = frame.f_back
@@ -98,6 +99,9 @@ class Steps:
     def agree(self, holds: object) -> None:
         self.tally.wrong += not holds
 
+    def all_there(self, session_ids: frozenset[str]) -> None:
+        self.agree({each.partition(".")[0] for each in session_ids} == {f"s{number}" for number in range(KEYS)})
+
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
         self.tally.operations += 1
@@ -112,7 +116,7 @@ class Steps:
 
     def step(self, store: SessionStore, number: int) -> None:
         key = f"key{number}"
-        match random.randrange(6):
+        match random.randrange(7):
             case 0:
                 self.look(number, store.get(key))
             case 1:
@@ -134,6 +138,8 @@ class Steps:
                     self.agree(store.resume(key, lambda found: self.look(number, found) or self.turn(number)).saved)
                 except LeaseHeld as error:
                     store.release(Lease(key, error.holder))
+            case 5:
+                self.all_there(store.live_session_ids())
             case _:
                 self.counts[0] += 1
                 self.agree(type(store.increment_resume_failures()) is int)
@@ -146,7 +152,7 @@ class Steps:
             self.look(number, found)
             return self.turn(number)
 
-        match random.randrange(6):
+        match random.randrange(7):
             case 0:
                 self.look(number, await store.get(key))
             case 1:
@@ -162,6 +168,8 @@ class Steps:
             case 4:
                 await store.release(Lease(key, f"claim{number}"))
                 self.agree((await store.resume(key, run)).saved)
+            case 5:
+                self.all_there(await store.live_session_ids())
             case _:
                 self.counts[0] += 1
                 self.agree(type(await store.increment_resume_failures()) is int)

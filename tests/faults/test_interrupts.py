@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings
-from redis_sessions.client.pool import _CheckedConnection
+from redis_sessions.client.pool import CheckedConnection
 from tests.faults.ledger import Tally
 from tests.faults.steps import CONNECTIONS, KEYS, Alarm, Interrupted, Steps, async_store, clients_of, sync_store
 from tests.servers import wait_until
@@ -161,13 +161,13 @@ class TestBetweenSendingAndReply:
             if armed:
                 raise armed.pop()
 
-        async def asend(connection, *args, _send=_CheckedConnection.send_packed_command, **options):
+        async def asend(connection, *args, _send=CheckedConnection.send_packed_command, **options):
             await _send(connection, *args, **options)
             if armed:
                 raise armed.pop()
 
         monkeypatch.setattr(redis.Connection, "send_packed_command", send)
-        monkeypatch.setattr(_CheckedConnection, "send_packed_command", asend)
+        monkeypatch.setattr(CheckedConnection, "send_packed_command", asend)
         return interrupt
 
     @pytest.fixture

@@ -117,9 +117,10 @@ def done_by_server(monitor, keys, end):
     token = None
     while end not in (words := (said := monitor.next_command())["command"].split(" ")):
         if said["client_type"] != "lua":
-            # The first argument of a script that has a lease among its keys: what follows the keys.
-            first = next((at for at, word in enumerate(words) if word in leases), None)
-            token = None if first is None else words[first + int(words[first - 1])]
+            # The first argument of a script that has a lease among its keys: what follows them, as they follow their number.
+            first = next((at for at, word in enumerate(words) if word in by_redis_key), None)
+            is_script = first is not None and words[first - 1].isdigit() and leases.intersection(words)
+            token = next(iter(words[first + int(words[first - 1]) :]), None) if is_script else None
         elif words[0] == "SET":
             key, what = by_redis_key[words[1]]
             if what is writes:

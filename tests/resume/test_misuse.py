@@ -7,6 +7,7 @@ import pytest
 from redis_sessions import AsyncSessionStore, InvalidSettings, Judgement, SessionStore, StoreSettings, Turn, Verdict
 from redis_sessions.agents import get_agent
 from redis_sessions.testing import fake_async_store
+from tests.over import over
 from tests.resume.stand_in import KEY, AgentError, says
 
 
@@ -18,7 +19,7 @@ async def answer(session_id):
     return Turn("E", session_id)
 
 
-@pytest.mark.parametrize(
+@over(
     "options",
     [
         {"on_outage": "rais"},
@@ -30,7 +31,6 @@ async def answer(session_id):
         {"wait_ms": None},
         {"judge": Verdict.gone},
     ],
-    ids=str,
 )
 def test_an_invalid_option_is_refused_before_anything_is_run(store, options):
     [name] = options
@@ -40,7 +40,7 @@ def test_an_invalid_option_is_refused_before_anything_is_run(store, options):
     assert store.get(KEY) is None
 
 
-@pytest.mark.parametrize("judge", [get_agent("claude"), "claude"], ids=["runtime", "name"])
+@over("judge", [get_agent("claude"), "claude"])
 def test_a_runtime_is_no_judge(store, judge):
     with pytest.raises(InvalidSettings) as caught:
         store.resume(KEY, lambda _: pytest.fail("must not run"), judge=judge)
@@ -48,7 +48,7 @@ def test_a_runtime_is_no_judge(store, judge):
     assert (caught.value.setting, caught.value.problem) == ("judge", "can't be called")
 
 
-@pytest.mark.parametrize("given", [True, None, Verdict.gone, "gone"])
+@over("given", [True, None, Verdict.gone, "gone"])
 def test_a_judge_that_returns_something_else_is_named_and_hides_no_error(store, given):
     def my_judge(error):
         return given

@@ -26,9 +26,9 @@ class TestRotation:
     @pytest.mark.parametrize(
         ("limit", "before", "reason"),
         [
-            ({"max_turns": 2}, {"t": 2}, "has 2 turns, and max_turns is 2"),
-            ({"max_context_tokens": 900}, {"c": 950}, "has 950 tokens of context, and max_context_tokens is 900"),
-            ({"max_lifetime_ms": 60_000}, {"s": 5}, "ms since its first turn, and max_lifetime_ms is 60000"),
+            ({"max_turns": 2}, {"t": 2}, "has 2 turns, and the limit is 2"),
+            ({"max_context_tokens": 900}, {"c": 950}, "has 950 tokens of context, and the limit is 900"),
+            ({"max_lifetime_ms": 60_000}, {"s": 5}, "ms since its first turn, and the limit is 60000"),
         ],
     )
     def test_past_a_limit_the_turn_runs_fresh(
@@ -61,6 +61,27 @@ class TestRotation:
         assert (store.resume(KEY, agent, place=HERE, on_elsewhere="raise").how, agent.asked) == ("resumed", ["S"])
         assert store.peek(KEY).record.turns == 1
 
+    def test_run_can_learn_how_it_was_started(self, make_store):
+        store = make_store(max_turns=2)
+        answers, seen = iter(("R", "R", "E", AgentError(), "F")), []
+
+        def run(session_id):
+            seen.append((session_id, *store.running_turn(KEY)))
+            answer = next(answers)
+            if isinstance(answer, AgentError):
+                raise answer
+            return Turn(answer)
+
+        ways = [store.resume(KEY, run, judge=says(Verdict.gone)).how for _ in range(4)]
+        assert ways == ["fresh", "resumed", "rotated", "restarted"]
+        assert seen == [
+            (None, "fresh", None),
+            ("R", "resumed", "R"),
+            (None, "rotated", "R"),
+            *(("E", "resumed", "E"), (None, "restarted", "E")),
+        ]
+        assert store.running_turn(KEY) is None
+
     def test_without_a_lease_it_is_looked_at_too(self, make_store):
         store = make_store(max_turns=1)
         store.resume(KEY, Agent("R"), place=HERE)
@@ -68,6 +89,22 @@ class TestRotation:
             make_store().resume(KEY, Agent(), lease=False, place=elsewhere(host="other"), on_elsewhere="raise")
         assert store.resume(KEY, Agent("E"), lease=False).how == "rotated"
         assert (store.get(KEY), store.peek(KEY).record) == ("E", None)
+
+    def test_what_is_known_of_the_session_before_is_not_that_of_the_new_one(self, make_store, record):
+        store = make_store(max_turns=3)
+
+        def started_another(_):
+            store.save_early(KEY, E)
+            return Turn(E)
+
+        for _ in range(2):
+            store.resume(KEY, lambda _: Turn(R), agent="claude")
+        assert store.resume(KEY, started_another, agent="claude").how == "restarted"
+        assert record() == {"session_id": E, "agent": "claude", "turns": 1}
+        for how in ("resumed", "resumed", "rotated", "resumed"):
+            # An agent that names its sessions by the conversation gives the same ID to a fresh one.
+            assert store.resume(KEY, lambda _: Turn(E), agent="claude").how == how
+        assert record()["turns"] == 2
 
     def test_giving_up_comes_first(self, make_store):
         store = make_store(max_turns=1, give_up_after=1)

@@ -18,6 +18,7 @@ def ttl_ms(raw, namespace):
 
 
 class TestNothingToResume:
+    @pytest.mark.everywhere
     def test_a_turn_with_an_id_is_saved(self, store, counters, free):
         agent = Agent("E")
         assert store.resume(KEY, agent) == ResumeResult(
@@ -63,6 +64,7 @@ class TestNothingToResume:
 
 
 class TestResumed:
+    @pytest.mark.everywhere
     @pytest.mark.parametrize("answer", ["R", None])
     def test_the_same_id_or_none_starts_a_new_ttl(self, store, raw, namespace, counters, free, answer):
         store.set(KEY, "R")
@@ -111,8 +113,9 @@ class TestResumed:
         assert free()
 
 
-@pytest.mark.parametrize("verdict", [Verdict.gone, Verdict.invalid_id, Verdict.unusable])
 class TestRefused:
+    @pytest.mark.everywhere
+    @pytest.mark.parametrize("verdict", [Verdict.gone, Verdict.invalid_id, Verdict.unusable])
     def test_it_is_deleted_counted_and_run_once_more_fresh(self, store, counters, free, verdict):
         store.set(KEY, "R")
         agent = Agent(AgentError(), "E")
@@ -125,7 +128,7 @@ class TestRefused:
         assert counters() == (1, 0, 1)
         assert free()
 
-    def test_it_is_deleted_and_counted_before_the_fresh_run(self, store, counters, verdict):
+    def test_it_is_deleted_and_counted_before_the_fresh_run(self, store, counters):
         store.set(KEY, "R")
         seen = []
 
@@ -135,34 +138,34 @@ class TestRefused:
             seen.append((store.get(KEY), counters(), type(store.acquire(KEY))))
             return Turn("E", None)
 
-        store.resume(KEY, run, judge=says(verdict))
+        store.resume(KEY, run, judge=says(Verdict.gone))
         assert seen == [(None, (1, 0, 0), Held)]
 
-    def test_once_a_turn_had_begun_nothing_is_run_again(self, store, counters, free, verdict):
+    def test_once_a_turn_had_begun_nothing_is_run_again(self, store, counters, free):
         store.set(KEY, "R")
         failure = AgentError()
         agent = Agent(failure)
         with pytest.raises(AgentError) as caught:
-            store.resume(KEY, agent, judge=says(verdict, turn_began=True))
+            store.resume(KEY, agent, judge=says(Verdict.unusable, turn_began=True))
         assert caught.value is failure
         assert agent.asked == ["R"]
         assert store.get(KEY) is None
         assert counters() == (1, 0, 0)
         assert free()
 
-    def test_a_fresh_run_that_fails_too_is_not_repeated(self, store, counters, free, verdict):
+    def test_a_fresh_run_that_fails_too_is_not_repeated(self, store, counters, free):
         store.set(KEY, "R")
         second = AgentError("second")
         agent = Agent(AgentError("first"), second)
         with pytest.raises(AgentError) as caught:
-            store.resume(KEY, agent, judge=says(verdict))
+            store.resume(KEY, agent, judge=says(Verdict.invalid_id))
         assert caught.value is second
         assert agent.asked == ["R", None]
         assert store.get(KEY) is None
         assert counters() == (1, 0, 0)
         assert free()
 
-    def test_a_lease_taken_meanwhile_prevents_the_fresh_run(self, store, raw, namespace, counters, lapse, verdict):
+    def test_a_lease_taken_meanwhile_prevents_the_fresh_run(self, store, raw, namespace, counters, lapse):
         store.set(KEY, "R")
 
         def run(session_id):
@@ -171,13 +174,13 @@ class TestRefused:
             raise AgentError
 
         with pytest.raises(LeaseHeld) as caught:
-            store.resume(KEY, run, judge=says(verdict))
+            store.resume(KEY, run, judge=says(Verdict.gone))
         assert caught.value.key == KEY
         assert store.get(KEY) == "R"  # only the successor may judge it
         assert counters() == (1, 0, 0)
         assert isinstance(store.acquire(KEY), Held)
 
-    def test_what_a_plain_set_saved_meanwhile_stays_until_the_fresh_turn_ends(self, store, verdict):
+    def test_what_a_plain_set_saved_meanwhile_stays_until_the_fresh_turn_ends(self, store):
         store.set(KEY, "R")
 
         def run(session_id):
@@ -187,7 +190,7 @@ class TestRefused:
             assert store.get(KEY) == "S"
             return Turn("E", None)
 
-        assert store.resume(KEY, run, judge=says(verdict)).how == "restarted"
+        assert store.resume(KEY, run, judge=says(Verdict.gone)).how == "restarted"
         assert store.get(KEY) == "E"
 
 

@@ -10,6 +10,7 @@ import pytest
 from redis_sessions import Judgement, SessionStoreError, StoreSettings, Turn, Verdict
 from redis_sessions.keys import GAVE_UP, Keys
 from redis_sessions.testing import fake_store
+from tests.over import over
 from tests.resume.stand_in import KEY, Agent, AgentError, says
 from tests.stores import Blocking
 
@@ -184,7 +185,7 @@ class TestGivingUp:
         assert 0 < raw.pttl(keys.record(KEY)) <= 60_000
         assert 0 < raw.pttl(keys.session_id(KEY)) <= 60_000
 
-    @pytest.mark.parametrize("settings", [{"give_up_after": 0}, {"records": False}])
+    @over("settings", [{"give_up_after": 0}, {"records": False}])
     def test_never_if_not_wanted(self, settings):
         store = fake_store(StoreSettings(**settings))
         store.set(KEY, "R")
@@ -247,7 +248,7 @@ class TestAgent:
 
 
 class TestTypes:
-    @pytest.mark.parametrize("wrong", [uuid.uuid4(), b"key", 7, None])
+    @over("wrong", [uuid.uuid4(), b"key", 7, None])
     def test_what_is_not_a_str_is_refused_before_anything_runs(self, store, wrong):
         agent = Agent("E")
         calls = [

@@ -114,7 +114,9 @@ def main():
         signal.signal(number, signal.SIG_DFL)
     words = sys.argv[1:]
     resumed = "resume" in words or any(word.startswith(("--resume=", "--session=")) for word in words)
-    tell("start", argv=[os.path.basename(sys.argv[0]), *words], resumed=resumed, claudecode=os.environ.get("CLAUDECODE"))
+    turn = [os.environ.get(name) for name in ("REDIS_SESSIONS_HOW", "REDIS_SESSIONS_PREVIOUS_ID")]
+    claudecode = os.environ.get("CLAUDECODE")
+    tell("start", argv=[os.path.basename(sys.argv[0]), *words], resumed=resumed, claudecode=claudecode, turn=turn)
     with open(f"{STAGE}/script.json", encoding="ascii") as file:
         script = json.load(file)
     do(script["resumed" if resumed else "fresh"])

@@ -84,3 +84,21 @@ def test_no_second_run_if_the_conversation_was_taken_over(stage: Stage) -> None:
     assert len(stage.starts) == 1
     assert stage.kept()
     assert stage.leased()
+
+
+def test_a_run_whose_lease_was_released_is_told(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.plant()
+    monkeypatch.setattr(test_cli_support, "PROGRAM", test_cli_support.program_with(lease_ms=1_500))
+    stage.script(resumed=[["tell", "ready"], ["await", "go"], *SAID], fresh=SAID)
+    process = stage.start("--result", str(stage.result_file))
+    stage.hear("ready")
+    released = stage.cli.json("release", KEY, "--yes")
+    assert (released["host"], released["pid"]) == (socket.gethostname(), process.pid)
+    assert process.stderr is not None
+    assert b"was taken over while its turn runs on" in process.stderr.readline()
+    assert stage.cli("leases").stdout == ""
+    stage.go("go")
+    done = stage.finish(process)
+    assert (done.code, stage.result["saved"]) == (0, False)
+    assert any("not saved" in line for line in done.said)
+    assert stage.kept()

@@ -193,7 +193,9 @@ def test_a_session_that_exists(case: Case) -> None:
         "session_id": after,
         "previous": before,
         "session_changed": after != before,
+        "moved": False,
         "saved": True,
+        "replicated": None,
         "reason": None,
         "exit_code": 0,
     }
@@ -216,7 +218,9 @@ def test_a_session_that_was_refused(case: Case) -> None:
         "session_id": fresh(agent)["session_id"],
         "previous": before,
         "session_changed": False,
+        "moved": False,
         "saved": True,
+        "replicated": None,
         "reason": f"session {before} was refused ({each['verdict']})",
         "exit_code": 0,
     }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from redis_sessions import InvalidSettings
+from tests.over import over
 from tests.tls.ways import KINDS
 
 
 @KINDS
-@pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster", "rediss+sentinel"])
-@pytest.mark.parametrize(
+@over("scheme", ["rediss", "rediss+cluster", "rediss+sentinel"])
+@over(
     "option",
     [
         "ssl_cert_reqs=none",
@@ -32,8 +33,8 @@ def test_no_url_turns_verification_off(kind, scheme, option):
 
 
 @KINDS
-@pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
-@pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster", "rediss+sentinel"])
+@over("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
+@over("scheme", ["rediss", "rediss+cluster", "rediss+sentinel"])
 def test_a_missing_file_is_reported_before_anything_is_sent(kind, scheme, option):
     for path in ("/nowhere/s3cret.pem", "", "/", "a%00b"):
         with pytest.raises(InvalidSettings, match=f"url names a file in {option} that can't be read") as caught:

@@ -21,7 +21,7 @@ from redis_sessions.cli.run.process import LINGER_S, Child, NotStarted, Outcome
 from redis_sessions.cli.run.streams import InputSpool, OutputBuffer
 from redis_sessions.cli.signals import PASSED_ON, TO_STOP, Signals
 from redis_sessions.errors import SessionStoreError
-from redis_sessions.resume.turn import Judgement, Turn, Verdict
+from redis_sessions.resume.turn import Judgement, Turn, TurnStart, Verdict
 from redis_sessions.text import exact_duration
 
 # As in timeout(1) and shells.
@@ -34,6 +34,9 @@ _FROM_OUTSIDE: Final = (*TO_STOP, signal.SIGQUIT, signal.SIGKILL)
 
 # Set by an agent for the programs it runs; some refuse to start if it is set.
 _NOT_INHERITED: Final = "CLAUDECODE"
+# What the agent and its hooks are told of the turn; a `run` within another one has its own.
+HOW_VARIABLE: Final = "REDIS_SESSIONS_HOW"
+PREVIOUS_VARIABLE: Final = "REDIS_SESSIONS_PREVIOUS_ID"
 
 
 class AgentFailed(Exception):
@@ -70,6 +73,7 @@ class Attempts:
         described: whether the runtime was described by options.
         gone: the regular expression of --gone, to name it in a message.
         save_early: saves the ID of the running turn; whether it did.
+        start: how the running turn was started.
         signals: pass on what this process receives.
         exit_code: of the last run.
         timed_out: whether the last run was ended by the time limit.
@@ -92,6 +96,7 @@ class Attempts:
     described: bool = False
     gone: str | None = None
     save_early: Callable[[str], bool] = lambda _: False
+    start: Callable[[], TurnStart | None] = lambda: None
     signals: Signals = field(default_factory=lambda: Signals(PASSED_ON))
     exit_code: int = 0
     timed_out: bool = False
@@ -110,8 +115,8 @@ class Attempts:
     def __call__(self, session_id: str | None) -> Turn[int]:
         """Run the agent on a session, or fresh. Raises AgentFailed."""
         self.signals.check()
-        if (refused := self.discard()) and not self.quiet:
-            self.say(f"session {self.previous} was refused ({refused}): started fresh")
+        if (refused := self.discard()):
+            self.remark(f"session {self.previous} was refused ({refused}): started fresh")
         self.previous, self.saved = session_id or self.previous, None
         minted = str(uuid.uuid4()) if session_id is None and self.mint else None
         output = self._output = OutputBuffer(hold=session_id is not None)
@@ -137,12 +142,12 @@ class Attempts:
             # The store checks whether it is a valid ID, and reports it if not.
             self.named = None if self.ephemeral else observer.named or minted
             gone = session_id is not None and judgement.previous_gone
-            if gone and not self.quiet:
-                self.say(f"session {session_id} was gone, and {self.runtime.name} started {self.named} without saying so")
+            if gone:
+                self.remark(f"session {session_id} was gone, and {self.runtime.name} started {self.named} without saying so")
             return Turn(self.named, self.exit_code, context_tokens=self.context_tokens, previous_gone=gone)
         undecided = judgement.verdict is Verdict.other and not judgement.cut_short and not judgement.session_id
-        if undecided and session_id is not None and outcome.code and not self.quiet:
-            self.say(self._what_was_tried(session_id))
+        if undecided and session_id is not None and outcome.code:
+            self.remark(self._what_was_tried(session_id))
         again = "; it is not run again" if judgement.verdict.refused and self._refused is None else ""
         before = f"session {self.previous} was refused; run fresh, " if session_id is None and self.previous else ""
         raise AgentFailed(self.exit_code, judgement, f"{before}the agent {self._ending(outcome, output)}{again}")
@@ -232,8 +237,8 @@ class Attempts:
                 self.saved = session_id
         except SessionStoreError as error:
             # The end of a turn tries again, and says itself if that fails.
-            if not observer.closed and not self.quiet:
-                self.say(f"session {session_id} was not saved yet: {error}; the end of the turn tries again")
+            if not observer.closed:
+                self.remark(f"session {session_id} was not saved yet: {error}; the end of the turn tries again")
 
     def _run(self, command: list[str], observer: RunObserver, output: OutputBuffer, *, resuming: bool) -> Outcome:
         if resuming and self._spool is None and sys.stdin is not None and not self.has_terminal:
@@ -252,7 +257,7 @@ class Attempts:
 
         child = Child(
             command=command,
-            environment={name: value for name, value in os.environ.items() if name != _NOT_INHERITED},
+            environment=self._environment(),
             spool=self._spool,
             observer=observer,
             output=output,
@@ -272,10 +277,17 @@ class Attempts:
             judgement = self.judgement = Judgement(Verdict.other, cut_short=True)
             raise AgentFailed(self.exit_code, judgement, "the agent was not started") from None
 
+    def _environment(self) -> dict[str, str]:
+        """The agent's: this process's own, and how the turn was started."""
+        start = self.start()
+        told = {HOW_VARIABLE: start and start.how, PREVIOUS_VARIABLE: start and start.previous}
+        environment = {name: value for name, value in os.environ.items() if name != _NOT_INHERITED and name not in told}
+        return environment | {name: value for name, value in told.items() if value}
+
     def _input_lost(self) -> bool:
         error = self._unspooled or (self._spool and self._spool.failed)
-        if error and not self.quiet:
-            self.say(f"standard input could not be kept for a second run ({error.strerror})")
+        if error:
+            self.remark(f"standard input could not be kept for a second run ({error.strerror})")
         return bool(error)
 
     def say(self, message: str) -> None:
@@ -283,6 +295,11 @@ class Attempts:
         if self._output is not None:
             self._output.end_line()
         show.complain(message)
+
+    def remark(self, message: str) -> None:
+        """Say something that --quiet leaves out."""
+        if not self.quiet:
+            self.say(message)
 
     def discard(self) -> Verdict | None:
         """Forget what a refused attempt printed, which `verbose` shows on stderr; how it was refused, if one was."""

@@ -15,28 +15,48 @@ from redis_sessions.agents import Agent, RecordField, Refusal, UnknownAgent, get
 from redis_sessions.agents.command_line import PlaceUnknown, guess, lacks, name_of
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
-from redis_sessions.cli.options import CliCommand, Key, Options, names_of_runtimes, on_a_store, register_users_runtimes
+from redis_sessions.cli.options import (
+    CliCommand,
+    Key,
+    Options,
+    names_of_runtimes,
+    on_a_store,
+    register_users_runtimes,
+    value,
+)
 from redis_sessions.cli.run.attempts import NOT_FOUND, NOT_RUNNABLE, TIMED_OUT, AgentFailed, Attempts, judge
+from redis_sessions.cli.run.place import place_of
 from redis_sessions.cli.run.streams import open_standard_streams
 from redis_sessions.cli.signals import Stopped
-from redis_sessions.errors import FileNotWritten, InvalidSettings, LeaseHeld, SessionBusy, StoreUnavailable
+from redis_sessions.errors import (
+    FileNotWritten,
+    InvalidSettings,
+    LeaseHeld,
+    SessionBusy,
+    SessionElsewhere,
+    StoreUnavailable,
+)
 from redis_sessions.legacy.atomic_file import replace_file
-from redis_sessions.resume.turn import OnOutage, ResumeResult, Verdict
+from redis_sessions.resume.turn import OnElsewhere, OnOutage, ResumeResult, Verdict
+from redis_sessions.settings import StoreSettings
 from redis_sessions.text import parse_duration_ms
 
 # As in sysexits(3).
 AWAY: Final = 69
 LEASED: Final = 75
+ELSEWHERE: Final = 76
 
 CODES: Final = {
     0: "the agent's own code, whatever it is (1 for 0 if it failed or its output was lost); or, if it could not run:",
     AWAY: "Redis is away or refuses access, and --on-outage raise was given",
     LEASED: "another worker has the conversation",
+    ELSEWHERE: "the session was made elsewhere, and --on-elsewhere raise was given",
     TIMED_OUT: "it ran out of time",
     NOT_RUNNABLE: "the command can't be run",
     NOT_FOUND: "the command isn't there",
 }
 
+_NOT_RUN: Final = (LeaseHeld, SessionElsewhere, StoreUnavailable)
 _DASHES: Final = "--"
 _USAGE: Final = "write redis-sessions run KEY -- AGENT-COMMAND"
 _OWN: Final = "For a runtime of your own: "
@@ -72,8 +92,26 @@ GiveUp = Annotated[
         help="Start fresh after this many failures in a row to resume a session that may or may not be gone. 0: never.",
     ),
 ]
+MaxTurns = Annotated[
+    int | None,
+    value("--max-turns", "N", "Start fresh once the session has had this many turns.", envvar="REDIS_SESSIONS_MAX_TURNS"),
+]
+MaxLifetime = Annotated[
+    str | None,
+    value("--max-lifetime", "TIME", "The same, once it is this old.", envvar="REDIS_SESSIONS_MAX_LIFETIME"),
+]
+MaxContext = Annotated[
+    int | None,
+    value("--max-context", "TOKENS", "The same, once its context is this large.", envvar="REDIS_SESSIONS_MAX_CONTEXT"),
+]
 Mint = Annotated[bool, typer.Option("--mint", help="Give a fresh session its ID, so that no output has to name it.")]
 Outage = Annotated[OnOutage, typer.Option("--on-outage", help="Without Redis: run, or raise (exit code 69).")]
+Elsewhere = Annotated[
+    OnElsewhere,
+    typer.Option(
+        "--on-elsewhere", help="A session of another host, home or directory that its agent is bound to: try, or raise (76)."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but why it failed.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say on stderr what was decided and why.")]
 ResultFile = Annotated[Path | None, typer.Option("--result", metavar="FILE", help="Write the outcome there, as JSON.")]
@@ -132,8 +170,12 @@ def run(
     timeout: Timeout = None,
     linger: Linger = "60s",
     give_up_after: GiveUp = None,
+    max_turns: MaxTurns = None,
+    max_lifetime: MaxLifetime = None,
+    max_context: MaxContext = None,
     mint: Mint = False,
     on_outage: Outage = "run",
+    on_elsewhere: Elsewhere = "try",
     verbose: Verbose = False,
     quiet: Quiet = False,
     result: ResultFile = None,
@@ -152,14 +194,19 @@ def run(
     run again. Signals and time limits reach all that the agent started. Without Redis the agent still runs, fresh; stderr
     says so, and says whatever else keeps a turn from being resumed later.
 
-    --result has how (resumed, fresh, restarted after a refusal, gave_up; null if it failed), verdict, session_id, previous,
-    session_changed, saved, complete (false: cut short), context_tokens, gave_up, reason and exit_code.
+    A session that has reached --max-turns, --max-lifetime or --max-context is left for a fresh one. The agent finds how the
+    turn was started in REDIS_SESSIONS_HOW, and the session that was there before in REDIS_SESSIONS_PREVIOUS_ID.
+
+    --result has how (resumed, fresh, restarted after a refusal, gave_up, rotated; null if it failed), verdict, session_id,
+    previous, session_changed, moved, saved, replicated, complete (false: cut short), context_tokens, gave_up, reason and
+    exit_code.
 
     {resume} as a word of the command marks where the resume argument goes; by default each runtime has its place.
 
     Examples:
       redis-sessions run "$KEY" -- claude -p --output-format json "Review the pull request"
       redis-sessions run "$KEY" --wait 30s --timeout 1h -- codex exec --json "Go on" > turn.jsonl
+      redis-sessions run "$KEY" --max-turns 50 --max-context 150000 -- claude -p --output-format json "Go on"
       redis-sessions run "$KEY" --agent claude -- ssh build-7 claude {resume} -p < prompt.txt
       redis-sessions run "$KEY" --agent-file bot.toml -- ./bot -p "Go on"
       redis-sessions run "$KEY" --resume-argument=--session={id} --id-field session.id -- ./bot {resume}
@@ -169,7 +216,13 @@ def run(
     timeout_ms = parse_duration_ms(timeout, "--timeout") if timeout is not None else None
     if timeout_ms == 0:
         raise InvalidSettings("--timeout leaves the agent no time at all", remedy="give more, or leave it out")
-    changed = {} if give_up_after is None else {"give_up_after": give_up_after}
+    limits = {
+        "give_up_after": give_up_after,
+        "max_turns": max_turns,
+        "max_lifetime_ms": None if max_lifetime is None else parse_duration_ms(max_lifetime, "--max-lifetime"),
+        "max_context_tokens": max_context,
+    }
+    changed = {name: limit for name, limit in limits.items() if limit is not None}
     attempts = Attempts(
         runtime=runtime_of(
             command, name=agent, file=agent_file, resume_argument=resume_argument, id_field=id_field, gone=gone
@@ -190,29 +243,44 @@ def run(
     attempts.place(None)
     _refuse_interactive(attempts)
     _check_mint(attempts)
-    outcome: dict[str, Any] = dict.fromkeys(("how", "session_id", "previous", "session_changed", "saved", "reason"))
-    outcome |= {"session_changed": False, "saved": False}
+    place = place_of(attempts.runtime, command)
+    if on_elsewhere == "raise" and place is None:
+        raise InvalidSettings(
+            "--on-elsewhere raise needs to know where the agent runs, which this command does not show",
+            remedy="leave it out, or start redis-sessions run where the agent runs",
+        )
+    names = ("how", "session_id", "previous", "session_changed", "moved", "saved", "replicated", "reason")
+    outcome: dict[str, Any] = dict.fromkeys(names) | {"session_changed": False, "moved": False, "saved": False}
     wait_ms = 0 if wait is None else parse_duration_ms(wait, "--wait")
     warnings = nullcontext() if quiet else show.logged_warnings(attempts.say, once=True)
-    with attempts.signals.installed(), at.store(**changed) as store, warnings:
-        attempts.save_early = partial(store.save_early, key)
-        if attempts.ephemeral and not quiet:
-            attempts.say(f"{attempts.ephemeral} leaves nothing that could be resumed later: no session is saved")
+    with attempts.signals.installed(), at.store(attempts.remark, **changed) as store, warnings:
+        attempts.save_early, attempts.start = partial(store.save_early, key), partial(store.running_turn, key)
+        if attempts.ephemeral:
+            attempts.remark(f"{attempts.ephemeral} leaves nothing that could be resumed later: no session is saved")
         try:
-            done = store.resume(key, attempts, agent=attempts.runtime, judge=judge, wait_ms=wait_ms, on_outage=on_outage)
-        except (AgentFailed, SessionBusy, LeaseHeld, StoreUnavailable, Stopped) as error:
+            done = store.resume(
+                key,
+                attempts,
+                agent=attempts.runtime,
+                judge=judge,
+                wait_ms=wait_ms,
+                on_outage=on_outage,
+                place=place,
+                on_elsewhere=on_elsewhere,
+            )
+        except (AgentFailed, SessionBusy, SessionElsewhere, LeaseHeld, StoreUnavailable, Stopped) as error:
             code, why = _failure(error, attempts, wait)
             code = _delivered(code, attempts)
             outcome |= {"session_id": attempts.saved, "previous": attempts.previous, "reason": why}
             outcome["saved"] = attempts.saved is not None
             attempts.discard()
-            if verbose or attempts.timed_out or attempts.unexpected or isinstance(error, LeaseHeld | StoreUnavailable):
+            if verbose or attempts.timed_out or attempts.unexpected or isinstance(error, _NOT_RUN):
                 attempts.say(why)
         else:
             code = _delivered(done.value, attempts)
             outcome = {name: getattr(done, name) for name in outcome}
-            if done.session_id is None and not attempts.named and not attempts.ephemeral and not quiet:
-                attempts.say(_unnamed(attempts))
+            if not quiet:
+                _say_what_lacks(attempts, done, store.settings)
             if verbose:
                 attempts.say(_story(done))
     if result is not None:
@@ -340,11 +408,22 @@ def _failure(error: BaseException, attempts: Attempts, wait: str | None) -> tupl
             return error.exit_code, str(error)
         case SessionBusy():
             return attempts.exit_code, str(error)
+        case SessionElsewhere():
+            return ELSEWHERE, f"{error.message}: run the turn there, or give --on-elsewhere try"
         case LeaseHeld():
             longer = "--wait 30s" if wait is None else f"more than --wait {wait}"
             hint = "" if error.holder is None else f", or wait for it with {longer}"
             return LEASED, f"{error.message}: try later{hint}"
     return AWAY, str(error)
+
+
+def _say_what_lacks(attempts: Attempts, done: ResumeResult[int], settings: StoreSettings) -> None:
+    """Say what the output of a turn that succeeded should have had."""
+    if done.session_id is None and not attempts.named and not attempts.ephemeral:
+        attempts.say(_unnamed(attempts))
+    if settings.max_context_tokens is not None and attempts.context_tokens is None:
+        name = attempts.runtime.name
+        attempts.say(f"the output does not say how large the context of {name} is, so --max-context has no effect")
 
 
 def _unnamed(attempts: Attempts) -> str:
@@ -374,6 +453,7 @@ def _story(done: ResumeResult[int]) -> str:
         "resumed": f"resumed {done.previous}",
         "restarted": "started fresh after a refusal",
         "gave_up": f"gave up {done.previous} and started fresh",
+        "rotated": f"left {done.previous} and started fresh",
     }
     kept = f"saved {done.session_id}" if done.saved else "saved nothing"
     return "; ".join(part for part in (ways[done.how], kept, done.reason) if part)

@@ -1,0 +1,48 @@
+"""Where an agent runs, for the record of its session: what is not certain is left out."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Final
+
+from redis_sessions.agents import Agent
+from redis_sessions.agents.command_line import runs_here
+from redis_sessions.operations.conversation import Place
+
+# Docker and Podman put one of them into a container, whose default name is a random one.
+_IN_CONTAINER: Final = (Path("/.dockerenv"), Path("/run/.containerenv"))
+_RANDOM_NAME: Final = re.compile(r"[0-9a-f]{12}")
+_VARIABLE: Final = re.compile(r"\$(\w+)")
+
+
+def place_of(runtime: Agent, command: list[str]) -> Place | None:
+    """The place of a command's agent; None if nothing is known of it, as behind ssh.
+
+    The host is left out where its name says nothing: in a container that has been given none, and in a pod of Kubernetes.
+    """
+    variables = {name for path in runtime.home_at for name in _VARIABLE.findall(path)}
+    if not runs_here(command, runtime.programs, variables):
+        return None
+    home, words = runtime.home(os.environ), {word.partition("=")[0] for word in command}
+    return Place(
+        _host(),
+        None if home is None else os.path.realpath(home),
+        None if words.intersection(runtime.directory_options) else _directory(),
+    )
+
+
+def _directory() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109 - a text is what is wanted
+    except OSError:
+        # It was deleted.
+        return None
+
+
+def _host() -> str | None:
+    name = socket.gethostname()
+    is_random = _RANDOM_NAME.fullmatch(name) and any(path.exists() for path in _IN_CONTAINER)
+    return None if is_random or "KUBERNETES_SERVICE_HOST" in os.environ else name
