@@ -88,11 +88,13 @@ class Send(NamedTuple):
     def options(self, *, routed: bool = True) -> dict[str, Any]:
         """The options of execute_command; not `routed`, those of a connection to the node itself."""
         command = self.command
-        to_node = {"target_nodes": command.node} if routed and command.node is not None else {}
         # Only where a reply holds what others may have written: elsewhere redis-py's cluster client (8.1) can't handle the
         # option. No upstream issue found.
         undecoded = command.script is not None or command.args[0] in _WRITTEN_BY_OTHERS
-        return {NEVER_DECODE: True, **to_node} if undecoded else to_node
+        options: dict[str, Any] = {NEVER_DECODE: True} if undecoded else {}
+        if routed and command.node is not None:
+            options["target_nodes"] = command.node
+        return options
 
 
 class Pipeline(NamedTuple):
@@ -202,7 +204,7 @@ def _step(command: Command, link: Link) -> Step:
 def _persistently(step: Step, commands: list[Command], link: Link) -> Plan[_Tried]:
     """Try a step until it succeeds, while another try may help and is allowed. An optional command's error is its reply."""
     tries, resent, told = 1, False, False
-    resend = all(map(attrgetter("resend"), commands))
+    resend = step.command.resend if isinstance(step, Send) else all(command.resend for command in commands)
     sent_once.set(not resend)
     first_s = began_s = time.monotonic()
     while True:

@@ -420,13 +420,10 @@ class Operations:
             *known,
         )
         command = self._leased(scripts.SAVE, lease, *args, counters=counters)
-        reply, lacking = yield from self._replicated(lease.key, command)
-        written = _written(reply)
-        if not written.mine:
-            return written
-        if compare and self.compares_max_age():
+        (mine, uncounted), lacking = yield from self._replicated(lease.key, command)
+        if mine and compare and self.compares_max_age():
             yield from self.compare_max_age()
-        return written._replace(lacking=lacking)
+        return Written(bool(mine), uncounted, lacking if mine else None)
 
     def max_age_ms(self) -> Op[int | None]:
         """The max age that the namespace's workers have agreed on; None if it is not known, or this user may not read it."""

@@ -408,7 +408,8 @@ class _RunningTurn:
             # An outage that lasted from start to end was logged at its start.
             level = logging.INFO if self.warned and self.away else logging.WARNING
             self._say(f"not saved: {error}; session {session_id} {lost}", level)
-        yield from self._count_all()
+        if self.uncounted:
+            yield from self._count_all()
         return saved
 
     def _save(self, session_id: str, *, complete: bool, context_tokens: int | None) -> Flow[bool]:
@@ -482,7 +483,8 @@ class _RunningTurn:
                     log.error("conversation %r was taken over before its turn ended", self.key)
             except SessionStoreError as error:
                 log.warning("lease of %r was not released, it will expire: %s", self.key, error)
-        yield from self._count_all()
+        if self.uncounted:
+            yield from self._count_all()
 
     def _turn_counters(self) -> list[str]:
         return _COUNTERS.get(self.how, [FRESH_STARTS])
