@@ -73,7 +73,7 @@ class Shell:
         self.url = url
         programs = folder / "bin"
         programs.mkdir()
-        (programs / "redis-sessions").write_text(f'#!/bin/sh\nexec {sys.executable} -m redis_sessions.cli "$@"\n')
+        (programs / "redis-sessions").write_text(f'#!/bin/sh\nexec {sys.executable} -m redis_sessions "$@"\n')
         (programs / "claude").write_text(CLAUDE)
         (programs / "codex").write_text(CODEX)
         (programs / "mine").write_text(MINE)

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from redis_sessions import text
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli.app import app
 from redis_sessions.demo.processes import DemoError
+from redis_sessions.operations import text
 from tests import test_cli_support
 from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, run
 

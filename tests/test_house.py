@@ -15,18 +15,17 @@ ROOT = Path(redis_sessions.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 # What each folder, or file of the top level, may import; nothing here leads back, so there are no circles.
-_BASE = {"errors", "keys", "settings", "text"}
+_BASE = {"errors", "keys", "settings"}
 _STORE = _BASE | {"operations", "client", "resume", "legacy", "store", "doctor", "agents"}
 ARROWS = {
     "errors": set(),
     "keys": {"errors"},
     "settings": {"errors"},
-    "text": {"errors"},
     "operations": _BASE,
     "client": _BASE | {"operations"},
     "resume": _BASE | {"operations"},
     "legacy": _BASE | {"operations"},
-    "agents": {"errors", "resume", "text"},
+    "agents": {"errors", "operations", "resume"},
     "doctor": _BASE | {"operations", "agents"},
     "adapters": {"errors", "agents", "resume"},
     "store": _STORE,
@@ -35,8 +34,8 @@ ARROWS = {
     "server": {"errors"},
     "__init__": _STORE,
     "__main__": {"cli"},
-    "demo": {*_STORE, "__init__", "metrics", "testing", "server", "text"},
-    "cli": {*_STORE, "__init__", "metrics", "testing", "server", "demo", "text"},
+    "demo": {*_STORE, "__init__", "metrics", "testing", "server"},
+    "cli": {*_STORE, "__init__", "metrics", "testing", "server", "demo"},
 }
 
 

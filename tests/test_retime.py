@@ -178,6 +178,6 @@ def test_the_command_says_when_keys_may_have_been_missed(cli: Cli) -> None:
     cli.plant("day")
     cli.raw.execute_command("ACL", "SETUSER", "noinfo", "on", "nopass", "~*", "+@all", "-info")
     limited = ["--url", cli.url.replace("//", "//noinfo:x@"), "--namespace", cli.namespace]
-    shown = test_cli_support.run("retime", "--json", "--max-age", "1h", "--yes", *limited, code=exits.PARTLY)
+    shown = test_cli_support.run("retime", "--yes", "--json", "--max-age", "1h", "--yes", *limited, code=exits.PARTLY)
     assert json.loads(shown.stdout)["approximate"]
     assert "approximate" in shown.stderr

@@ -16,8 +16,8 @@ from redis_sessions.agents.evidence import READERS, Evidence, of_process
 from redis_sessions.agents.judge import RunObserver
 from redis_sessions.agents.output import ANY, Record, asks_for_json, compiled
 from redis_sessions.errors import InvalidSettings
+from redis_sessions.operations.text import parse_duration_ms
 from redis_sessions.resume.turn import Judgement, Verdict
-from redis_sessions.text import parse_duration_ms
 
 KNOWN: Final = Path(__file__).with_name("known")
 _VARIABLE: Final = re.compile(r"\$[A-Za-z_]\w*(?:/[^$]*)?\Z")

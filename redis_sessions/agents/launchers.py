@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, Final, NamedTuple
 
 from redis_sessions.errors import InvalidSettings
-from redis_sessions.text import safe
+from redis_sessions.operations.text import safe
 
 MARK: Final = "{resume}"
 _SHOWN: Final = 40

@@ -15,7 +15,7 @@ from redis_sessions.cli.options import MAX_AGE_OPTIONS, Key, Options, Yes, confi
 from redis_sessions.errors import InvalidSessionID, InvalidSettings
 from redis_sessions.keys import GAVE_UP, RESUME_FAILURES, ROTATIONS
 from redis_sessions.operations.scan import LeaseRow, SessionRow
-from redis_sessions.text import duration, parse_duration_ms, safe
+from redis_sessions.operations.text import duration, parse_duration_ms, safe
 
 MAX_SORTED: Final = 1_000_000
 

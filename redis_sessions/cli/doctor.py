@@ -9,7 +9,7 @@ from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
 from redis_sessions.cli.options import Options, Yes, confirmed, names_of_runtimes, on_a_store, register_users_runtimes, value
 from redis_sessions.errors import InvalidSettings
-from redis_sessions.text import count, exact_duration
+from redis_sessions.operations.text import count, exact_duration
 
 if TYPE_CHECKING:
     from redis_sessions.doctor.findings import Diagnosis

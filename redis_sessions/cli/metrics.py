@@ -15,7 +15,7 @@ from redis_sessions.cli import output as show
 from redis_sessions.cli.options import NAMESPACE_VARIABLE, Options, on_a_store, value
 from redis_sessions.cli.signals import until_asked_to_stop
 from redis_sessions.errors import InvalidSettings
-from redis_sessions.text import parse_duration_ms
+from redis_sessions.operations.text import parse_duration_ms
 
 if TYPE_CHECKING:
     from redis_sessions.store import SessionStore

@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 from redis_sessions.cli import output as show
 from redis_sessions.client.url import PASSWORD_FILE_VARIABLE, read_password
 from redis_sessions.errors import InvalidSettings, StoreUnavailable
-from redis_sessions.text import DURATIONS, parse_duration_ms, safe
+from redis_sessions.operations.text import DURATIONS, parse_duration_ms, safe
 
 if TYPE_CHECKING:
     from redis_sessions.settings import StoreSettings

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from redis_sessions.operations.scan import INEXACT
-from redis_sessions.text import safe
+from redis_sessions.operations.text import safe
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

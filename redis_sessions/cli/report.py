@@ -16,7 +16,7 @@ from redis_sessions.cli import tables
 from redis_sessions.cli.options import Options, on_a_store, say_empty, value
 from redis_sessions.cli.signals import until_asked_to_stop
 from redis_sessions.errors import CorruptValue, InvalidSettings, SessionStoreError
-from redis_sessions.text import count, duration, parse_duration_ms
+from redis_sessions.operations.text import count, duration, parse_duration_ms
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

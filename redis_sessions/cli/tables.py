@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from redis_sessions.cli.output import UNKNOWN, cell, display, is_terminal, put, remark
 from redis_sessions.operations.conversation import Place, Record
-from redis_sessions.text import count, duration, safe
+from redis_sessions.operations.text import count, duration, safe
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -13,7 +13,7 @@ from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
 from redis_sessions.cli.options import Options, on_a_store, register_users_runtimes, value
 from redis_sessions.errors import FileNotWritten, InvalidSettings, LegacyFileError
-from redis_sessions.text import count, safe
+from redis_sessions.operations.text import count, safe
 
 if TYPE_CHECKING:
     from redis_sessions.legacy.shape import Shape

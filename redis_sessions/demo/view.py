@@ -14,7 +14,7 @@ from rich.text import Text
 
 from redis_sessions.demo.plan import NEVER_MS
 from redis_sessions.demo.results import WAYS, Course, DemoFigures
-from redis_sessions.text import count, safe
+from redis_sessions.operations.text import count, safe
 
 # Assumed, not measured: how long a real agent takes to start and to find its session gone.
 START_S: Final = 3

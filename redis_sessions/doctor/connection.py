@@ -12,7 +12,7 @@ from redis_sessions.doctor.server import Examination, Fields, Server, named, num
 from redis_sessions.errors import AccessDenied, CommandRefused, SessionStoreError
 from redis_sessions.operations.acl import words
 from redis_sessions.operations.command import Command, Op, Script
-from redis_sessions.text import duration
+from redis_sessions.operations.text import duration
 
 SLOW_MS: Final = 50
 CLOCK_MS: Final = 1_000

@@ -14,8 +14,8 @@ from redis_sessions.operations.command import Command, Op
 from redis_sessions.operations.conversation import Operations
 from redis_sessions.operations.retime import RetimeResult, retime
 from redis_sessions.operations.scan import INEXACT
+from redis_sessions.operations.text import count, exact_duration, safe
 from redis_sessions.settings import StoreSettings
-from redis_sessions.text import count, exact_duration, safe
 
 
 @check("no-ttl", why="a session that never expires is tried forever")

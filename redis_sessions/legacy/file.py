@@ -28,7 +28,7 @@ from redis_sessions.legacy.shape import (
     key_of,
     other_shape,
 )
-from redis_sessions.text import duration
+from redis_sessions.operations.text import duration
 
 AHEAD_MS: Final = 5 * 60_000
 

@@ -22,7 +22,7 @@ from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES,
 from redis_sessions.metrics.collector import LastScan, Reading
 from redis_sessions.operations.records import Bucket
 from redis_sessions.operations.scan import LeaseRow
-from redis_sessions.text import count, duration, safe
+from redis_sessions.operations.text import count, duration, safe
 
 REFRESH_S: Final = 5
 # How many running conversations are listed.

@@ -14,8 +14,8 @@ from redis_sessions.operations.command import Op
 from redis_sessions.operations.conversation import Operations
 from redis_sessions.operations.records import RecordFold, RecordSummary
 from redis_sessions.operations.scan import INEXACT, Page, Progress, Scan, agreed, session_rows
+from redis_sessions.operations.text import safe
 from redis_sessions.settings import DAY_MS, StoreSettings
-from redis_sessions.text import safe
 
 MAX_EXAMPLES = 20
 

@@ -23,9 +23,9 @@ from typing import Any, TypeAlias, TypeVar
 from redis_sessions.errors import LeaseHeld, SessionStoreError
 from redis_sessions.operations.command import Op
 from redis_sessions.operations.conversation import Held, Lease, Operations, new_token
+from redis_sessions.operations.text import duration
 from redis_sessions.resume.flow import Do, Flow, Pause, Run
 from redis_sessions.resume.turn import InvalidTurn, ResumeResult
-from redis_sessions.text import duration
 
 log = logging.getLogger("redis_sessions")
 

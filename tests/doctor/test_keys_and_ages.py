@@ -96,6 +96,6 @@ def test_clients_of_an_unknown_kind():
 
 @pytest.mark.parametrize("age_ms", [1, 999, 1_000, 90_000, 5_400_000, DAY_MS, 2 * DAY_MS, 3 * DAY_MS + 1])
 def test_durations_in_remedies_are_exact(age_ms):
-    from redis_sessions.text import exact_duration, parse_duration_ms
+    from redis_sessions.operations.text import exact_duration, parse_duration_ms
 
     assert parse_duration_ms(exact_duration(age_ms), "--max-age") == age_ms

@@ -52,7 +52,7 @@ def test_the_command(tmp_path):
         assert remedy == "fix: redis-cli CONFIG SET maxmemory-policy volatile-ttl"
         assert lines[-1] == f"1 broken, 0 warnings, 0 unknown, {len(CHECKS) - 1} ok"
         result = json.loads(run("doctor", "--json", *url, code=exits.PARTLY).stdout)
-        assert list(result) == ["findings", "broken", "warnings", "unknown", "ok"]
+        assert list(result) == ["namespace", "at_ms", "findings", "broken", "warnings", "unknown", "ok"]
         assert [finding["check"] for finding in result["findings"]] == CHECKS
         assert {tuple(finding) for finding in result["findings"]} == {("check", "status", "found", "why", "remedy")}
         raw.config_set("maxmemory-policy", "volatile-ttl")

@@ -49,7 +49,7 @@ def start():
     started = []
 
     def start(*words):
-        line = [sys.executable, "-m", "redis_sessions.cli", *map(str, words)]
+        line = [sys.executable, "-m", "redis_sessions", *map(str, words)]
         started.append(subprocess.Popen(line, stdout=subprocess.PIPE))
         return started[-1]
 

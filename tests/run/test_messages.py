@@ -11,8 +11,8 @@ import pytest
 
 from redis_sessions.agents import known_agents
 from redis_sessions.cli.output import logged_warnings
+from redis_sessions.operations.text import exact_duration, parse_duration_ms
 from redis_sessions.server import EmbeddedServer
-from redis_sessions.text import exact_duration, parse_duration_ms
 from tests import test_cli_support
 from tests.run.stage import COMMANDS, KEY, SAID, TURN, E, R, Stage
 

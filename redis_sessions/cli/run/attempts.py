@@ -21,8 +21,8 @@ from redis_sessions.cli.run.process import LINGER_S, Child, NotStarted, Outcome
 from redis_sessions.cli.run.streams import InputSpool, OutputBuffer
 from redis_sessions.cli.signals import PASSED_ON, TO_STOP, Signals
 from redis_sessions.errors import SessionStoreError
+from redis_sessions.operations.text import exact_duration
 from redis_sessions.resume.turn import Judgement, Turn, TurnStart, Verdict
-from redis_sessions.text import exact_duration
 
 # As in timeout(1) and shells.
 TIMED_OUT: Final = 124

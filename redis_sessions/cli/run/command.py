@@ -37,9 +37,9 @@ from redis_sessions.errors import (
     StoreUnavailable,
 )
 from redis_sessions.legacy.atomic_file import replace_file
+from redis_sessions.operations.text import parse_duration_ms
 from redis_sessions.resume.turn import OnElsewhere, OnOutage, ResumeResult, Verdict
 from redis_sessions.settings import StoreSettings
-from redis_sessions.text import parse_duration_ms
 
 # As in sysexits(3).
 AWAY: Final = 69

@@ -1,5 +1,0 @@
-"""`python -m redis_sessions.cli`, if the console script is not on the PATH."""
-
-from redis_sessions.cli import main
-
-main()
