@@ -20,7 +20,14 @@ from tests import test_cli_support
 from tests.run.stage import CLAUDE, FAMILY, HANG, KEY, REFUSED, SAID, TURN, E, R, Stage
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGHUP,
+        *(pytest.param(each, marks=pytest.mark.long) for each in (signal.SIGINT, signal.SIGQUIT)),
+    ],
+)
 def test_a_signal_reaches_the_whole_group(stage: Stage, number: signal.Signals) -> None:
     stage.plant()
     stage.script(resumed=[["out", "half"], *FAMILY])
@@ -76,8 +83,16 @@ def test_what_an_agent_leaves_after_a_normal_end_is_left_alone(stage: Stage) -> 
     assert stage.all_gone()
 
 
-@pytest.mark.parametrize("steps", [[["exit", 0]], [["out", "Execution error\n"], ["exit", 0]]], ids=["silent", "a word"])
-@pytest.mark.parametrize("planted", [False, True])
+SILENT, A_WORD = [["exit", 0]], [["out", "Execution error\n"], ["exit", 0]]
+
+
+@pytest.mark.parametrize(
+    ("steps", "planted"),
+    [
+        *((SILENT, False), (A_WORD, True)),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in ((SILENT, True), (A_WORD, False))),
+    ],
+)
 def test_an_agent_that_exits_with_0_on_a_signal(stage: Stage, steps: list[Any], *, planted: bool) -> None:
     """As Claude and Gemini do: nothing succeeded, and nothing is known of the session."""
     if planted:
