@@ -24,7 +24,7 @@ LINGERED = "redis-sessions: the agent had ended its turn and did not exit: it wa
 
 def complete(stage: Stage) -> bool:
     [record] = stage.cli.raw.keys(f"{stage.cli.namespace}:record:*")
-    return stage.cli.raw.hget(record, "complete") != b"0"
+    return not stage.cli.raw.hexists(record, "i")  # incomplete
 
 
 # -- a session that has answered
