@@ -71,7 +71,9 @@ class Played:
         again = agent.observer(self.asked, command)
         for number, piece in self.shown:
             (again.stdout if number == 1 else again.stderr)(piece)
-        return again.judge(self.outcome.code)
+        # Asked to end, an agent that exits with 0 before its record has not succeeded.
+        asked_to_end = self.outcome.ended_for or self.outcome.signal
+        return again.judge(1 if asked_to_end and not self.outcome.code and again.closed != "ok" else self.outcome.code)
 
 
 class FakeChild:
