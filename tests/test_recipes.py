@@ -122,7 +122,7 @@ def test_an_agent_of_your_own_is_resumed(shell):
 
 
 def test_every_script_that_runs_an_agent_is_known():
-    assert len(RUNS) == 5
+    assert len(RUNS) == 6
 
 
 def test_the_users_of_a_server(shell):
