@@ -129,7 +129,7 @@ def test_another_save_between_two_sendings(store, client, monkeypatch):
 
 
 def test_a_claim_between_two_sendings_of_a_broken_lease(store, client, monkeypatch):
-    """It is broken by its holder: whoever claims the conversation once it is free keeps it."""
+    """It is broken by its holder: a worker that claims the conversation once it is free keeps it."""
     lease, send, claims = store.acquire("a"), client._client.execute_command, []
 
     def execute_command(*args, **options):
