@@ -26,6 +26,7 @@ from redis_sessions.errors import (
 from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, PROBES, RECORD_FIELDS, Keys, check_session_id, is_session_id
 from redis_sessions.operations import scripts
 from redis_sessions.operations.command import Command, Op, Script
+from redis_sessions.operations.text import exact_duration
 from redis_sessions.settings import StoreSettings
 
 log = logging.getLogger("redis_sessions")
@@ -448,11 +449,11 @@ class Operations:
             log.warning("%s: the max age was not compared with that of other workers: %s", redis_key.decode(), raw)
         elif (theirs_ms := _max_age(raw)) != mine_ms:
             log.warning(
-                "namespace %s: this worker's max age is %d ms, that of the namespace %s: give both the same, by "
+                "namespace %s: this worker's max age is %s, that of the namespace %s: give both the same, by "
                 "session_max_age_ms here, or for the namespace by retime",
                 self.settings.namespace,
-                mine_ms,
-                "is not a number" if theirs_ms is None else f"{theirs_ms} ms",
+                exact_duration(mine_ms),
+                "is not a number" if theirs_ms is None else exact_duration(theirs_ms),
             )
 
     def reject(self, lease: Lease, counters: Sequence[str] = ()) -> Op[Written]:

@@ -56,6 +56,7 @@ from redis_sessions.errors import (
 from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
 from redis_sessions.operations.command import Op
 from redis_sessions.operations.conversation import BEGINS, Failures, Held, Lease, Operations, Record, Written, new_token
+from redis_sessions.operations.text import duration
 from redis_sessions.resume.turn import (
     How,
     InvalidTurn,
@@ -231,14 +232,13 @@ class _RunningTurn:
             return "gave_up", f"failed {record.failures} times in a row"
         now_ms, started_ms = self.claim.now_ms, record.started_ms
         age_ms = 0 if now_ms is None or started_ms is None else now_ms - started_ms
-        for name, reached, unit in (
-            ("max_turns", record.turns, "turns"),
-            ("max_lifetime_ms", age_ms, "ms since its first turn"),
-            ("max_context_tokens", record.context_tokens or 0, "tokens of context"),
+        for reached, limit, what, shown in (
+            (record.turns, settings.max_turns, "has {} turns", str),
+            (age_ms, settings.max_lifetime_ms, "began {} ago", duration),
+            (record.context_tokens or 0, settings.max_context_tokens, "has {} tokens of context", str),
         ):
-            limit = getattr(settings, name)
             if limit is not None and reached >= limit:
-                return "rotated", f"has {reached} {unit}, and the limit is {limit}"
+                return "rotated", f"{what.format(shown(reached))}, and the limit is {shown(limit)}"
         return "resumed", ""
 
     def _acquire(self) -> Flow[Lease]:

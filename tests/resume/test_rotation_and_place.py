@@ -28,7 +28,7 @@ class TestRotation:
         [
             ({"max_turns": 2}, {"t": 2}, "has 2 turns, and the limit is 2"),
             ({"max_context_tokens": 900}, {"c": 950}, "has 950 tokens of context, and the limit is 900"),
-            ({"max_lifetime_ms": 60_000}, {"s": 5}, "ms since its first turn, and the limit is 60000"),
+            ({"max_lifetime_ms": 60_000}, {"s": 5}, "ago, and the limit is 1m"),
         ],
     )
     def test_past_a_limit_the_turn_runs_fresh(
