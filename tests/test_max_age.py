@@ -41,7 +41,7 @@ def test_the_first_save_writes_it_and_another_store_compares_it_once(make_store,
     assert warnings(caplog) == []
     save(other)
     [warning] = warnings(caplog)
-    assert all(part in warning for part in (namespace, f"{HOUR_MS} ms", f"{DAY_MS} ms", "retime"))
+    assert all(part in warning for part in (namespace, "is 1h,", "namespace 24h", "retime"))
     save(other)
     assert warnings(caplog) == []
     other.retime(HOUR_MS)
