@@ -24,9 +24,16 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from redis_sessions.client import callers
 from redis_sessions.client.cluster import AsyncCluster, Cluster
-from redis_sessions.client.direct import AsyncDirectRedis, DirectRedis
 from redis_sessions.client.execute import Link
-from redis_sessions.client.pool import AsyncPool, AsyncTLSConnection, PerProcess, Pool, TLSConnection
+from redis_sessions.client.pool import (
+    AsyncDirectRedis,
+    AsyncPool,
+    AsyncTLSConnection,
+    DirectRedis,
+    PerProcess,
+    Pool,
+    TLSConnection,
+)
 from redis_sessions.client.sentinel import AsyncPrimary, AsyncPrimaryPool, AsyncSentinel, Primary, PrimaryPool, Sentinel
 from redis_sessions.client.url import Target
 from redis_sessions.errors import InvalidSettings

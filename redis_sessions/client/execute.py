@@ -21,9 +21,8 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from redis import exceptions as redis_errors
 from redis.client import NEVER_DECODE
 
-from redis_sessions.client.batch import asend_batch, send_batch
 from redis_sessions.client.cluster import AsyncCluster, Cluster
-from redis_sessions.client.direct import Call, aexchange, awaited, exchange
+from redis_sessions.client.exchange import Call, aexchange, asend_batch, awaited, exchange, send_batch
 from redis_sessions.client.pool import BROKEN, sent_once
 from redis_sessions.client.translate import MISREADINGS, translate, translate_misreading
 from redis_sessions.errors import is_away

@@ -22,8 +22,7 @@ import redis
 import redis.asyncio.sentinel
 import redis.sentinel
 
-from redis_sessions.client.direct import AsyncDirectRedis, DirectRedis
-from redis_sessions.client.pool import AsyncSentinelPool, SentinelPool
+from redis_sessions.client.pool import AsyncDirectRedis, AsyncSentinelPool, DirectRedis, SentinelPool
 
 # Sentinel finds a primary down after 30 s by default. If that is set below 1 s, failovers can be quicker than this.
 TRUST_S: Final = 1.0

@@ -25,9 +25,8 @@ from redis_sessions import (
     StoreUnavailable,
     Turn,
 )
-from redis_sessions.client.direct import AsyncDirectRedis, DirectRedis
 from redis_sessions.client.execute import Link
-from redis_sessions.client.pool import AsyncSentinelPool, SentinelPool
+from redis_sessions.client.pool import AsyncDirectRedis, AsyncSentinelPool, DirectRedis, SentinelPool
 from redis_sessions.operations.conversation import Peek
 from tests.stores import Place
 
