@@ -40,12 +40,14 @@ _SIGNS: Final = {sign: re.compile(_SPACE + re.escape(sign) + _SPACE) for sign in
 _ESCAPED = re.compile(r'["\\\x00-\x1f]')
 # The usual pair: a key that needs no check, a valid ID, and a time that can only be milliseconds. Many of them are matched
 # at once, in a tenth of the time of `json`, which reads all others. What is matched already is taken apart by simpler ones.
+# The group is not possessive: before Python 3.11.5, one in which something gives back matches too much (python/cpython
+# #106052).
 _LONG_ID = "[A-Za-z0-9][A-Za-z0-9_:-]{27,255}+"  # too long for a date, and without the dot of a version or a file's name
 _USUAL = (
     rf'"[^"\\%{{}}\x00-\x1f\x7f-\x9f]{{1,128}}"{_SPACE}:{_SPACE}\{{{_SPACE}"id"{_SPACE}:{_SPACE}"(?:{_LONG_ID}|(?!{NO_ID}"){SESSION_ID})"'
     rf'{_SPACE},{_SPACE}"last_used_at"{_SPACE}:{_SPACE}[1-9][0-9]{{11,13}}{_SPACE}\}}'
 )
-_USUAL_RUN = re.compile(rf"{_USUAL}(?:{_SPACE},{_SPACE}{_USUAL}){{0,499}}+")
+_USUAL_RUN = re.compile(rf"{_USUAL}(?:{_SPACE},{_SPACE}{_USUAL}){{0,499}}")
 _USUAL_KEYS = re.compile(r'"([^"]*+)"[^}]*+')
 _USUAL_PARTS = re.compile(r'("([^"]*+)"[^"]*+"id"[^"]*+"([^"]*+)"[^0-9]*+([0-9]++)[^}]*+})')
 # An entry, or a run of usual pairs: the names that lead to its map or list, its start and end, its name and its value; of a
