@@ -180,6 +180,7 @@ def test_other_requests() -> None:
         assert exporter.end(signal.SIGTERM) == (exits.DONE, "", "")
 
 
+@pytest.mark.usefixtures("hasty")
 def test_silent_clients_do_not_block_others() -> None:
     with exporting("--url", AWAY) as exporter, ExitStack() as stack:
         silent = [stack.enter_context(exporter.connect()) for _ in range(CONNECTIONS + 3)]

@@ -17,6 +17,7 @@ from tests.test_cli_metrics import AWAY, exporting
 from tests.test_cli_support import Cli, run
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
+hasty = test_cli_support.hasty
 
 UP = "redis_sessions_up"
 LIVE = "redis_sessions_live_sessions"
@@ -61,6 +62,7 @@ def test_served(cli: Cli, names: list[str]) -> None:
         assert exporter.end(signal.SIGTERM) == (exits.DONE, "", "")
 
 
+@pytest.mark.usefixtures("hasty")
 def test_an_outage_is_reported_once() -> None:
     result = test_cli_support.CliRunner().invoke(test_cli_support.app, ["metrics", "--url", AWAY, *given(["a", "b"])])
     assert result.exit_code == exits.UNREACHABLE
