@@ -213,10 +213,11 @@ def _unreached(causes: list[BaseException], address: str, *, cluster: bool) -> _
         if announced:
             remedy += ": set cluster-announce-hostname, and cluster-preferred-endpoint-type hostname"
         return _Reason(f"{announced or address} can't be reached (TLS failed: its certificate is for another name)", remedy)
-    # Whether one side refused the other's TLS. A connection that merely ended may come back.
+    # Whether one side refused the other's TLS. A connection that merely ended may come back; which of the two errors says so
+    # depends on the version of Python.
+    ended = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
     refused = any(
-        isinstance(cause, CutOff) or (isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError))
-        for cause in causes
+        isinstance(cause, CutOff) or (isinstance(cause, ssl.SSLError) and not isinstance(cause, ended)) for cause in causes
     )
     words = "TLS failed" if refused else _socket_words(causes)
     if announced:
