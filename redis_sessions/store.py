@@ -595,7 +595,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
             return (await self._run(self._ops.release(lease))).mine
 
     async def break_lease(self, key: str) -> Held | None:
-        """Take the lease away from the worker that has it. Same as SessionStore.break_lease."""
+        """Take the lease away from the worker that has the conversation. Same as SessionStore.break_lease."""
         return await self._run(self._ops.break_lease(key))
 
     async def increment_resume_failures(self) -> int:

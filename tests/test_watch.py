@@ -21,6 +21,7 @@ from redis_sessions import SessionStore, StoreUnavailable
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import report as module
 from redis_sessions.cli.report import LiveReport, RecentFailures
+from redis_sessions.cli.signals import until_asked_to_stop
 from redis_sessions.server import EmbeddedServer
 from tests import test_cli_support
 from tests.test_cli_support import run, spawn
@@ -258,3 +259,18 @@ def test_failures_are_shown_for_a_minute_and_never_negative():
     assert failures.lately() == (0, 0)
     failures.add(402, 2)
     assert failures.lately() == (2, 1_000)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_python_ignores_still_stops():
+    class Trap:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    looks = []
+    with until_asked_to_stop() as signals:
+        Trap()
+        while True:
+            looks.append(signals.stopped_by)
+            signals.check()
+    assert looks == [signal.SIGTERM]

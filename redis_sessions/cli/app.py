@@ -112,14 +112,14 @@ def demo(
     from redis_sessions.demo.processes import DemoError
 
     try:
-        with until_asked_to_stop() as asked:
+        with until_asked_to_stop() as signals:
             figures = run_demo(url=url, workers=workers, turns=turns)
     except DemoError as error:
         show.complain(f"the demo can't continue: {error}")
         return exits.PARTLY
-    if asked:
+    if signals.stopped_by is not None:
         show.complain("the demo was stopped; nothing of it is left")
-        return 128 + asked[0]
+        return 128 + signals.stopped_by
     if as_json:
         show.put_json(figures._asdict())
     else:

@@ -133,7 +133,7 @@ def _serve(
     from redis_sessions.metrics import Collector
     from redis_sessions.metrics.exporter import Exporter
 
-    with until_asked_to_stop(), show.logged_warnings(show.complain), _stores(at, namespaces) as stores:
+    with until_asked_to_stop() as signals, show.logged_warnings(show.complain), _stores(at, namespaces) as stores:
         collector = Collector(*stores, scan_max_age_ms=scan_max_age_ms)
         with (
             closing(collector),
@@ -143,6 +143,7 @@ def _serve(
                 show.complain(f"anyone who reaches {exporter.place} can read these numbers: there is no password and no TLS")
             place = f"http://{exporter.place}"
             show.complain(f"a page is at {place}/, metrics are at {place}/metrics; stop with Ctrl-C or SIGTERM")
+            exporter.service_actions = signals.check  # type: ignore[method-assign] # called twice a second
             exporter.serve_forever()
     return exits.DONE
 

@@ -14,7 +14,7 @@ from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
 from redis_sessions.cli.options import Options, on_a_store, say_empty, value
-from redis_sessions.cli.signals import until_asked_to_stop
+from redis_sessions.cli.signals import Signals, until_asked_to_stop
 from redis_sessions.errors import CorruptValue, InvalidSettings, SessionStoreError
 from redis_sessions.operations.text import count, duration, parse_duration_ms
 
@@ -151,9 +151,9 @@ def _watch(at: Options, every: str | None) -> int:
         )
     if not at.as_json and not _can_be_drawn_on():
         raise InvalidSettings("--watch needs a terminal to show it on", remedy="add --json for a line a scan")
-    with until_asked_to_stop(), at.store() as store:
+    with until_asked_to_stop() as signals, at.store() as store:
         live = LiveReport(store, every_ms / 1000)
-        _print_lines(at, live) if at.as_json else _draw(live)
+        _print_lines(at, live, signals) if at.as_json else _draw(live, signals)
     return exits.DONE
 
 
@@ -165,8 +165,9 @@ def _can_be_drawn_on() -> bool:
     return show.is_terminal(sys.stdout) and console.is_terminal and console.is_interactive and not console.is_dumb_terminal
 
 
-def _print_lines(at: Options, live: LiveReport) -> None:
+def _print_lines(at: Options, live: LiveReport, signals: Signals) -> None:
     while True:
+        signals.check()
         live.look(lambda: None)
         if live.trouble is not None:
             at.put_json({"error": live.trouble.message})
@@ -177,7 +178,7 @@ def _print_lines(at: Options, live: LiveReport) -> None:
         time.sleep(live.every_s)
 
 
-def _draw(live: LiveReport) -> None:
+def _draw(live: LiveReport, signals: Signals) -> None:
     from rich.console import Console
     from rich.live import Live
 
@@ -192,6 +193,7 @@ def _draw(live: LiveReport) -> None:
     with screen:
         redraw()
         while True:
+            signals.check()
             live.look(redraw)
             redraw()
             time.sleep(TICK_S)

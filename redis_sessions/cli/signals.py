@@ -31,7 +31,7 @@ class Signals:
 
     def __init__(self, numbers: tuple[signal.Signals, ...] = TO_STOP) -> None:
         self._numbers = numbers
-        self._stopped_by: int | None = None
+        self.stopped_by: int | None = None  # the last signal that has asked to stop
         self._held: list[int] | None = None
         self._receiver: Callable[[int], None] | None = None
 
@@ -75,13 +75,13 @@ class Signals:
 
     def check(self) -> None:
         """Raise Stopped if a signal has asked to stop, wherever it was passed on to."""
-        if self._stopped_by is not None:
-            raise Stopped(self._stopped_by)
+        if self.stopped_by is not None:
+            raise Stopped(self.stopped_by)
 
     def _receive(self, number: int, _frame: object) -> None:
-        first = self._stopped_by is None
+        first = self.stopped_by is None
         if number not in _TO_THE_AGENT:
-            self._stopped_by = number
+            self.stopped_by = number
         if self._receiver is not None:
             self._receiver(number)
         elif self._held is not None:
@@ -91,17 +91,15 @@ class Signals:
 
 
 @contextlib.contextmanager
-def until_asked_to_stop() -> Iterator[list[int]]:
+def until_asked_to_stop() -> Iterator[Signals]:
     """Run a block until a signal asks to stop, then continue after it, as if it had ended normally.
 
-    Yields a list, which then contains the signal's number.
+    A loop in the block should `check` what this yields: what a signal raises is lost where Python ignores exceptions, such
+    as in callbacks of the garbage collector.
     """
-    asked: list[int] = []
-    try:
-        with Signals().installed():
-            yield asked
-    except Stopped as stopped:
-        asked.append(stopped.number)
+    signals = Signals()
+    with contextlib.suppress(Stopped), signals.installed():
+        yield signals
 
 
 def send(group: int, number: int) -> None:
