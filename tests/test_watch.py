@@ -21,7 +21,7 @@ from redis_sessions import SessionStore, StoreUnavailable
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import report as module
 from redis_sessions.cli.report import LiveReport, RecentFailures
-from redis_sessions.cli.signals import until_asked_to_stop
+from redis_sessions.cli.signals import TO_STOP, until_asked_to_stop
 from redis_sessions.server import EmbeddedServer
 from tests import test_cli_support
 from tests.test_cli_support import run, spawn
@@ -267,10 +267,14 @@ def test_a_signal_whose_exception_python_ignores_still_stops():
         def __del__(self):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    looks = []
-    with until_asked_to_stop() as signals:
-        Trap()
-        while True:
-            looks.append(signals.stopped_by)
-            signals.check()
+    before, looks = {number: signal.getsignal(number) for number in TO_STOP}, []
+    try:
+        with until_asked_to_stop() as signals:
+            Trap()
+            while True:
+                looks.append(signals.stopped_by)
+                signals.check()
+    finally:
+        for number, handler in before.items():  # a program that was stopped ignores them from then on
+            signal.signal(number, handler)
     assert looks == [signal.SIGTERM]
