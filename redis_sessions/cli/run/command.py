@@ -104,6 +104,10 @@ MaxContext = Annotated[
     int | None,
     value("--max-context", "TOKENS", "The same, once its context is this large.", envvar="REDIS_SESSIONS_MAX_CONTEXT"),
 ]
+Replicas = Annotated[
+    int | None,
+    value("--replicas", "N", "Say so if fewer replicas than this have the saved session.", envvar="REDIS_SESSIONS_REPLICAS"),
+]
 Mint = Annotated[bool, typer.Option("--mint", help="Give a fresh session its ID, so that no output has to name it.")]
 Outage = Annotated[OnOutage, typer.Option("--on-outage", help="Without Redis: run, or raise (exit code 69).")]
 Elsewhere = Annotated[
@@ -173,6 +177,7 @@ def run(
     max_turns: MaxTurns = None,
     max_lifetime: MaxLifetime = None,
     max_context: MaxContext = None,
+    replicas: Replicas = None,
     mint: Mint = False,
     on_outage: Outage = "run",
     on_elsewhere: Elsewhere = "try",
@@ -221,6 +226,7 @@ def run(
         "max_turns": max_turns,
         "max_lifetime_ms": None if max_lifetime is None else parse_duration_ms(max_lifetime, "--max-lifetime"),
         "max_context_tokens": max_context,
+        "replicas": replicas,
     }
     changed = {name: limit for name, limit in limits.items() if limit is not None}
     attempts = Attempts(
