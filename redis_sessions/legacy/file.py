@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from json import JSONDecodeError
@@ -130,15 +130,13 @@ class LegacyFile:
         self._miss: LegacyFileError | None = None
         self._runs: dict[int, int] = {}
         sample: list[_Member] = []
-        times: defaultdict[str, int] = defaultdict(int)
-        self._len = 0
+        times: Counter[str] = Counter()
         for member in self._members():
             _, start, end, name, value = member
-            for key in _USUAL_KEYS.findall(text, start, end) if name is None else (key_of(shape, name, value),):
-                times[key] += 1
-                self._len += 1
+            times.update(_USUAL_KEYS.findall(text, start, end) if name is None else (key_of(shape, name, value),))
             if len(sample) < SAMPLE:
                 sample.append(member)
+        self._len = times.total()
         self._times = {key: count for key, count in times.items() if key and count > 1}
         if self._first is None and self._miss:
             raise self._miss
@@ -276,12 +274,16 @@ def expires_at_ms(entry: Entry, now_ms: int, max_age_ms: int, assumed_ms: int | 
 
     `assumed_ms` is the time of last use of entries that have none; None takes 0, so that they have expired.
     """
-    if entry.used_at_ms is None and assumed_ms is None and entry.untimed:
-        return entry.untimed
-    used_at_ms = entry.used_at_ms if entry.used_at_ms is not None else assumed_ms or 0
-    if used_at_ms > now_ms + AHEAD_MS:
-        return f"last used {duration(used_at_ms - now_ms)} in the future"
-    return min(used_at_ms, now_ms) + max_age_ms
+    used_at_ms = entry.used_at_ms
+    if used_at_ms is None:
+        if assumed_ms is None and entry.untimed:
+            return entry.untimed
+        used_at_ms = assumed_ms or 0
+    if used_at_ms <= now_ms:
+        return used_at_ms + max_age_ms
+    if used_at_ms <= now_ms + AHEAD_MS:
+        return now_ms + max_age_ms
+    return f"last used {duration(used_at_ms - now_ms)} in the future"
 
 
 class Writer(Replacement):

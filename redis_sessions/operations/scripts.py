@@ -271,15 +271,6 @@ return {0, #KEYS - 1}
 """
 )
 
-# KEYS id, ...; ARGV session ID, Unix time of expiry in ms, ... -> 1 for each that was written, 0 where another is live
-IMPORT: Final = Script("""
-local written = {}
-for i, key in ipairs(KEYS) do
-  written[i] = redis.call('SET', key, ARGV[2 * i - 1], 'PXAT', ARGV[2 * i], 'NX') and 1 or 0
-end
-return written
-""")
-
 # KEYS any key, lease. -> the token in the lease, on the server that a proxy chooses by the first key
 # This one and the next are short, and sent in many copies by one pipeline: as EVAL.
 READ_BACK: Final = "return redis.call('GET', KEYS[2])"
