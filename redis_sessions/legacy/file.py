@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -130,13 +130,15 @@ class LegacyFile:
         self._miss: LegacyFileError | None = None
         self._runs: dict[int, int] = {}
         sample: list[_Member] = []
-        times: Counter[str] = Counter()
+        keys: set[str] = set()
+        self._len = 0
         for member in self._members():
-            _, start, end, name, value = member
-            times.update(_USUAL_KEYS.findall(text, start, end) if name is None else (key_of(shape, name, value),))
+            found = self._keys(member)
+            keys.update(found)
+            self._len += len(found)
             if len(sample) < SAMPLE:
                 sample.append(member)
-        self._len = times.total()
+        times = Counter(chain.from_iterable(map(self._keys, self._members())) if len(keys) < self._len else ())
         self._times = {key: count for key, count in times.items() if key and count > 1}
         if self._first is None and self._miss:
             raise self._miss
@@ -161,6 +163,10 @@ class LegacyFile:
                 problems = {key: f"key occurs {times[key]} times" for key in keys}
                 entries = [entry._replace(problem=problems.get(entry.key, entry.problem)) for entry in entries]
             yield from entries
+
+    def _keys(self, member: _Member) -> Sequence[str]:
+        _, start, end, name, value = member
+        return _USUAL_KEYS.findall(self._text, start, end) if name is None else (key_of(self._shape, name, value),)
 
     def _members(self) -> Iterator[_Member]:
         cursor = _Cursor(self._text)
