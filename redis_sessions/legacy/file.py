@@ -130,11 +130,11 @@ class LegacyFile:
         self._miss: LegacyFileError | None = None
         self._runs: dict[int, int] = {}
         sample: list[_Member] = []
-        keys: set[str] = set()
+        keys: dict[str, None] = {}  # takes less memory than a set
         self._len = 0
         for member in self._members():
             found = self._keys(member)
-            keys.update(found)
+            keys.update(dict.fromkeys(found))
             self._len += len(found)
             if len(sample) < SAMPLE:
                 sample.append(member)
