@@ -284,8 +284,8 @@ RUN_ID: Final = "return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)
 # On a node of a cluster of Valkey 9, an MGET over several slots would break every script after it (no upstream issue found).
 # Keys with that prefix that end in a brace, filtered here because MATCH takes three times as long; near keys have only the
 # looser prefix, if one is given. The four lists are of the same length, but that of the records is empty if none were asked
-# for. A value is cut one byte past the longest session ID; nil stands for one of the wrong type. A record that is not one of
-# the ID has no values.
+# for. A value is cut one byte past the longest session ID. nil stands for a value of the wrong type, and for a record that
+# is not one of the ID.
 PAGE: Final = Script(
     _PEEK
     + """
@@ -318,15 +318,22 @@ for first = 1, count, 4000 do
   end
 end
 if ARGV[5] ~= '' then
+  local pcall, records_prefix, id_field = redis.pcall, ARGV[5], ARGV[6]
   for i = 1, count do
-    local record, fields = ARGV[5] .. sub(keys[i], size + 1), {}
-    -- For a session without a record, a third of the time of an HMGET.
-    if values[i] and peek('HGET', record, ARGV[6]) == values[i] then
+    local record = records_prefix .. sub(keys[i], size + 1)
+    -- For a session without a record, a third of the time of an HMGET; and by peek, half as long again.
+    local id = pcall('HGET', record, id_field)
+    if type(id) == 'table' then
+      id = peek('HGET', record, id_field)
+    end
+    records[i] = false
+    if id and id == values[i] then
+      local fields = {}
       for j, value in ipairs(call('HMGET', record, unpack(ARGV, 6))) do
         fields[j] = value and sub(value, 1, 4096)
       end
+      records[i] = fields
     end
-    records[i] = fields
   end
 end
 return {scan[1], time[1] * 1000 + math.floor(time[2] / 1000), keys, pttls, values, records, near, first_near}
