@@ -109,10 +109,12 @@ class LeaseHeld(SessionStoreError):
     def __init__(self, key: str, *, holder: str | None = None, remaining_ms: int | None = None) -> None:
         self.holder = holder
         self.remaining_ms = remaining_ms
+        # Not the random part: who knows it owns the lease.
+        worker = (holder or "").rpartition(":")[0] or "another worker"
         what = (
             "was taken over by another worker"
             if holder is None
-            else f"is leased by {holder} for {-(-(remaining_ms or 0) // 1000)} s more"
+            else f"is leased by {worker} for {-(-(remaining_ms or 0) // 1000)} s more"
         )
         super().__init__(f"conversation {key!r} {what}", key=key, remedy="try later, or let resume wait for it (wait_ms)")
 

@@ -64,6 +64,7 @@ def look(kind, url, loop):
     ids=["valkey", "redis"],
 )
 def test_connections_that_were_idle_read_on(failing, kind, binary, loop, monkeypatch):
+    monkeypatch.setattr(pools, "FRESH_S", -1)
     monkeypatch.setattr(pools, "PING_AFTER_S", -1)
     with failing(binary=binary) as server, redis.Redis.from_url(server.url) as raw:
         fill_disk(raw)

@@ -32,6 +32,7 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 from hiredis import pack_command
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 
 from redis_sessions.client.translate import answers, cut_off
 
@@ -39,7 +40,8 @@ C = TypeVar("C")
 BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 # A connection that was idle for longer is checked by a PING before it is used.
 PING_AFTER_S: Final = 15.0
-# After this much idle time the event loop gets a chance to read that the server has hung up.
+# A connection that was idle for longer is asked whether the server has hung up, which costs a system call; the event loop
+# gets a chance to read it.
 FRESH_S: Final = 0.1
 # Whether what is sent now can't be sent again: then a connection that was idle for longer than that gets the PING, too,
 # since a middlebox may reset it by the next packet.
@@ -101,6 +103,11 @@ def add_endpoint(error: BaseException, connection: Any = None) -> None:
         error.endpoint = port and f"{connection.host}:{port}"  # type: ignore[union-attr]
 
 
+def _just_used(connection: Any, idle_s: float) -> bool:
+    """Whether a connection needs no check: if the server has hung up since, what is sent now is sent again."""
+    return bool(idle_s <= FRESH_S and connection.is_connected and not sent_once.get())
+
+
 def _needs_ping(idle_s: float) -> bool:
     return idle_s > PING_AFTER_S or (idle_s > FRESH_S and sent_once.get())
 
@@ -157,7 +164,7 @@ def _spoiled() -> bool:
     Only an error that the server replied leaves it as it was; after any other a reply may be unread. And a server that has
     become read-only is no longer the primary, so its name must be looked up again.
     """
-    error = sys.exc_info()[1]
+    error = sys.exception()
     return error is not None and (not isinstance(error, redis.ResponseError) or isinstance(error, redis.ReadOnlyError))
 
 
@@ -188,6 +195,8 @@ class SafePool:
         try:
             connection, since_s = self._spare.pop()
             idle_s = time.monotonic() - since_s
+            if _just_used(connection, idle_s):
+                return connection
         except IndexError:
             connection, idle_s = self._make(), 0.0
         try:
@@ -214,18 +223,24 @@ class SafePool:
             if len(self._alive) >= self.max_connections:
                 raise redis.exceptions.MaxConnectionsError
             connection = self.connection_class(**self.connection_kwargs)
+            connection.made_under = self._making
             self._alive.add(connection)
         return connection
 
     def release(self, connection: Any) -> None:
         """Keep a connection for the next call if this one ended in order."""
-        usable = connection in self._alive and not _spoiled() and not connection.should_reconnect()
-        if usable and super().owns_connection(connection):  # type: ignore[misc] # the pool's
+        # One that was made under another lock is of the parent process, or of before a reset.
+        usable = connection.made_under is self._making and not connection.should_reconnect()
+        if usable and not _spoiled() and self._leads_there(connection):
             self._spare.append((connection, time.monotonic()))
         else:
             self._drop(connection)
-            if isinstance(sys.exc_info()[1], BROKEN):
+            if isinstance(sys.exception(), BROKEN):
                 self.disconnect_free_connections()
+
+    def _leads_there(self, _: Any) -> bool:
+        """Whether a new connection would lead to the same server."""
+        return True
 
     def _drop(self, connection: Any) -> None:
         self._alive.discard(connection)
@@ -258,6 +273,9 @@ class Pool(SafePool, redis.ConnectionPool):  # type: ignore[misc] # untyped ther
 
 class SentinelPool(SafePool, redis.sentinel.SentinelConnectionPool):  # type: ignore[misc] # same
     """For the primary that Sentinel names."""
+
+    def _leads_there(self, connection: Any) -> bool:
+        return bool(self.owns_connection(connection))  # type: ignore[no-untyped-call] # redis-py's
 
 
 class AdmissionLimit:
@@ -309,6 +327,8 @@ class CheckedConnection:
         connection: Any = super()
         idle_s = 0.0 if self.used_s is None else time.monotonic() - self.used_s
         try:
+            if _just_used(connection, idle_s) and self._reader.exception() is None:
+                return False
             if idle_s > FRESH_S:
                 # Two rounds: the first may have been under way when the server hung up.
                 await asyncio.sleep(0)
@@ -364,7 +384,7 @@ class _QueuingPool:
     def release(self, connection: Any) -> Coroutine[Any, Any, None]:
         """Same as SafePool.release. Not a coroutine function: a pipeline awaits it in a task that doesn't see the error."""
         spoiled = _spoiled() or connection.should_reconnect()
-        return self._take_back(connection, spoiled=spoiled, broken=isinstance(sys.exc_info()[1], BROKEN))
+        return self._take_back(connection, spoiled=spoiled, broken=isinstance(sys.exception(), BROKEN))
 
     async def _take_back(self, connection: Any, *, spoiled: bool, broken: bool) -> None:
         pool: Any = self
@@ -420,10 +440,34 @@ class DirectRedis(redis.Redis):
         try:
             connection.send_packed_command(_packed(connection, args), check_health=False)
             if args[0] in _AS_IT_IS:
-                return connection.read_response(disable_decoding=True)
+                return _reply(connection)
             return self.parse_response(connection, args[0], **options)  # type: ignore[no-untyped-call] # same
         finally:
             pool.release(connection)
+
+
+def _reply(connection: Any) -> Any:
+    """Read a reply. Raises redis-py's errors; what redis-py does besides where a call fails, the pool does."""
+    sock, parser = connection._sock, connection._parser  # noqa: SLF001
+    reader, buffer = parser._reader, parser._buffer  # noqa: SLF001
+    if sock is None or reader is None:
+        raise redis.ConnectionError("closed by another thread")
+    try:
+        while (reply := reader.gets(False)) is NOT_ENOUGH_DATA:
+            received_bytes = sock.recv_into(buffer)
+            if not received_bytes:
+                raise redis.ConnectionError("closed by the server")
+            reader.feed(buffer, 0, received_bytes)
+    except TimeoutError as error:
+        raise redis.TimeoutError("no reply in time") from error
+    except OSError as error:
+        raise redis.ConnectionError(str(error)) from error
+    if isinstance(reply, Exception):
+        try:
+            raise reply
+        finally:
+            del reply  # a traceback that holds itself would keep all that the call held
+    return reply
 
 
 class AsyncDirectRedis(redis.asyncio.Redis):

@@ -8,7 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from posixpath import commonprefix
@@ -73,8 +73,7 @@ class Place:
         return ", ".join(known) or "nothing is known of it"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What is known of a session; None or 0 for what is not. Times are the server's, milliseconds since 1970.
 
     Attributes:
@@ -106,20 +105,24 @@ class Record:
         """A record from the values of RECORD_FIELDS; what can't be read is not known."""
         if not any(values):
             return cls()
-        session_id, who, directory, *figures, cut_short = values
-        started_ms, lasted_ms, turns, context_tokens, failures = map(_figure, figures)
-        agent, host, home = [*_text(who).split("\0", 2), "", ""][:3]
+        session_id, who, directory, started, lasted, turns, tokens, failures, cut_short = values
+        agent = host = home = where = None
+        if who:
+            agent, host, home = (part or None for part in [*_text(who).split("\0", 2), "", ""][:3])
+        if directory:
+            where = _whole(_text(directory), home or "") or None
+        started_ms, lasted_ms = _figure(started), _figure(lasted)
         return cls(
             _text(session_id) or None,
-            agent or None,
-            host or None,
-            home or None,
-            _whole(_text(directory), home) or None,
+            agent,
+            host,
+            home,
+            where,
             started_ms,
             None if started_ms is None or lasted_ms is None else started_ms + lasted_ms,
-            turns or 0,
-            context_tokens,
-            failures or 0,
+            _figure(turns) or 0,
+            _figure(tokens),
+            _figure(failures) or 0,
             cut_short != b"1",
         )
 
@@ -157,8 +160,7 @@ def _packed(agent: str | None, place: Place) -> dict[str, str]:
     return {"w": who, "d": directory}
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """The right of one worker to run one conversation now.
 
     Attributes:
@@ -174,8 +176,11 @@ class Lease:
     token: str
     session_id: str | None = None
     unusable: bool = False
-    values: tuple[bytes | None, ...] = field(default=(), repr=False)
-    now_ms: int | None = field(default=None, repr=False, compare=False)
+    values: tuple[bytes | None, ...] = ()
+    now_ms: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Lease(key={self.key!r}, token={self.token!r}, session_id={self.session_id!r}, unusable={self.unusable})"
 
     @property
     def record(self) -> Record:

@@ -39,7 +39,7 @@ import logging
 import random
 import time
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import CoroutineType
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -207,7 +207,7 @@ class _RunningTurn:
             return
         if unusable:
             self._say("what Redis held was not a valid session ID")
-        elif found is not None and (why := self.request.objection(found) or self._another_agent()):
+        elif found is not None and (why := self.request.foreign(found) or self._another_agent()):
             self._say(f"Redis held {excerpt(found)}, which {why}: started fresh")
         elif found is not None:
             self.previous = found
@@ -230,15 +230,14 @@ class _RunningTurn:
         record, settings = self.record, self.ops.settings
         if 0 < settings.give_up_after <= record.failures:
             return "gave_up", f"failed {record.failures} times in a row"
-        now_ms, started_ms = self.claim.now_ms, record.started_ms
-        age_ms = 0 if now_ms is None or started_ms is None else now_ms - started_ms
-        for reached, limit, what, shown in (
-            (record.turns, settings.max_turns, "has {} turns", str),
-            (age_ms, settings.max_lifetime_ms, "began {} ago", duration),
-            (record.context_tokens or 0, settings.max_context_tokens, "has {} tokens of context", str),
-        ):
-            if limit is not None and reached >= limit:
-                return "rotated", f"{what.format(shown(reached))}, and the limit is {shown(limit)}"
+        if (limit := settings.max_turns) is not None and record.turns >= limit:
+            return "rotated", f"has {record.turns} turns, and the limit is {limit}"
+        if (limit := settings.max_lifetime_ms) is not None and self.claim.now_ms and record.started_ms:
+            age_ms = self.claim.now_ms - record.started_ms
+            if age_ms >= limit:
+                return "rotated", f"began {duration(age_ms)} ago, and the limit is {duration(limit)}"
+        if (limit := settings.max_context_tokens) is not None and (record.context_tokens or 0) >= limit:
+            return "rotated", f"has {record.context_tokens} tokens of context, and the limit is {limit}"
         return "resumed", ""
 
     def _acquire(self) -> Flow[Lease]:
@@ -321,7 +320,7 @@ class _RunningTurn:
             counters = [] if asked is None or (gone and self._has_moved()) else [RESUME_FAILURES]
             try:
                 if self.claimed:
-                    lease = replace(self.claim, session_id=refused)
+                    lease = self.claim._replace(session_id=refused)
                     written = yield from self._do(self.ops.reject(lease, self._counted_in_script(counters)))
                     mine = written.mine
                     counters = self._left(counters, written.uncounted, mine=mine)
@@ -391,6 +390,8 @@ class _RunningTurn:
 
     def _objects(self, session_id: str) -> bool:
         """Whether no turn could resume this ID, which is said."""
+        if session_id == self.previous:  # as this turn shows
+            return False
         why = self.request.objection(session_id)
         if why is not None:
             self._say(f"the turn gave {excerpt(session_id)} as its session, which {why}: not saved")

@@ -167,9 +167,9 @@ class LeaseRenewer:
             if self._waiting is None:
                 self._start()
 
-    def remove(self, renewal: _Renewal) -> None:
+    def remove(self, token: str) -> None:
         with self._lock:
-            self._due.pop(renewal.lease.token, None)
+            self._due.pop(token, None)
 
     def _put(self, renewal: _Renewal) -> None:
         renewal.due_s = time.monotonic() + self._interval_s
@@ -266,8 +266,8 @@ class _Renewal:
         self._renewer.add(self)
 
     def __exit__(self, *_: object) -> None:
-        self.end()
-        self._renewer.remove(self)
+        self.over = True
+        self._renewer.remove(self.lease.token)
 
     def end(self) -> None:
         self.over = True

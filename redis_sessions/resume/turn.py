@@ -133,8 +133,7 @@ class TurnStart(NamedTuple):
     previous: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class ResumeResult(Generic[V]):
+class ResumeResult(NamedTuple, Generic[V]):
     """A turn that ran.
 
     Attributes:
@@ -206,6 +205,10 @@ class Request:
             check_session_id(self.key, session_id)
         except InvalidSessionID:
             return "is not a valid session ID"
+        return self.foreign(session_id)
+
+    def foreign(self, session_id: str) -> str | None:
+        """Same as `objection`, for an ID that was checked before."""
         return None if self.accepts is None or self.accepts(session_id) else "can't be a session of this agent"
 
     def elsewhere(self, made: Record, *, ever: bool = False) -> str | None:

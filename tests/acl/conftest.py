@@ -34,4 +34,5 @@ def _empty(request):
 @pytest.fixture
 def _checks_its_health(monkeypatch):
     """A client that sends PING before each command, and not only after 15 seconds."""
+    monkeypatch.setattr(pools, "FRESH_S", -1)
     monkeypatch.setattr(pools, "PING_AFTER_S", -1)

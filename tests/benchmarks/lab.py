@@ -72,6 +72,7 @@ class Server:
         info: dict[str, Any] = self.raw.info("server")
         self.name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
         self.version = str(info.get("valkey_version") or info["redis_version"])
+        self.pid = int(info["process_id"])
 
     def cpu_s(self) -> float:
         """Processor time that the server has used so far, in seconds."""

@@ -9,13 +9,13 @@ from typing import Any
 
 from redis_sessions import AsyncSessionStore, Lease, SessionStore, Turn
 from tests.benchmarks import bare
-from tests.benchmarks.calls import KEY, REDIS_KEY, SESSION_ID
+from tests.benchmarks.calls import APART, KEY, REDIS_KEY, SESSION_ID
 from tests.benchmarks.lab import Lab, Server
+from tests.benchmarks.machine import placed, placements
 from tests.benchmarks.pairs import arepeated, repeated, tails
 from tests.benchmarks.rows import Row, tail, timed
 
 PEER = "redis-py get + set"
-ASYNC, ASYNC_TURN = 1.25, 1.60
 
 
 def dispatch(lab: Lab) -> Iterator[Row]:
@@ -31,7 +31,7 @@ def dispatch(lab: Lab) -> Iterator[Row]:
         assert isinstance(lease, Lease)
         await store.save(lease, SESSION_ID)
 
-    yield from _beside_get_and_set(lab, "acquire + save", ours, aours, trips=2, at_most=1.10, async_at_most=ASYNC)
+    yield from _beside_get_and_set(lab, "acquire + save", ours, aours, trips=2, at_most=1.10)
 
 
 def resume(lab: Lab) -> Iterator[Row]:
@@ -47,7 +47,6 @@ def resume(lab: Lab) -> Iterator[Row]:
         lambda store: store.resume(KEY, turn),
         trips=2,
         at_most=1.5,
-        async_at_most=ASYNC_TURN,
     )
 
 
@@ -59,7 +58,6 @@ def _beside_get_and_set(
     *,
     trips: int,
     at_most: float,
-    async_at_most: float,
 ) -> Iterator[Row]:
     server = lab.server()
     calls, cpu = lab.scale.calls, server.cpu_s
@@ -73,26 +71,36 @@ def _beside_get_and_set(
         await aclient.set(REDIS_KEY, SESSION_ID, px=bare.MAX_AGE_MS)
 
     with SessionStore.from_url(server.url) as store, closing(bare.client(server.url)) as client:
-        measure = repeated(lambda: ours(store), calls, cpu)
         yield _counted(name, server, lambda: ours(store), trips)
-        contest = lab.contest(name, {"ours": measure, PEER: repeated(theirs, calls, cpu)})
-        slowest = tails({"ours": lambda: ours(store), PEER: theirs}, calls * lab.scale.rounds)
-    yield timed(name, contest, "ours", PEER, at_most)
-    yield tail(f"{name}: 99 % within", slowest, "ours", PEER)
+        for apart in placements():
+            with placed(server.pid, apart=apart):
+                sides = {"ours": repeated(lambda: ours(store), calls, cpu), PEER: repeated(theirs, calls, cpu)}
+                where = APART if apart else ""
+                contest = lab.contest(f"{name}{where}", sides)
+                slowest = tails({"ours": lambda: ours(store), PEER: theirs}, calls * lab.scale.rounds)
+            yield timed(f"{name}{where}", contest, "ours", PEER, None if apart else at_most)
+            yield tail(f"{name}{where}: 99 % within", slowest, "ours", PEER)
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         astore, aclient = AsyncSessionStore.from_url(server.url), bare.aclient(server.url)
-        ameasure = arepeated(loop, lambda: aours(astore), calls, cpu)
         yield _counted(f"{name}, async", server, lambda: loop.run_until_complete(aours(astore)), trips)
-        contest = lab.contest(f"{name}, async", {"ours": ameasure, PEER: arepeated(loop, atheirs, calls, cpu)})
+        for apart in placements():
+            with placed(server.pid, apart=apart):
+                sides = {
+                    "ours": arepeated(loop, lambda: aours(astore), calls, cpu),
+                    PEER: arepeated(loop, atheirs, calls, cpu),
+                }
+                where = APART if apart else ""
+                contest = lab.contest(f"{name}, async{where}", sides)
+            yield timed(f"{name}, async{where}", contest, "ours", PEER, None if apart else at_most)
         runner.run(astore.aclose())
         runner.run(aclient.aclose())
-    yield timed(f"{name}, async", contest, "ours", PEER, async_at_most)
 
 
 def _counted(name: str, server: Server, call: Callable[[], Any], trips: int) -> Row:
     """How many commands of clients reach the server per call, without those inside scripts."""
     times = 50
+    call()  # connects, and asks what a store asks once
     with closing(bare.client(server.url)) as marker:
         marker.ping()
         with server.raw.monitor() as seen:

@@ -248,6 +248,7 @@ def test_every_operation_with_every_try_spoiled(fault, worlds, ledger, every):
 @pytest.mark.parametrize("fault", [Fault.REPLY_DROPPED, Fault.REPLY_LATE, Fault.REPLY_HALVED_OPEN, Fault.REQUEST_LOST])
 def test_a_health_check(fault, worlds, ledger, monkeypatch):
     """A PING goes before each command of this store, as after a pause: its reply is nobody's, and INCR doesn't go twice."""
+    monkeypatch.setattr(pools, "FRESH_S", -1)
     monkeypatch.setattr(pools, "PING_AFTER_S", -1)
     tally, harms, world = ledger("health check spoiled"), [], worlds.get()
     usual, world.store = world.store, world.new_store(HASTY if fault.hangs else PATIENT)

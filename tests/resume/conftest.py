@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 
 from redis_sessions import Lease, Record
@@ -23,9 +21,7 @@ def record(raw, namespace):
 
     def read():
         found = Record.read(raw.hmget(Keys(namespace).record(KEY), RECORD_FIELDS))
-        known = {
-            field.name: getattr(found, field.name) for field in fields(Record) if getattr(found, field.name) != field.default
-        }
+        known = {name: value for name, value in found._asdict().items() if value != Record._field_defaults[name]}
         times = [known.pop(name) for name in ("started_ms", "used_ms") if name in known]
         assert times == sorted(times)
         return known

@@ -260,7 +260,7 @@ def test_the_second_worker_learns_of_the_wait_option(stage: Stage, options: list
     done = stage.run(*options, "--result", str(stage.result_file))
     [said] = done.said
     assert done.code == 75
-    assert "is leased by another:1:x" in said
+    assert "is leased by another:1 for " in said
     assert said.endswith(remedy)
     assert stage.result["reason"] in said
     assert "wait_ms" not in said

@@ -19,7 +19,8 @@ def test_the_second_of_two_fails_at_once_and_names_the_first(stage: Stage) -> No
     second = stage.run("--result", str(stage.result_file))
     assert (second.code, second.out) == (75, b"")
     [said] = second.said
-    assert f"is leased by {socket.gethostname()}:{first.pid}:" in said
+    # Host and process, without the random part, by which the lease is owned.
+    assert f"is leased by {socket.gethostname()}:{first.pid} for " in said
     assert (stage.result["how"], stage.result["saved"], stage.result["exit_code"]) == (None, False, 75)
     assert "is leased by" in stage.result["reason"]
     assert stage.leased()
