@@ -160,8 +160,7 @@ class Keys:
         """Same as `conversation` of each, faster where all are printable ASCII with nothing escaped."""
         lines = b"\n".join(redis_keys) + b"\n"
         if lines.count(b"\n") == len(redis_keys) and self._plain_keys.fullmatch(lines):
-            start = len(self.prefix)
-            return [redis_key[start:-1].decode("ascii") for redis_key in redis_keys]
+            return list(lines[len(self.prefix) : -2].decode("ascii").split(f"}}\n{self._id_prefix}"))
         return [self.conversation(redis_key) for redis_key in redis_keys]
 
 

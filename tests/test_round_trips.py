@@ -30,6 +30,12 @@ class CountingClient:
         pipeline.execute = counted
         return pipeline
 
+    @property
+    def connection_pool(self):
+        """What a batch asks for once."""
+        self.trips += 1
+        return self._client.connection_pool
+
 
 @pytest.fixture
 def client(valkey):
@@ -165,10 +171,10 @@ def test_a_turn_after_a_refusal_takes_three(trips):
 
 
 def test_an_import_takes_two_per_batch_and_two_in_all(trips, tmp_path):
-    """Two find out whether one server has all keys, so that a script may write a batch."""
+    """Two find out whether one server has all keys, so that one connection can write a batch."""
     path = tmp_path / "sessions.json"
     path.write_text('{"a": "ID-1"}')
-    trips(lambda store: store.import_legacy(path, assume_used_at="mtime"))  # the server gets to know the script
+    trips(lambda store: store.import_legacy(path, assume_used_at="mtime"))  # which compares the max age
     path.write_text("{" + ",".join(f'"key{n}": "ID-{n}"' for n in range(1200)) + "}")
     assert trips(lambda store: store.import_legacy(path)) == 2 + 3  # all expired: the time of each batch
     assert trips(lambda store: store.import_legacy(path, assume_used_at="mtime")) == 2 + 6

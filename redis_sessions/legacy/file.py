@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -130,15 +130,15 @@ class LegacyFile:
         self._miss: LegacyFileError | None = None
         self._runs: dict[int, int] = {}
         sample: list[_Member] = []
-        times: defaultdict[str, int] = defaultdict(int)
+        keys: dict[str, None] = {}  # takes less memory than a set
         self._len = 0
         for member in self._members():
-            _, start, end, name, value = member
-            for key in _USUAL_KEYS.findall(text, start, end) if name is None else (key_of(shape, name, value),):
-                times[key] += 1
-                self._len += 1
+            found = self._keys(member)
+            keys.update(dict.fromkeys(found))
+            self._len += len(found)
             if len(sample) < SAMPLE:
                 sample.append(member)
+        times = Counter(chain.from_iterable(map(self._keys, self._members())) if len(keys) < self._len else ())
         self._times = {key: count for key, count in times.items() if key and count > 1}
         if self._first is None and self._miss:
             raise self._miss
@@ -163,6 +163,10 @@ class LegacyFile:
                 problems = {key: f"key occurs {times[key]} times" for key in keys}
                 entries = [entry._replace(problem=problems.get(entry.key, entry.problem)) for entry in entries]
             yield from entries
+
+    def _keys(self, member: _Member) -> Sequence[str]:
+        _, start, end, name, value = member
+        return _USUAL_KEYS.findall(self._text, start, end) if name is None else (key_of(self._shape, name, value),)
 
     def _members(self) -> Iterator[_Member]:
         cursor = _Cursor(self._text)
@@ -276,12 +280,16 @@ def expires_at_ms(entry: Entry, now_ms: int, max_age_ms: int, assumed_ms: int | 
 
     `assumed_ms` is the time of last use of entries that have none; None takes 0, so that they have expired.
     """
-    if entry.used_at_ms is None and assumed_ms is None and entry.untimed:
-        return entry.untimed
-    used_at_ms = entry.used_at_ms if entry.used_at_ms is not None else assumed_ms or 0
-    if used_at_ms > now_ms + AHEAD_MS:
-        return f"last used {duration(used_at_ms - now_ms)} in the future"
-    return min(used_at_ms, now_ms) + max_age_ms
+    used_at_ms = entry.used_at_ms
+    if used_at_ms is None:
+        if assumed_ms is None and entry.untimed:
+            return entry.untimed
+        used_at_ms = assumed_ms or 0
+    if used_at_ms <= now_ms:
+        return used_at_ms + max_age_ms
+    if used_at_ms <= now_ms + AHEAD_MS:
+        return now_ms + max_age_ms
+    return f"last used {duration(used_at_ms - now_ms)} in the future"
 
 
 class Writer(Replacement):

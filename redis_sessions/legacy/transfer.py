@@ -5,30 +5,28 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
-from operator import attrgetter
+from itertools import chain, islice
 from typing import Final, Literal, Self, TypeAlias
 
 from pydantic import BaseModel
 
-from redis_sessions.errors import InvalidSettings, StoreUnavailable
+from redis_sessions.errors import InvalidSettings, SessionStoreError, StoreUnavailable
 from redis_sessions.keys import Keys
 from redis_sessions.legacy.file import LegacyFile, expires_at_ms
 from redis_sessions.legacy.shape import SINCE_1973_MS
 from redis_sessions.operations.command import PRIMARIES, Command, Op, Resent
 from redis_sessions.operations.conversation import Operations
-from redis_sessions.operations.scan import Progress, Scan, agreed, session_rows, sole_server
-from redis_sessions.operations.scripts import IMPORT
+from redis_sessions.operations.scan import Page, Progress, Scan, agreed, sole_server
 from redis_sessions.settings import StoreSettings
 
 AssumeUsedAt: TypeAlias = Literal["mtime"] | int | None
-# Conversation key, session ID, time of last use, idle time.
-Row: TypeAlias = tuple[str, str, int, int | None]
+# Conversation key, session ID, time of last use, and 1 if that is not known, else 0.
+Row: TypeAlias = tuple[str, str, int, int]
 
 _logger = logging.getLogger(__name__)
-_ROW: Final = attrgetter("key", "session_id", "last_used_at_ms", "idle_ms")
-_CACHE_KIB: Final = 16_384
+_CACHE_KIB: Final = 4_096  # more takes SQLite longer to sort
 _BATCH: Final = 1_000
+_INSERTED: Final = 200  # SQLite before 3.32 takes at most 999 values in a statement
 
 
 class Reject(BaseModel, frozen=True, defer_build=True):
@@ -107,7 +105,7 @@ def import_entries(
         raise InvalidSettings(problem, setting="assume_used_at", remedy='give "mtime", milliseconds since 1970, or None')
     keys, max_age_ms = ops.keys, ops.settings.session_max_age_ms
     [nodes] = yield [PRIMARIES]
-    # Only where one server is proven to have all keys may a script have several.
+    # Only where one server is proven to have all keys can one connection write them all.
     alone = nodes == [None] and (yield from sole_server(keys)) is not None
     imported = expired = kept = done = sent = 0
     rejects: list[Reject] = []
@@ -163,23 +161,25 @@ def _written(keys: Keys, due: list[tuple[str, str, int]], *, alone: bool, dry_ru
     redis_keys = keys.session_ids([key for key, _, _ in due])
     if dry_run:
         return (yield [Command(("EXISTS", redis_key)) for redis_key in redis_keys]).count(0)
-    if alone:
-        args = tuple([arg for _, session_id, until_ms in due for arg in (session_id, str(until_ms))])
-        replies = yield [Command(args, script=IMPORT, redis_keys=tuple(redis_keys))]
+    batch = [
+        ("SET", redis_key, session_id, "PXAT", str(until_ms), "NX")
+        for redis_key, (_, session_id, until_ms) in zip(redis_keys, due, strict=True)
+    ]
+    if alone:  # a script that sets them all takes the server 1.4 times as long
+        replies = yield [Command((), batch=batch)]
         written = replies[0]
+        for reply in written:
+            if isinstance(reply, SessionStoreError):
+                raise reply
     else:
-        # On a cluster each key has its own slot, behind some proxies its own server, and a script can't reach more than one.
-        replies = yield [
-            Command(("SET", redis_key, session_id, "PXAT", str(until_ms), "NX"))
-            for redis_key, (_, session_id, until_ms) in zip(redis_keys, due, strict=True)
-        ]
-        written = [reply is not None for reply in replies]
-    count = sum(map(bool, written))
+        # On a cluster each key has its own slot, behind some proxies its own server.
+        replies = written = yield [Command(words) for words in batch]
+    count: int = len(due) - written.count(None)
     if count < len(due) and isinstance(replies, Resent):
         there = [
             (redis_key, session_id)
-            for redis_key, (_, session_id, _), wrote in zip(redis_keys, due, written, strict=True)
-            if not wrote
+            for redis_key, (_, session_id, _), reply in zip(redis_keys, due, written, strict=True)
+            if reply is None
         ]
         count += yield from _written_before(there)
     return count
@@ -203,20 +203,33 @@ def export_entries(
 ) -> Op[ExportResult]:
     """Pass the live sessions to `add`, many at a time, sorted by key, each once even if the scan finds it twice."""
     settings = yield from agreed(settings)
-    scan = Scan(settings, progress)
+    scan, keys, max_age_ms = Scan(settings, progress), Keys(settings.namespace), settings.session_max_age_ms
     skipped = 0
     with Sorter() as sorter:
         while (pages := (yield from scan.next_pages())) is not None:
             for page in pages:
-                sessions = list(session_rows(settings, page))
-                skipped += len(page.redis_keys) - len(sessions)
-                sorter.put(map(_ROW, sessions))
+                rows = page_rows(keys, max_age_ms, page)
+                skipped += len(page.redis_keys) - len(rows)
+                sorter.put(rows)
         exported = not_timed = 0
         for rows in sorter.batches():
             add(rows)
             exported += len(rows)
-            not_timed += [idle_ms for _, _, _, idle_ms in rows].count(None)
+            not_timed += sum([row[3] for row in rows])
     return ExportResult(exported=exported, not_timed=not_timed, skipped=skipped, approximate=not scan.exact)
+
+
+def page_rows(keys: Keys, max_age_ms: int, page: Page) -> list[Row]:
+    """The live sessions of a page. Same as those of `session_rows`, in a third of the time."""
+    names, now_ms = page.conversations(keys), page.now_ms
+    expiring_now_ms = now_ms - max_age_ms  # when a session was last used that expires now
+    return [
+        (key, value.decode(), expiring_now_ms + pttl_ms, 0)
+        if 0 <= pttl_ms <= max_age_ms
+        else (key, value.decode(), now_ms, 1)
+        for key, pttl_ms, value in zip(names, page.pttls_ms, page.values, strict=True)
+        if key is not None and value is not None and pttl_ms >= -1
+    ]
 
 
 class Sorter:
@@ -230,8 +243,8 @@ class Sorter:
 
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.executescript(
-            f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-{_CACHE_KIB};"
-            "CREATE TABLE row (key TEXT, session_id TEXT, used_at_ms INTEGER, idle_ms INTEGER);"
+            f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA page_size=16384; PRAGMA cache_size=-{_CACHE_KIB};"
+            "CREATE TABLE row (key TEXT, session_id TEXT, used_at_ms INTEGER, not_timed INTEGER);"
             "BEGIN"
         )
         return self
@@ -241,7 +254,11 @@ class Sorter:
 
     def put(self, rows: Iterable[Row]) -> None:
         """Add rows; of those with the same key the last one stays."""
-        self._database.executemany("INSERT INTO row VALUES (?, ?, ?, ?)", rows)
+        pending = iter(rows)
+        while some := list(islice(pending, _INSERTED)):
+            # In one statement they take two thirds of the time of executemany.
+            statement = "INSERT INTO row VALUES (?, ?, ?, ?)" + ", (?, ?, ?, ?)" * (len(some) - 1)
+            self._database.execute(statement, list(chain.from_iterable(some)))
 
     def batches(self) -> Iterator[list[Row]]:
         """All rows in order, many at a time."""

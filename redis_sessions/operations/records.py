@@ -57,7 +57,7 @@ class RecordFold:
         self._agents: Counter[str] = Counter()
         self._turns, self._tokens = [0] * (len(_TURNS) + 1), [0] * (len(_TOKENS) + 1)
 
-    def add(self, records: Iterable[Sequence[bytes | None]]) -> None:
+    def add(self, records: Iterable[Sequence[bytes | None] | None]) -> None:
         """Count live sessions by the values of their records, or by none."""
         for values in records:
             record = Record.read(values) if values else Record()

@@ -65,7 +65,7 @@ class Page(NamedTuple):
     values: list[bytes | None]  # their first 257 bytes; None for one that is not a string
     now_ms: int  # the server's time when they were read, milliseconds since 1970
     node: object = None  # the primary that has them, as PRIMARIES gave it; None where there is only one server
-    records: Sequence[Sequence[bytes | None]] = ()  # values of RECORD_FIELDS, or none; empty if not asked for
+    records: Sequence[Sequence[bytes | None] | None] = ()  # values of RECORD_FIELDS, or None; empty if not asked for
     near: int = 0  # number of other keys that begin as session keys do, up to the brace
     near_examples: Sequence[bytes] = ()  # the first 20 of them
 
@@ -236,7 +236,7 @@ class Scan:
         pttls_ms = [pttl_ms if isinstance(pttl_ms, int) and not is_away(value) else -3 for pttl_ms, value in read]
         values = [value if isinstance(value, bytes) else None for _, value in read]
         known = zip(replies[2::width], values, strict=True) if self._records else ()
-        return pttls_ms, values, [found if isinstance(found, list) and found[0] == value else () for found, value in known]
+        return pttls_ms, values, [found if isinstance(found, list) and found[0] == value else None for found, value in known]
 
     def _marks(self) -> Op[list[_Mark] | None]:
         if self._nodes == [None]:
@@ -351,7 +351,7 @@ def session_rows(settings: StoreSettings, page: Page) -> Iterator[SessionRow]:
     """The live sessions of a page."""
     max_age_ms, now_ms = settings.session_max_age_ms, page.now_ms
     names = page.conversations(Keys(settings.namespace))
-    records = page.records or [()] * len(names)
+    records = page.records or [None] * len(names)
     for key, pttl_ms, value, fields in zip(names, page.pttls_ms, page.values, records, strict=True):
         if key is not None and value is not None and pttl_ms >= -1:
             record = Record.read(fields) if fields else None

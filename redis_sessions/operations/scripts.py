@@ -271,15 +271,6 @@ return {0, #KEYS - 1}
 """
 )
 
-# KEYS id, ...; ARGV session ID, Unix time of expiry in ms, ... -> 1 for each that was written, 0 where another is live
-IMPORT: Final = Script("""
-local written = {}
-for i, key in ipairs(KEYS) do
-  written[i] = redis.call('SET', key, ARGV[2 * i - 1], 'PXAT', ARGV[2 * i], 'NX') and 1 or 0
-end
-return written
-""")
-
 # KEYS any key, lease. -> the token in the lease, on the server that a proxy chooses by the first key
 # This one and the next are short, and sent in many copies by one pipeline: as EVAL.
 READ_BACK: Final = "return redis.call('GET', KEYS[2])"
@@ -293,8 +284,8 @@ RUN_ID: Final = "return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)
 # On a node of a cluster of Valkey 9, an MGET over several slots would break every script after it (no upstream issue found).
 # Keys with that prefix that end in a brace, filtered here because MATCH takes three times as long; near keys have only the
 # looser prefix, if one is given. The four lists are of the same length, but that of the records is empty if none were asked
-# for. A value is cut one byte past the longest session ID; nil stands for one of the wrong type. A record that is not one of
-# the ID has no values.
+# for. A value is cut one byte past the longest session ID. nil stands for a value of the wrong type, and for a record that
+# is not one of the ID.
 PAGE: Final = Script(
     _PEEK
     + """
@@ -328,9 +319,10 @@ for first = 1, count, 4000 do
 end
 if ARGV[5] ~= '' then
   for i = 1, count do
-    local record, fields = ARGV[5] .. sub(keys[i], size + 1), {}
+    local record, fields = ARGV[5] .. sub(keys[i], size + 1), false
     -- For a session without a record, a third of the time of an HMGET.
     if values[i] and peek('HGET', record, ARGV[6]) == values[i] then
+      fields = {}
       for j, value in ipairs(call('HMGET', record, unpack(ARGV, 6))) do
         fields[j] = value and sub(value, 1, 4096)
       end

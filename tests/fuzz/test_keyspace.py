@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from redis_sessions import InvalidKey, StoreSettings
 from redis_sessions.keys import Keys, check_session_id
+from redis_sessions.legacy.transfer import page_rows
 from redis_sessions.operations.conversation import Held
 from redis_sessions.operations.report import ReportFold
 from redis_sessions.operations.scan import Page, session_rows
@@ -59,15 +60,18 @@ def test_a_page_is_read_like_its_keys_one_by_one(amount):
     scheme = Keys("ns")
 
     def check(rows):
-        sessions = list(session_rows(chosen, Page(*map(list, zip(*rows, strict=True)), 10**13)))
+        page = Page(*map(list, zip(*rows, strict=True)), 10**13)
+        sessions = list(session_rows(chosen, page))
         alone = [each for row in rows for each in session_rows(chosen, Page(*([cell] for cell in row), 10**13))]
         assert sessions == alone
+        exported = [(row.key, row.session_id, row.last_used_at_ms, row.idle_ms is None) for row in sessions]
+        assert page_rows(scheme, chosen.session_max_age_ms, page) == exported
         for session in sessions:
             assert (scheme.session_id(session.key), check_session_id("k", session.session_id)) in {
                 (redis_key, value) for redis_key, _, value in rows
             }
         together, one_by_one = ReportFold(chosen), ReportFold(chosen)
-        together.add_page(Page(*map(list, zip(*rows, strict=True)), 10**13))
+        together.add_page(page)
         for row in rows:
             one_by_one.add_page(Page(*([cell] for cell in row), 10**13))
         first, second = (fold.finish({}, approximate=False).model_dump() for fold in (together, one_by_one))

@@ -20,10 +20,32 @@ class LosingClient:
         self.pipeline = client.pipeline
 
     def execute_command(self, *args, **options):
-        loss = self.losses.pop(0) if self.losses else None
-        if loss == "before":
-            raise redis.ConnectionError
+        loss = self._next_loss()
         reply = self._client.execute_command(*args, **options)
         if loss == "after":
             raise redis.TimeoutError
         return reply
+
+    @property
+    def connection_pool(self):
+        """The connections for a batch."""
+        pool = self._client.connection_pool
+        return LosingPool(pool) if self._next_loss() == "after" else pool
+
+    def _next_loss(self):
+        loss = self.losses.pop(0) if self.losses else None
+        if loss == "before":
+            raise redis.ConnectionError
+        return loss
+
+
+class LosingPool:
+    """Connections whose replies are lost."""
+
+    def __init__(self, pool):
+        self._pool = pool
+        self.get_connection = pool.get_connection
+
+    def release(self, connection):
+        self._pool.release(connection)
+        raise redis.TimeoutError

@@ -10,12 +10,11 @@ import redis
 from redis_sessions import InexactScan, SessionStore, StoreSettings, StoreUnavailable
 from redis_sessions.client.execute import run
 from redis_sessions.legacy.transfer import export_entries
-from redis_sessions.operations.scripts import IMPORT
 from tests.resend.losses import HASTY, LOSSES, PATIENT
 
 
 class TestAnImport:
-    """Entries a and c are new; b is live. A batch asks for the time, then goes by script, or by SET as to a cluster."""
+    """Entries a and c are new; b is live. A batch asks for the time, then goes over one connection, or as to a cluster."""
 
     @pytest.fixture(params=["alone", "cluster"], autouse=True)
     def _alone(self, request, client):
@@ -31,7 +30,6 @@ class TestAnImport:
     @pytest.fixture
     def store(self, client, namespace, store):
         store.set("b", "ID-live")
-        client._client.script_load(IMPORT.source)
         return SessionStore(client, StoreSettings(namespace=namespace, batch_size=1), _link=PATIENT)
 
     @pytest.mark.parametrize("at", range(6))
