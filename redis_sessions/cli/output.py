@@ -73,11 +73,13 @@ def put_sessions(rows: Iterable[SessionRow], namespace: str) -> None:
     encode, write, now_s = json_encoder(), sys.stdout.write, time.time
     for key, session_id, idle_ms, expires_in_ms, _, record in rows:
         # No character of a namespace or a session ID has to be escaped.
-        idle, expires = ("null" if each is None else each for each in (idle_ms, expires_in_ms))
+        idle = "null" if idle_ms is None else idle_ms
+        expires = "null" if expires_in_ms is None else expires_in_ms
+        known = "null" if record is None else encode({name: getattr(record, name) for name in RECORDED})
         write(
             f'{{"namespace": "{namespace}", "at_ms": {now_s() * 1000:.0f}, "key": {encode(key)}, '
             f'"session_id": "{session_id}", "idle_ms": {idle}, "expires_in_ms": {expires}, '
-            f'"record": {encode(record and {name: getattr(record, name) for name in RECORDED})}}}\n'
+            f'"record": {known}}}\n'
         )
 
 
