@@ -216,8 +216,9 @@ def test_completion_in_bash(tmp_path: Path) -> None:
         typed = " ".join(f"'{word}'" for word in ["redis-sessions", *words])
         script += f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}\n"
         script += '_redis_sessions_completion redis-sessions; echo "${COMPREPLY[@]}"\n'
+    deadline_s = DEADLINE_S * (1 + len(COMPLETED))  # each is a process
     done = subprocess.run(
-        ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=deadline_s, check=False
     )
     assert [set(line.split()) for line in done.stdout.splitlines()] == [expected for _, expected in COMPLETED]
     assert done.stderr == ""

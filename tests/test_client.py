@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from unittest import mock
 
@@ -233,3 +234,18 @@ def test_closing_a_cluster_client_that_never_connected():
         store.get("a")
     store.close()
     assert store.client._manager is None
+
+
+def test_connections_that_close_late_are_all_closed(places, monkeypatch):
+    """redis-py gives a connection as long to close as to connect, and raises at the first that takes longer."""
+
+    async def main(url, settings):
+        async with AsyncSessionStore.from_url(url, settings) as store:
+            await asyncio.gather(*(store.get(key) for key in "abcdef"))
+            monkeypatch.setattr(asyncio.StreamWriter, "wait_closed", lambda _: asyncio.sleep(20))
+        monkeypatch.undo()
+        await asyncio.sleep(0)  # closes what was to be closed
+
+    for name in ("valkey", "cluster"):
+        asyncio.run(main(places.get(name).url, StoreSettings(connect_timeout_ms=200)))
+        gc.collect()  # a connection that was left open would warn

@@ -84,9 +84,10 @@ class AsyncCluster(redis.asyncio.RedisCluster):
         # One more for each node, since asking for the slots is not a call.
         super().__init__(**options, max_connections=max_connections + 1)
         # What the nodes are made with as soon as they are known; the constructor takes no class.
-        self.connection_kwargs["connection_class"] = checked(
-            self.connection_kwargs["connection_class"], _CheckedBeforeSending
-        )
+        kind = checked(self.connection_kwargs["connection_class"], _CheckedBeforeSending)
+        self.connection_kwargs["connection_class"] = kind
+        for node in self.nodes_manager.startup_nodes.values():
+            node.connection_class = kind
         self._limit = AdmissionLimit(max_connections, patience_s)
         self._admitted: set[Any] = set()
 

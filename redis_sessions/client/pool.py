@@ -17,6 +17,7 @@ local server goes into what is not used here, its own retries, its metrics and k
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import sys
@@ -321,6 +322,12 @@ class CheckedConnection:
                 return
             command = ()
         await connection.send_packed_command(command, check_health)
+
+    async def disconnect(self, *args: Any, **options: Any) -> None:
+        """As redis-py's, which raises if closing takes longer than connecting may; here it then goes on by itself."""
+        connection: Any = super()
+        with contextlib.suppress(redis.TimeoutError):
+            await connection.disconnect(*args, **options)
 
     async def can_read(self) -> bool:
         """False if this connection is fit for another call. Raises ConnectionError if not, and has then disconnected."""

@@ -8,12 +8,13 @@ A forked child that unwinds through here neither renews nor releases its parent'
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import threading
 import time
 import weakref
-from _thread import get_ident, start_new_thread
+from _thread import LockType, allocate_lock, get_ident, start_new_thread
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
@@ -28,6 +29,9 @@ from redis_sessions.resume.flow import Do, Flow, Pause, Run
 from redis_sessions.resume.turn import InvalidTurn, ResumeResult
 
 log = logging.getLogger("redis_sessions")
+
+# How long the end of a store waits for a thread that was just started, on a machine that is busy.
+_BEGIN_S = 1.0
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -151,11 +155,17 @@ class LeaseRenewer:
         # All wait for the same time, so the one that was put in last is due last.
         self._due: OrderedDict[str, weakref.ref[_Renewal]] = OrderedDict()
         self._waiting: int | None = None  # the thread that waits for the next lease
+        self._begun = allocate_lock()  # held until the thread that was started last has begun
+        self._closed = False
         self._closing: SimpleQueue[None] = SimpleQueue()
 
     def close(self) -> None:
-        """Let the thread end. Leases are renewed no more."""
+        """Let the thread end, and start no other. Leases are renewed no more."""
+        with self._lock:
+            self._closed = True
         self._closing.put(None)
+        if self._begun.acquire(timeout=_BEGIN_S):
+            self._begun.release()
 
     def renewing(self, ops: Operations, lease: Lease) -> _Renewal:
         """A context manager that keeps `lease` renewed."""
@@ -176,8 +186,13 @@ class LeaseRenewer:
         self._due[renewal.lease.token] = weakref.ref(renewal)
 
     def _start(self) -> None:
+        if self._closed:
+            return
+        begun = allocate_lock()
+        begun.acquire()
         # If a signal handler raises before this is noted, the thread notes it itself.
-        self._waiting = start_new_thread(_renew_all, (weakref.ref(self), self._closing))
+        self._waiting = start_new_thread(_renew_all, (weakref.ref(self), self._closing, begun))
+        self._begun = begun
 
     def takes(self, thread: int) -> bool:
         """Whether this thread, which was just started, is the one that is to wait."""
@@ -217,8 +232,9 @@ class LeaseRenewer:
             return 0.0 if self._waiting == thread else None
 
 
-def _renew_all(reference: weakref.ref[LeaseRenewer], closing: SimpleQueue[None]) -> None:
+def _renew_all(reference: weakref.ref[LeaseRenewer], closing: SimpleQueue[None], begun: LockType) -> None:
     """What the thread does. Between two looks it holds no renewer, so that one that is dropped ends it."""
+    begun.release()
     thread = get_ident()
     renewer = reference()
     try:
@@ -243,7 +259,15 @@ def _reset_all() -> None:
         renewer.reset()
 
 
+def _close_all() -> None:
+    for renewer in list(_renewers):
+        renewer.close()
+
+
 os.register_at_fork(after_in_child=_reset_all)
+# A thread that begins while the interpreter shuts down crashes the process: seen with CPython 3.11.2, not with 3.11.7. No
+# upstream issue found.
+atexit.register(_close_all)
 
 
 class _Renewal:
