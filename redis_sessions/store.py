@@ -64,6 +64,9 @@ class Rows(Iterator[R]):
     def exact(self) -> bool | None:
         return self._scan.exact
 
+    def __iter__(self) -> Iterator[R]:
+        return self._found
+
     def __next__(self) -> R:
         return next(self._found)
 

@@ -137,7 +137,9 @@ def list_(
     with at.store() as store:
         found = store.sessions()
         first = next(found, None)
-        rows: Iterable[SessionRow] = filter(wanted, found if first is None else chain([first], found))
+        rows: Iterable[SessionRow] = found if first is None else chain([first], found)
+        if (prefix, agent, idle_over) != (None, None, None):
+            rows = filter(wanted, rows)
         if sort is not None:
             rows = _sorted(rows, sort, limit)
         rows = islice(rows, limit)

@@ -77,7 +77,7 @@ def put_sessions(rows: Iterable[SessionRow], namespace: str) -> None:
         expires = "null" if expires_in_ms is None else expires_in_ms
         known = "null" if record is None else encode({name: getattr(record, name) for name in RECORDED})
         write(
-            f'{{"namespace": "{namespace}", "at_ms": {now_s() * 1000:.0f}, "key": {encode(key)}, '
+            f'{{"namespace": "{namespace}", "at_ms": {int(now_s() * 1000)}, "key": {encode(key)}, '
             f'"session_id": "{session_id}", "idle_ms": {idle}, "expires_in_ms": {expires}, '
             f'"record": {known}}}\n'
         )
