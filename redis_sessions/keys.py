@@ -158,10 +158,15 @@ class Keys:
 
     def conversations(self, redis_keys: Sequence[bytes]) -> list[str | None]:
         """Same as `conversation` of each, faster where all are printable ASCII with nothing escaped."""
-        lines = b"\n".join(redis_keys) + b"\n"
-        if lines.count(b"\n") == len(redis_keys) and self._plain_keys.fullmatch(lines):
-            return list(lines[len(self.prefix) : -2].decode("ascii").split(f"}}\n{self._id_prefix}"))
+        if self.are_plain(redis_keys):
+            text = b"\n".join(redis_keys)[len(self.prefix) : -1].decode("ascii")
+            return list(text.split(f"}}\n{self._id_prefix}"))
         return [self.conversation(redis_key) for redis_key in redis_keys]
+
+    def are_plain(self, redis_keys: Sequence[bytes]) -> bool:
+        """Whether all are session keys of the scheme, of printable ASCII with nothing escaped."""
+        lines = b"\n".join(redis_keys) + b"\n"
+        return lines.count(b"\n") == len(redis_keys) and self._plain_keys.fullmatch(lines) is not None
 
 
 def escape(key: str) -> str:

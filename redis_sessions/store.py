@@ -64,7 +64,7 @@ class Rows(Iterator[R]):
     def exact(self) -> bool | None:
         return self._scan.exact
 
-    def __iter__(self) -> Iterator[R]:
+    def __iter__(self) -> Iterator[R]:  # noqa: PYI034 - itself would cost a call for each row
         return self._found
 
     def __next__(self) -> R:

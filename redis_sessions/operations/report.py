@@ -127,7 +127,9 @@ class ReportFold:
 
     def add_page(self, page: Page) -> None:
         """Count the keys of a page; those that have expired since they were listed don't count."""
-        names, pttls_ms = page.conversations(self._keys), page.pttls_ms
+        pttls_ms = page.pttls_ms
+        # Which conversations they are is of no interest here, only whether they are some.
+        names: Sequence[object] = page.redis_keys if page.is_plain(self._keys) else page.conversations(self._keys)
         if self._records:
             known = zip(names, pttls_ms, page.records, strict=True)
             self._records.add(record for name, pttl_ms, record in known if name is not None and pttl_ms >= -1)

@@ -69,6 +69,10 @@ class Page(NamedTuple):
     near: int = 0  # number of other keys that begin as session keys do, up to the brace
     near_examples: Sequence[bytes] = ()  # the first 20 of them
 
+    def is_plain(self, keys: Keys) -> bool:
+        """Whether `conversations` would certainly return no None; it costs a third."""
+        return keys.are_plain(self.redis_keys) and are_session_ids(self.values)
+
     def conversations(self, keys: Keys) -> list[str | None]:
         """The conversation of each key; None unless the key is one of the scheme and its value can be a session ID.
 

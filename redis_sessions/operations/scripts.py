@@ -314,7 +314,16 @@ for first = 1, count, 4000 do
   local some = call('MGET', unpack(keys, first, math.min(first + 3999, count)))
   for i = 1, #some do
     local value = some[i]
-    values[first + i - 1] = value and #value > 257 and sub(value, 1, 257) or value
+    if value and #value > 257 then
+      some[i] = sub(value, 1, 257)
+    end
+  end
+  if count <= 4000 then
+    values = some
+  else
+    for i = 1, #some do
+      values[first + i - 1] = some[i]
+    end
   end
 end
 if ARGV[5] ~= '' then
