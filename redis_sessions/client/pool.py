@@ -454,7 +454,10 @@ class DirectRedis(redis.Redis):
 
 
 def _reply(connection: Any) -> Any:
-    """Read a reply. Raises redis-py's errors; what redis-py does besides where a call fails, the pool does."""
+    """Read a reply, in RESP2 by hiredis, as our clients are built. Raises redis-py's errors.
+
+    What redis-py does besides where a call fails, the pool does.
+    """
     sock, parser = connection._sock, connection._parser  # noqa: SLF001
     reader, buffer = parser._reader, parser._buffer  # noqa: SLF001
     if sock is None or reader is None:
