@@ -235,6 +235,6 @@ time.sleep(0.05)
 
 
 def test_a_program_ends_in_order_while_leases_are_renewed():
-    """With CPython 3.11.2, a third of such programs crashed: each renewal starts a thread, and the interpreter was gone."""
+    """A renewal starts a thread: with CPython 3.11.2 a third of such programs crashed, since the interpreter was gone."""
     ended = [subprocess.Popen([sys.executable, "-c", ENDS], stderr=subprocess.PIPE) for _ in range(8)]
     assert [(process.communicate(timeout=60)[1], process.returncode) for process in ended] == [(b"", 0)] * 8

@@ -265,8 +265,7 @@ def _close_all() -> None:
 
 
 os.register_at_fork(after_in_child=_reset_all)
-# A thread that begins while the interpreter shuts down crashes the process: seen with CPython 3.11.2, not with 3.11.7. No
-# upstream issue found.
+# A thread that begins while the interpreter shuts down crashes the process, before CPython 3.11.6 (python/cpython #108987).
 atexit.register(_close_all)
 
 
