@@ -125,8 +125,11 @@ def done_by_server(monitor, keys, end):
             key, what = by_redis_key[words[1]]
             if what is writes:
                 writes[key].append((token, words[2]))
-            elif words[2] not in [claimed for claimed, _ in claims[key]]:
-                claims[key].append((words[2], writes[key][-1][1] if writes[key] else None))
+            else:
+                # Of a claim that was repeated, the last one counts: another worker may have had the conversation in between,
+                # if this one was stopped before it had looked whether its claim is where the ID is.
+                earlier = [claim for claim in claims[key] if claim[0] != words[2]]
+                claims[key] = [*earlier, (words[2], writes[key][-1][1] if writes[key] else None)]
     return claims, writes
 
 
