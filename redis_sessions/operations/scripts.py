@@ -237,8 +237,8 @@ return ARGV[4] == '1' and 1 or 0
 """
 )
 
-# KEYS id, record; ARGV session ID or '' for any, whether it is sent again. -> 1 if it was there, else 0
-# Sent again, it takes a missing key for the work of the first sending if one session ID is meant.
+# KEYS id, record; ARGV session ID or '' for any. -> 1 if it was there, else 0
+# Sent again, it replies 0 for what the first sending has done: a missing ID may also be somebody else's work.
 DELETE: Final = Script(
     _PEEK
     + """

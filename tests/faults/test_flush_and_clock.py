@@ -71,12 +71,13 @@ def test_scripts_flushed_all_the_time(store, place, turns, tmp_path, ledger):
         result = store.resume(key, lambda asked: Turn(f"ID-{number}", asked))
         assert (result.value, result.saved) == (None, True)
         assert store.get(key) == f"ID-{number}"
-        assert store.delete(key, f"ID-{number}")
+        store.delete(key, f"ID-{number}")  # False if its first reply came too late, as on a busy machine
+        assert store.get(key) is None
         assert store.report().live >= 1
         assert "ID-stays" in store.live_session_ids()
         store.export(tmp_path / f"{number % 2}.json")
         store.import_legacy(path, assume_used_at="mtime")
-        return 15
+        return 16
 
     with flushing(place) as flushed, ThreadPoolExecutor(2) as pool:
         for outcome in [pool.submit(turn, number) for number in range(turns)]:
