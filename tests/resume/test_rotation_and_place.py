@@ -267,19 +267,27 @@ class TestALeaseThatIsBroken:
 
 
 def test_a_record_fits_beside_its_id(valkey, namespace):
-    """As measured on Valkey 9, which shows the memory of a key with all that belongs to it."""
+    """As measured on Valkey 9, which shows the memory of a key with all that belongs to it.
+
+    The embedded one allocates with libc, whose chunk is 16 bytes larger now and then: what is left of a free one is given
+    along where it is too small for another. So each place is measured in several conversations, and the least counts.
+    """
     keys, store = Keys(namespace[:8]), valkey.sync(StoreSettings(namespace=namespace[:8]))
     for place in (
         Place("build-worker", "/home/worker/.claude", "/home/worker/src/acme-shop"),
         Place("build-worker", "/home/worker/.claude", "/srv/agents/acme-shop-42"),
         Place("build-worker", "/home/worker1/.claude-reviewers", "/home/worker1/projects/acme-sh"),
     ):
-        valkey.raw.delete(*keys.leased("acme/shop#42:r"))  # a record that was once larger keeps its room
-        for _ in range(2):
-            store.resume("acme/shop#42:r", lambda _: Turn(R, context_tokens=145_123), agent="claude", place=place)
-        valkey.raw.hset(keys.record("acme/shop#42:r"), "u", 12_345_678)
-        # 240 as a rule; seen with 256, the next size that its allocator has.
-        assert valkey.raw.memory_usage(keys.record("acme/shop#42:r"), samples=0) <= 256
-        assert {*valkey.raw.hkeys(keys.record("acme/shop#42:r"))} == {*map(str.encode, RECORD_FIELDS[:7])}
+        sizes = []
+        for number in range(42, 50):
+            conversation = f"acme/shop#{number}:r"
+            record = keys.record(conversation)
+            valkey.raw.delete(*keys.leased(conversation))  # a record that was once larger keeps its room
+            for _ in range(2):
+                store.resume(conversation, lambda _: Turn(R, context_tokens=145_123), agent="claude", place=place)
+            valkey.raw.hset(record, "u", 12_345_678)
+            assert {*valkey.raw.hkeys(record)} == {*map(str.encode, RECORD_FIELDS[:7])}
+            sizes.append(valkey.raw.memory_usage(record, samples=0))
+        assert min(sizes) <= 250, sizes
     valkey.raw.delete(*valkey.raw.scan_iter(f"{namespace[:8]}:*"))
     store.close()
