@@ -71,7 +71,7 @@ class Entry(NamedTuple):
     untimed: str | None = None  # why it can't be imported unless a time of last use is assumed
 
 
-class Shape(BaseModel, frozen=True, extra="forbid"):
+class Shape(BaseModel, frozen=True, extra="forbid", defer_build=True):
     """Where a file has conversations, session IDs and times of last use. The default reads a sessions.json.
 
     Paths are dotted: `state.chats`; a number is the place in a list.
