@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -41,6 +42,8 @@ from redis_sessions.settings import StoreSettings
 
 if TYPE_CHECKING:
     from redis_sessions.agents import Agent
+
+log = logging.getLogger("redis_sessions")
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -144,7 +147,7 @@ class BaseStore(Generic[C]):
         self._closed = WeakSet() if _closed is None else _closed
         # Starts no thread before a sync turn runs.
         self._renewer: LeaseRenewer = _renewer or LeaseRenewer(self._run, self.settings.lease_ms)
-        self._running: dict[str, Any] = {}
+        self._running: dict[str, Any] = {}  # the turns that run now, by the tokens of their claims
         self._renewals: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
     def for_namespace(self, namespace: str) -> Self:
@@ -167,16 +170,28 @@ class BaseStore(Generic[C]):
 
     def _save_early(self, key: str, session_id: str) -> Op[bool]:
         check_session_id(key, session_id)
-        turn = self._running.get(key)
-        return (yield from turn.save_early(session_id)) if turn else False
+        turns = self._turns_of(key)
+        if len(turns) > 1:
+            log.warning(
+                "conversation %r runs %d times on this store, and which of the runs began session %s is not known: "
+                "it is not saved before its turn has ended",
+                key,
+                len(turns),
+                session_id,
+            )
+        return (yield from turns[0].save_early(session_id)) if len(turns) == 1 else False
+
+    def _turns_of(self, key: str) -> list[Any]:
+        return [turn for turn in list(self._running.values()) if turn.key == key]
 
     def running_turn(self, key: str) -> TurnStart | None:
         """How the turn of a conversation that is running in `resume` on this store was started; None if none is.
 
-        For `run`, which is given only the session to resume: a fresh one may hand over a summary of the previous one.
+        For `run`, which is given only the session to resume: a fresh one may hand over a summary of the previous one. If it
+        runs several times, as after it was taken over, it is the turn that was started last.
         """
-        turn = self._running.get(key)
-        return TurnStart(turn.how, turn.previous) if turn else None
+        turns = self._turns_of(key)
+        return TurnStart(turns[-1].how, turns[-1].previous) if turns else None
 
     def _request(
         self,
@@ -296,7 +311,7 @@ class SessionStore(BaseStore[SyncClient]):
     def fail(self, lease: Lease) -> bool:
         """Count an undecided failure of the session that this lease found, and release the lease; False if it was lost."""
         with self._ending(lease):
-            return self._run(self._ops.fail(lease))
+            return self._run(self._ops.fail(lease)).mine
 
     def release(self, lease: Lease) -> bool:
         """Release a lease without saving; False if it was not held any more."""
@@ -486,7 +501,8 @@ class SessionStore(BaseStore[SyncClient]):
         """Save the session ID of a turn that is still running in `resume` on this store: call it from `run`, in any thread.
 
         It says that the model has answered in that session, so that it is worth resuming whatever becomes of the turn. The
-        lease goes on. False if no turn of that conversation runs here, or it has lost its lease. Raises InvalidSessionID.
+        lease goes on. False if no turn of that conversation runs here, if more than one does, as after it was taken over, or
+        if it has lost its lease. Raises InvalidSessionID.
         """
         return self._run(self._save_early(key, session_id))
 
@@ -590,7 +606,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
     async def fail(self, lease: Lease) -> bool:
         """Count an undecided failure of the session that this lease found. Same as SessionStore.fail."""
         with self._ending(lease):
-            return await self._run(self._ops.fail(lease))
+            return (await self._run(self._ops.fail(lease))).mine
 
     async def release(self, lease: Lease) -> bool:
         """Release a lease without saving. Same as SessionStore.release."""

@@ -202,7 +202,7 @@ def _step(command: Command, link: Link) -> Step:
         return partial(bool, link.emulated)
     if command.batch:
         return Bulk(command)
-    return Primaries() if command is PRIMARIES else Send(command, link.client_resends)
+    return Primaries() if command is PRIMARIES else Send(command, link.client_resends or command.again)
 
 
 def _first_try(step: Step, commands: list[Command], link: Link) -> Plan[_Tried]:

@@ -42,6 +42,7 @@ class Command(NamedTuple):
     redis_keys: tuple[bytes, ...] = ()  # the script's KEYS
     resend: bool = True  # whether it may run twice, so that it can be sent again when its reply was lost
     tell_again: bool = False  # whether the client appends an argument: 1 if an earlier sending may have run, else 0
+    again: bool = False  # whether one may have run before this operation began
     node: object = None  # the cluster primary to send it to, as PRIMARIES gave it; None lets its key decide
     optional: bool = False  # if the server refuses it, the error (a SessionStoreError) is its reply instead of being raised
     even_away: bool = False  # of an optional one, the same if the server can't be reached

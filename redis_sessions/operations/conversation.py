@@ -25,7 +25,7 @@ from redis_sessions.errors import (
 )
 from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, PROBES, RECORD_FIELDS, Keys, check_session_id, is_session_id
 from redis_sessions.operations import scripts
-from redis_sessions.operations.command import Command, Op, Script
+from redis_sessions.operations.command import Command, Op, Resent, Script
 from redis_sessions.operations.text import exact_duration
 from redis_sessions.settings import StoreSettings
 
@@ -207,11 +207,14 @@ class Written(NamedTuple):
         mine: whether the lease was ours; otherwise nothing was written.
         uncounted: how many of the counters that it was to increment were not.
         lacking: the error to raise if too few replicas have what was saved.
+        resent: whether an earlier sending may have been carried out: where the lease was not ours, it may have been ours
+            then, and the counters incremented.
     """
 
     mine: bool
     uncounted: int = 0
     lacking: NotReplicated | None = None
+    resent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +296,7 @@ class Operations:
     def set(self, key: str, session_id: str) -> Op[Written]:
         value = check_session_id(key, session_id)
         command = Command(("SET", self.keys.session_id(key), value, "PX", self._max_age_ms), key)
-        _, lacking = yield from self._replicated(key, command)
+        _, lacking, _ = yield from self._replicated(key, command)
         if self.compares_max_age():
             yield from self.compare_max_age()
         return Written(mine=True, lacking=lacking)
@@ -306,23 +309,26 @@ class Operations:
             raise written.lacking
         return written.mine
 
-    def _replicated(self, key: str, command: Command) -> Op[tuple[Any, NotReplicated | None]]:
-        """Send a command that saves, and wait for the replicas: its reply, and the error to raise if too few have it."""
+    def _replicated(self, key: str, command: Command) -> Op[tuple[Any, NotReplicated | None, bool]]:
+        """Send a command that saves, and wait for the replicas.
+
+        Returns its reply, the error to raise if too few have it, and whether it was sent more than once.
+        """
         needed = self.settings.replicas
         if not needed:
-            [reply] = yield [command]
-            return reply, None
+            replies = yield [command]
+            return replies[0], None, isinstance(replies, Resent)
         # Not WAITAOF: a replica says only once a second what it has synced (Redis 8.0, Valkey 9.1), so a save took 1 s.
-        [[reply, had]] = yield [command._replace(followed_by=("WAIT", str(needed), str(self._replicas_ms)))]
+        replies = yield [command._replace(followed_by=("WAIT", str(needed), str(self._replicas_ms)))]
+        [[reply, had]], resent = replies, isinstance(replies, Resent)
         if isinstance(had, SessionStoreError):
             why = f"the session ID is saved, but whether replicas have it is not known: {had.message}"
-            return reply, NotReplicated(why, key=key, replicas=None, remedy=had.remedy)
+            return reply, NotReplicated(why, key=key, replicas=None, remedy=had.remedy), resent
         if had >= needed:
-            return reply, None
+            return reply, None, resent
         why = f"the session ID is saved, but after {self._replicas_ms} ms {had} replicas have it, not {needed}"
-        return reply, NotReplicated(
-            why, key=key, replicas=had, remedy="look at the replicas (INFO replication), or save it once more"
-        )
+        remedy = "look at the replicas (INFO replication), or save it once more"
+        return reply, NotReplicated(why, key=key, replicas=had, remedy=remedy), resent
 
     def delete(self, key: str, session_id: str | None = None) -> Op[bool]:
         value = b"" if session_id is None else check_session_id(key, session_id)
@@ -391,6 +397,7 @@ class Operations:
         complete: bool = True,
         counters: Sequence[str] = (),
         compare: bool = True,
+        again: bool = False,
     ) -> Op[Written]:
         """Save a session ID, and what is known of it.
 
@@ -405,7 +412,8 @@ class Operations:
             context_tokens: size of the context, for the record.
             complete: False if the turn was cut short or goes on.
             counters: to increment, where `counts_in_scripts`.
-            compare: False leaves `compare_max_age` to the caller, who then knows by an interrupt that the save is done.
+            compare: False leaves `compare_max_age` to the caller, who then knows of an interrupt that the save was done.
+            again: whether the same save was begun before, and may have been carried out.
         """
         _check_lease(lease)
         value = check_session_id(lease.key, session_id)
@@ -426,10 +434,12 @@ class Operations:
             *known,
         )
         command = self._leased(scripts.SAVE, lease, *args, counters=counters)
-        (mine, uncounted), lacking = yield from self._replicated(lease.key, command)
+        if again:
+            command = command._replace(again=True)
+        (mine, uncounted), lacking, resent = yield from self._replicated(lease.key, command)
         if mine and compare and self.compares_max_age():
             yield from self.compare_max_age()
-        return Written(bool(mine), uncounted, lacking if mine else None)
+        return Written(bool(mine), uncounted, lacking if mine else None, again or resent)
 
     def max_age_ms(self) -> Op[int | None]:
         """The max age that the namespace's workers have agreed on; None if it is not known, or this user may not read it."""
@@ -464,22 +474,22 @@ class Operations:
     def reject(self, lease: Lease, counters: Sequence[str] = ()) -> Op[Written]:
         _check_lease(lease)
         asked = lease.session_id or ""
-        [reply] = yield [self._leased(scripts.REJECT, lease, asked, self._lease_ttl_ms, counters=counters)]
-        return _written(reply)
+        return _written((yield [self._leased(scripts.REJECT, lease, asked, self._lease_ttl_ms, counters=counters)]))
 
-    def fail(self, lease: Lease) -> Op[bool]:
+    def fail(self, lease: Lease, *, again: bool = False) -> Op[Written]:
+        """Count an undecided failure and release the lease. `again`: see `release`."""
         _check_lease(lease)
         if not self.settings.records:
-            return (yield from self.release(lease)).mine
-        asked = lease.session_id or ""
-        [mine] = yield [self._leased(scripts.FAIL, lease, asked, self._max_age_ms)]
-        return bool(mine)
+            return (yield from self.release(lease, again=again))
+        command = self._leased(scripts.FAIL, lease, lease.session_id or "", self._max_age_ms)
+        return _written((yield [command._replace(again=again)]), again=again)
 
-    def release(self, lease: Lease, counters: Sequence[str] = ()) -> Op[Written]:
+    def release(self, lease: Lease, counters: Sequence[str] = (), *, again: bool = False) -> Op[Written]:
+        """Release a lease. `again`: whether that was begun before, also by a save, and may have been carried out."""
         _check_lease(lease)
         redis_keys = (self.keys.lease(lease.key), *map(self.keys.counter, counters))
-        [reply] = yield [Command((lease.token,), lease.key, scripts.RELEASE, redis_keys, tell_again=True)]
-        return _written(reply)
+        command = Command((lease.token,), lease.key, scripts.RELEASE, redis_keys, tell_again=True, again=again)
+        return _written((yield [command]), again=again)
 
     def break_lease(self, key: str) -> Op[Held | None]:
         redis_key = self.keys.lease(key)
@@ -535,9 +545,9 @@ def _check_lease(lease: object) -> None:
         raise TypeError(f"a lease must be a Lease, as acquire returns it, not a {type(lease).__name__}{held}")
 
 
-def _written(reply: list[int]) -> Written:
-    mine, uncounted = reply
-    return Written(bool(mine), uncounted)
+def _written(replies: list[list[int]], *, again: bool = False) -> Written:
+    [[mine, uncounted]] = replies
+    return Written(bool(mine), uncounted, resent=again or isinstance(replies, Resent))
 
 
 def _count(raw: bytes | SessionStoreError | None) -> int | None:

@@ -192,7 +192,7 @@ return {1, uncounted}
 )
 
 # KEYS lease, id, record; ARGV token, session ID that failed, max age, whether it is sent again.
-# -> 1 if the lease was ours, else 0
+# -> {1 if the lease was ours or 0, 0}
 # Counts an undecided failure and releases the lease. The ID and its TTL are untouched; the record gets the same TTL.
 FAIL: Final = Script(
     _PEEK
@@ -200,7 +200,7 @@ FAIL: Final = Script(
     + """
 local holder = peek('GET', KEYS[1])
 if holder ~= ARGV[1] then
-  return ARGV[4] == '1' and not holder and 1 or 0
+  return {ARGV[4] == '1' and not holder and 1 or 0, 0}
 end
 if peek('GET', KEYS[2]) == ARGV[2] then
   if not is_record_of(KEYS[3], ARGV[2]) then
@@ -211,7 +211,7 @@ if peek('GET', KEYS[2]) == ARGV[2] then
   redis.call('PEXPIRE', KEYS[3], pttl > 0 and pttl or ARGV[3])
 end
 redis.call('DEL', KEYS[1])
-return 1
+return {1, 0}
 """
 )
 

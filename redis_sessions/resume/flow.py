@@ -96,6 +96,8 @@ class Run:
 
     session_id: str | None
     lease: Lease | None
+    # What it returned, since an interrupt may come before the flow is sent it.
+    came_back: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class _RunningTurn:
     record = Record()
     claimed = False
     ran = False
+    # The last run, until what came back is being saved.
+    run: Run | None = None
     away = False
     warned = False
     previous: str | None = None
@@ -130,6 +134,8 @@ class _RunningTurn:
     answered: str | None = None
     saved_early: str | None = None
     undecided = False
+    # Whether a save that ends the turn has begun and its outcome is not known.
+    unsure = False
     replicated: bool | None = None
 
     def __init__(self, ops: Operations, request: Request) -> None:
@@ -144,23 +150,29 @@ class _RunningTurn:
     def flow(self) -> Flow[ResumeResult[Any]]:
         self.ops.keys.session_id(self.key)  # refuse a bad key before anything is sent
         try:
-            yield from self._look_up()
-            asked = self.previous if self.how == "resumed" else None
             try:
-                turn = yield from self._run(asked)
-            except InvalidTurn:
+                yield from self._look_up()
+                asked = self.previous if self.how == "resumed" else None
+                try:
+                    turn = yield from self._run(asked)
+                except InvalidTurn:
+                    raise
+                except Exception as error:
+                    if self._turn() is not None:  # a signal's, after the run
+                        raise
+                    yield from self._handle_failure(error, asked)
+                    self.how = "restarted"
+                    turn = yield from self._run_fresh()
+                return (yield from self._keep(turn))
+            except GeneratorExit:
+                self.claimed = False  # dropped halfway, as in a forked child: no driver is left to do anything
+                self.answered, self.run, self.uncounted = None, None, []
                 raise
-            except Exception as error:  # noqa: BLE001 - raised again unless the agent refused the session
-                yield from self._handle_failure(error, asked)
-                self.how = "restarted"
-                turn = yield from self._run_fresh()
-            return (yield from self._keep(turn))
-        except GeneratorExit:
-            self.claimed = False  # dropped halfway, as in a forked child: no driver is left to do anything
-            self.answered, self.uncounted = None, []
-            raise
+            finally:
+                yield from self._finish()
         finally:
-            yield from self._finish()
+            if self.claimed and not self.away:
+                yield from self._finish()  # which was interrupted
 
     def save_early(self, session_id: str) -> Op[bool]:
         """Save the ID of this turn while it runs: the model has answered in it."""
@@ -258,19 +270,23 @@ class _RunningTurn:
             pause_s = min(pause_s * 1.5, _POLL_S[1])
 
     def _run(self, session_id: str | None) -> Flow[Turn[Any]]:
-        self.ran = True
-        self.request.running[self.key] = self
+        self.ran, self.run = True, Run(session_id, self.claim if self.claimed else None)
+        self.request.running[self.claim.token] = self
         try:
-            turn = yield Run(session_id, self.claim if self.claimed else None)
+            turn = yield self.run
         finally:
-            if self.request.running.get(self.key) is self:
-                del self.request.running[self.key]
+            self.request.running.pop(self.claim.token, None)
             # An outage seen before the run may be over: a lease that was renewed meanwhile is to be released.
             self.away = self.away and not self.claimed
         if not isinstance(turn, Turn):
             _close(turn)
             raise InvalidTurn(f"run must return a redis_sessions.Turn, not {type(turn).__name__}")
         return turn
+
+    def _turn(self) -> Turn[Any] | None:
+        """What has come back from a run and is not being saved."""
+        came_back = self.run.came_back if self.run is not None else None
+        return came_back if isinstance(came_back, Turn) else None
 
     def _run_fresh(self) -> Flow[Turn[Any]]:
         """Run after a refusal. Raises what the run raises."""
@@ -323,7 +339,7 @@ class _RunningTurn:
                     lease = self.claim._replace(session_id=refused)
                     written = yield from self._do(self.ops.reject(lease, self._counted_in_script(counters)))
                     mine = written.mine
-                    counters = self._left(counters, written.uncounted, mine=mine)
+                    counters = self._left(counters, written)
                 else:
                     yield from self._do(self.ops.delete(self.key, refused))
             except StoreUnavailable as outage:
@@ -359,13 +375,14 @@ class _RunningTurn:
             if not self._has_moved():
                 self._say(f"session {self.previous} was gone, and the agent started another without saying so", logging.INFO)
                 self.uncounted.append(RESUME_FAILURES)
-        session_id = given or self.answered or (self.previous if self.how == "resumed" else None)
+        session_id = self._session_of(given)
         saved = False
         if session_id is not None:
             saved = yield from self._save_or_say(session_id, complete=turn.complete, context_tokens=turn.context_tokens)
         else:
             if not turn.session_id:
                 self._say("the turn gave no session ID", logging.INFO)
+            self.run = None
             self.uncounted += self._turn_counters()
             # A lease that is still held counts as it is released.
             if not (self.claimed and self.ops.counts_in_scripts):
@@ -381,6 +398,10 @@ class _RunningTurn:
             moved=self.moved,
             replicated=self.replicated,
         )
+
+    def _session_of(self, given: str | None) -> str | None:
+        """The session in which a turn has ended that gave this ID."""
+        return given or self.answered or (self.previous if self.how == "resumed" else None)
 
     def _given(self, turn: Turn[Any]) -> str | None:
         """The session ID that a turn gave; None if no turn could resume it."""
@@ -399,19 +420,34 @@ class _RunningTurn:
 
     def _save_or_say(self, session_id: str, *, complete: bool, context_tokens: int | None = None) -> Flow[bool]:
         """Save the session ID that a turn ended with, and count the turn; whether it was saved. Says why not."""
-        self.answered = None
-        self.uncounted += self._turn_counters()
         saved = False
         try:
+            self.answered, self.run = session_id, None
+            self.uncounted += self._turn_counters()
             saved = yield from self._save(session_id, complete=complete, context_tokens=context_tokens)
         except SessionStoreError as error:
-            lost = "may expire as if unused" if session_id == self.previous else "may never be resumed"
-            # An outage that lasted from start to end was logged at its start.
-            level = logging.INFO if self.warned and self.away else logging.WARNING
-            self._say(f"not saved: {error}; session {session_id} {lost}", level)
+            self._say_unsaved(session_id, error)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            # Interrupted: once more, unless it had ended.
+            if self.answered is not None:
+                self.answered = None
+                try:
+                    yield from self._save(session_id, complete=complete, context_tokens=context_tokens)
+                except SessionStoreError as error:
+                    self._say_unsaved(session_id, error)
+            raise
+        self.answered = None
         if self.uncounted:
             yield from self._count_all()
         return saved
+
+    def _say_unsaved(self, session_id: str, error: SessionStoreError) -> None:
+        lost = "may expire as if unused" if session_id == self.previous else "may never be resumed"
+        # An outage that lasted from start to end was logged at its start.
+        level = logging.INFO if self.warned and self.away else logging.WARNING
+        self._say(f"not saved: {error}; session {session_id} {lost}", level)
 
     def _save(self, session_id: str, *, complete: bool, context_tokens: int | None) -> Flow[bool]:
         if not self.request.lease:
@@ -425,9 +461,7 @@ class _RunningTurn:
             if isinstance(found, Held) or (theirs and theirs != session_id and not self.request.objection(theirs)):
                 self._say("not saved: while Redis was away, the conversation went on elsewhere or kept its old session")
                 return False
-        written = yield from self._do(self._saving(session_id, complete=complete, context_tokens=context_tokens))
-        self.claimed = False
-        self.uncounted = self._left(self.uncounted, written.uncounted, mine=written.mine)
+        written = yield from self._do(self._ending(session_id, complete=complete, context_tokens=context_tokens))
         if not written.mine:
             self._say("not saved: another worker took the conversation over")
             return False
@@ -436,6 +470,17 @@ class _RunningTurn:
             yield from self._do(self.ops.compare_max_age())
         return True
 
+    def _ending(self, session_id: str, *, complete: bool, context_tokens: int | None) -> Op[Written]:
+        """Save and release. What came of it is noted here, since an interrupt may come before the flow learns of it."""
+        again, self.unsure = self.unsure, True
+        written = yield from self._saving(session_id, complete=complete, context_tokens=context_tokens, again=again)
+        # In this order: after an interrupt between two of them, what is left is sent again, and finds that it was done.
+        self.uncounted = self._left(self.uncounted, written)
+        self.answered = None
+        self.claimed = False
+        self.unsure = False
+        return written
+
     def _note_replicas(self, written: Written) -> None:
         if self.ops.settings.replicas:
             self.replicated = written.lacking is None
@@ -443,7 +488,13 @@ class _RunningTurn:
             self._say(str(written.lacking))
 
     def _saving(
-        self, session_id: str, *, complete: bool, context_tokens: int | None = None, keep_lease: bool = False
+        self,
+        session_id: str,
+        *,
+        complete: bool,
+        context_tokens: int | None = None,
+        keep_lease: bool = False,
+        again: bool = False,
     ) -> Op[Written]:
         agent, place = self.request.agent, self.request.place
         if self.how == "resumed":
@@ -465,27 +516,39 @@ class _RunningTurn:
             complete=complete,
             counters=() if keep_lease else self._counted_in_script(self.uncounted),
             compare=False,
+            again=again,
         )
 
     def _finish(self) -> Flow[None]:
         """Save what the model has answered in, if that was not done; release the lease."""
+        if (turn := self._turn()) is not None:  # interrupted before it was saved
+            self.run = None
+            self.answered = self._session_of(self._given(turn))
+            self.uncounted += [] if self.answered else self._turn_counters()
         if self.answered is not None:
             yield from self._save_or_say(self.answered, complete=False)
         if self.claimed and not self.away:
-            self.claimed = False
             try:
-                if self.undecided:
-                    mine = yield from self._do(self.ops.fail(self.claim))
-                else:
-                    released = yield from self._do(self.ops.release(self.claim, self._counted_in_script(self.uncounted)))
-                    mine = released.mine
-                    self.uncounted = self._left(self.uncounted, released.uncounted, mine=mine)
-                if not mine and self.ran:
+                released = yield from self._do(self._releasing())
+                if not released.mine and not released.resent and self.ran:
                     log.error("conversation %r was taken over before its turn ended", self.key)
             except SessionStoreError as error:
+                self.claimed = False
                 log.warning("lease of %r was not released, it will expire: %s", self.key, error)
         if self.uncounted:
             yield from self._count_all()
+
+    def _releasing(self) -> Op[Written]:
+        """Release the lease, and note what came of it; see `_ending`."""
+        again, self.unsure = self.unsure, True
+        if self.undecided:
+            written = yield from self.ops.fail(self.claim, again=again)
+        else:
+            written = yield from self.ops.release(self.claim, self._counted_in_script(self.uncounted), again=again)
+            self.uncounted = self._left(self.uncounted, written)
+        self.claimed = False
+        self.unsure = False
+        return written
 
     def _turn_counters(self) -> list[str]:
         return _COUNTERS.get(self.how, [FRESH_STARTS])
@@ -493,12 +556,15 @@ class _RunningTurn:
     def _counted_in_script(self, names: list[str]) -> tuple[str, ...]:
         return tuple(names) if self.ops.counts_in_scripts else ()
 
-    def _left(self, names: list[str], uncounted: int, *, mine: bool) -> list[str]:
+    def _left(self, names: list[str], written: Written) -> list[str]:
         """Which counters are still to be incremented after a script that was to."""
-        if not self.ops.counts_in_scripts or not mine:
+        if not self.ops.counts_in_scripts:
             return names
-        if uncounted:
-            log.warning("%s: %d of these were not counted: see redis-sessions doctor", ", ".join(names), uncounted)
+        if not written.mine:
+            # What may have been counted is not counted again: losing one is better.
+            return [] if written.resent else names
+        if written.uncounted:
+            log.warning("%s: %d of these were not counted: see redis-sessions doctor", ", ".join(names), written.uncounted)
         return []
 
     def _count_all(self) -> Flow[None]:

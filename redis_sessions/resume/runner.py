@@ -46,9 +46,27 @@ def drive(
     ops: Operations, renewer: LeaseRenewer, flow: Flow[ResumeResult[V]], run: Callable[[str | None], Any]
 ) -> ResumeResult[V]:
     """Drive a resume flow to its result. Raises what the flow raises."""
+    parent, error = os.getpid(), None
+    while True:
+        try:
+            return _drive(ops, renewer, flow, run, error)
+        except BaseException as raised:
+            # By the flow, which has ended then, or by a signal handler between two steps.
+            if getattr(flow, "gi_frame", None) is None or os.getpid() != parent:
+                raise
+            error = raised
+
+
+def _drive(
+    ops: Operations,
+    renewer: LeaseRenewer,
+    flow: Flow[ResumeResult[V]],
+    run: Callable[[str | None], Any],
+    error: BaseException | None,
+) -> ResumeResult[V]:
     parent = os.getpid()
     try:
-        step = next(flow)
+        step = next(flow) if error is None else flow.throw(error)
         while True:
             reply: Any = None
             try:
@@ -57,13 +75,13 @@ def drive(
                         reply = renewer.execute(op)
                     case Run(session_id, lease):
                         with renewer.renewing(ops, lease) if lease else nullcontext():
-                            reply = run(session_id)
+                            reply = step.came_back = run(session_id)
                     case Pause(seconds):
                         time.sleep(seconds)
-            except BaseException as error:
+            except BaseException as raised:
                 if os.getpid() != parent:
                     raise
-                step = flow.throw(error)
+                step = flow.throw(raised)
             else:
                 step = flow.send(reply)
     except StopIteration as done:
@@ -89,7 +107,7 @@ async def adrive(
                         reply = await _uncancelled(execute(op))
                     case Run(session_id, lease):
                         async with _AsyncRenewal(ops, execute, lease) if lease else nullcontext():
-                            reply = await _awaitable(run(session_id))
+                            reply = step.came_back = await _awaitable(run(session_id))
                     case Pause(seconds):
                         await asyncio.sleep(seconds)
             except BaseException as error:

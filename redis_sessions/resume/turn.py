@@ -177,7 +177,7 @@ class Request:
     # In what its agent's sessions are bound to a place: all versions of it, and some.
     bound_to: tuple[str, ...] = Place.__slots__
     once_bound_to: tuple[str, ...] = ()
-    # The turns that run now, by conversation: where `save_early` finds them.
+    # The turns that run now, by the tokens of their claims: where `save_early` finds them.
     running: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

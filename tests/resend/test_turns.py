@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import redis
 
-from redis_sessions import Lease, Turn
+from redis_sessions import Lease, LeaseHeld, Turn, Verdict
+from redis_sessions.operations import scripts
+from tests.resume.stand_in import AgentError, says
 
 
 def test_a_whole_turn_through_losses_everywhere(store, client):
@@ -64,3 +67,65 @@ def test_an_interrupt_after_a_stores_first_save_counts_the_turn_once(store, clie
     assert (store.get("a"), store.counters()["fresh_starts_total"]) == ("ID-1", 1)
     assert store.peek("a").record.turns == 1
     assert not [record for record in caplog.records if "taken over" in record.getMessage()]
+
+
+class TestASuccessorComesBeforeTheResend:
+    """The first sending was carried out, and its reply lost; then another worker takes the conversation."""
+
+    @pytest.fixture
+    def after_the_first(self, store, client, monkeypatch):
+        """Let the reply to a script be lost once, and `successor` act before it is sent again."""
+
+        def arrange(script, successor):
+            store.resume("warm-up", lambda _: Turn("W"))
+            send = client._client.execute_command
+
+            def execute_command(*args, **options):
+                reply = send(*args, **options)
+                if args[1] in (script.sha, script.source):
+                    monkeypatch.undo()
+                    successor()
+                    raise redis.TimeoutError
+                return reply
+
+            monkeypatch.setattr(client._client, "execute_command", execute_command)
+
+        return arrange
+
+    def test_a_turn_without_an_id_is_counted_once(self, store, after_the_first, caplog):
+        after_the_first(scripts.RELEASE, lambda: store.acquire("a"))
+        store.resume("a", lambda _: Turn(None))
+        assert store.counters()["fresh_starts_total"] == 2
+        assert "taken over" not in caplog.text
+
+    def test_a_turn_that_was_saved_is_counted_once(self, store, after_the_first):
+        after_the_first(scripts.SAVE, lambda: store.save(store.acquire("a"), "ID-2"))
+        assert not store.resume("a", lambda _: Turn("ID-1")).saved
+        assert (store.get("a"), store.counters()["fresh_starts_total"]) == ("ID-2", 2)
+
+    def test_a_failure_is_counted_once(self, store, after_the_first, caplog):
+        def run(session_id):
+            raise AgentError
+
+        store.set("a", "ID-1")
+        after_the_first(scripts.FAIL, lambda: store.acquire("a"))
+        with pytest.raises(AgentError):
+            store.resume("a", run, judge=says(Verdict.other))
+        assert store.peek("a").record.failures == 1
+        assert "taken over" not in caplog.text
+
+    def test_a_refusal_is_counted_once(self, store, after_the_first):
+        def run(session_id):
+            if session_id == "ID-1":
+                raise AgentError
+            pytest.fail("another worker has the conversation")
+
+        def take_over():
+            store.break_lease("a")
+            store.acquire("a")
+
+        store.set("a", "ID-1")
+        after_the_first(scripts.REJECT, take_over)
+        with pytest.raises(LeaseHeld):
+            store.resume("a", run, judge=says(Verdict.gone))
+        assert store.resume_failures_total() == 1

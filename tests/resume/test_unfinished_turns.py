@@ -120,6 +120,25 @@ class TestSavedEarly:
         assert not store.resume(KEY, run).saved
         assert store.get(KEY) is None
 
+    def test_of_a_run_that_was_taken_over_on_the_same_store_nothing_is_saved(self, store, caplog):
+        """Nor does it become a session of the turn that took over."""
+        store.set(KEY, "R")
+        saved = []
+
+        def successor(session_id):
+            saved.append((session_id, store.save_early(KEY, "E")))
+            raise AgentError
+
+        def run(_):
+            store.break_lease(KEY)
+            with pytest.raises(AgentError):
+                store.resume(KEY, successor, judge=says(Verdict.unavailable))
+            return Turn("E")
+
+        assert not store.resume(KEY, run).saved
+        assert (saved, store.get(KEY)) == ([("R", False)], "R")
+        assert "runs 2 times on this store" in caplog.text
+
 
 class TestGivingUp:
     def test_after_three_undecided_failures_the_next_turn_runs_fresh(self, store, raw, namespace, counters, record):
