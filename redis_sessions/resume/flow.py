@@ -134,7 +134,7 @@ class _RunningTurn:
     answered: str | None = None
     saved_early: str | None = None
     undecided = False
-    # Whether a save that ends the turn has begun and its outcome is not known.
+    # Whether a save or release that ends the turn has begun and its outcome is not known.
     unsure = False
     replicated: bool | None = None
 
@@ -461,7 +461,13 @@ class _RunningTurn:
             if isinstance(found, Held) or (theirs and theirs != session_id and not self.request.objection(theirs)):
                 self._say("not saved: while Redis was away, the conversation went on elsewhere or kept its old session")
                 return False
-        written = yield from self._do(self._ending(session_id, complete=complete, context_tokens=context_tokens))
+        again, self.unsure = self.unsure, True
+        op = self._saving(session_id, complete=complete, context_tokens=context_tokens, again=again)
+        written = yield from self._do(op)
+        # In this order: after an interrupt between two of them, what is left is sent again, and finds that it was done.
+        self.uncounted = self._left(self.uncounted, written)
+        self.answered = None
+        self.claimed = self.unsure = False
         if not written.mine:
             self._say("not saved: another worker took the conversation over")
             return False
@@ -469,17 +475,6 @@ class _RunningTurn:
         if self.ops.compares_max_age():
             yield from self._do(self.ops.compare_max_age())
         return True
-
-    def _ending(self, session_id: str, *, complete: bool, context_tokens: int | None) -> Op[Written]:
-        """Save and release. What came of it is noted here, since an interrupt may come before the flow learns of it."""
-        again, self.unsure = self.unsure, True
-        written = yield from self._saving(session_id, complete=complete, context_tokens=context_tokens, again=again)
-        # In this order: after an interrupt between two of them, what is left is sent again, and finds that it was done.
-        self.uncounted = self._left(self.uncounted, written)
-        self.answered = None
-        self.claimed = False
-        self.unsure = False
-        return written
 
     def _note_replicas(self, written: Written) -> None:
         if self.ops.settings.replicas:
@@ -521,7 +516,7 @@ class _RunningTurn:
 
     def _finish(self) -> Flow[None]:
         """Save what the model has answered in, if that was not done; release the lease."""
-        if (turn := self._turn()) is not None:  # interrupted before it was saved
+        if self.run is not None and (turn := self._turn()) is not None:  # interrupted before it was saved
             self.run = None
             self.answered = self._session_of(self._given(turn))
             self.uncounted += [] if self.answered else self._turn_counters()
@@ -529,7 +524,7 @@ class _RunningTurn:
             yield from self._save_or_say(self.answered, complete=False)
         if self.claimed and not self.away:
             try:
-                released = yield from self._do(self._releasing())
+                released = yield from self._release()
                 if not released.mine and not released.resent and self.ran:
                     log.error("conversation %r was taken over before its turn ended", self.key)
             except SessionStoreError as error:
@@ -538,16 +533,15 @@ class _RunningTurn:
         if self.uncounted:
             yield from self._count_all()
 
-    def _releasing(self) -> Op[Written]:
-        """Release the lease, and note what came of it; see `_ending`."""
+    def _release(self) -> Flow[Written]:
         again, self.unsure = self.unsure, True
         if self.undecided:
-            written = yield from self.ops.fail(self.claim, again=again)
+            written = yield from self._do(self.ops.fail(self.claim, again=again))
         else:
-            written = yield from self.ops.release(self.claim, self._counted_in_script(self.uncounted), again=again)
+            op = self.ops.release(self.claim, self._counted_in_script(self.uncounted), again=again)
+            written = yield from self._do(op)
             self.uncounted = self._left(self.uncounted, written)
-        self.claimed = False
-        self.unsure = False
+        self.claimed = self.unsure = False
         return written
 
     def _turn_counters(self) -> list[str]:
