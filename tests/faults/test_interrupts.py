@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
 import redis
 
-from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings
+from redis_sessions import AsyncSessionStore, Held, SessionStore, StoreSettings, Turn
 from redis_sessions.client.pool import CheckedConnection
 from tests.faults.ledger import Tally
 from tests.faults.steps import CONNECTIONS, KEYS, Alarm, Interrupted, Steps, async_store, clients_of, sync_store
@@ -142,6 +143,39 @@ def test_cancellations_at_random_moments(kind, count, places, clean, settings, l
             steps.end(values, counted, clients_of(place) - before)
 
     asyncio.run(main())
+
+
+@by_thread
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # see above
+@pytest.mark.parametrize("count", [1_000, pytest.param(20_000, marks=long)])
+def test_signals_at_the_end_of_a_turn(count, valkey, clean, settings, ledger, caplog):
+    """What the run gave is saved, and counted at most once; the lease is released, and nobody took it over."""
+    clean(valkey)
+    tally = ledger("signal at the end of a turn")
+    with SessionStore.from_url(valkey.url, settings) as store, Alarm() as alarm:
+        while alarm.fired < count:
+            key, turn = f"key{tally.operations}", Turn(f"ID-{tally.operations}", None)
+
+            def run(_: str | None, turn: Turn[None] = turn) -> Turn[None]:
+                alarm.arm(within_s=300e-6)
+                return turn
+
+            tally.operations += 1
+            came_back = True
+            try:
+                store.resume(key, run)
+                alarm.disarm()
+            except Interrupted as interrupted:
+                stack = traceback.walk_tb(interrupted.__traceback__)
+                came_back = all(frame.f_code is not run.__code__ for frame, _ in stack)
+            tally.lost += came_back and store.get(key) != turn.session_id
+            tally.wrong += isinstance(store.acquire(key), Held)
+        alarm.disarm()
+        tally.injected = alarm.fired
+        tally.lost += store.counters()["fresh_starts_total"] > tally.operations
+        tally.wrong += "taken over" in caplog.text
+    tally.check()
+    gc.collect()  # see above
 
 
 class TestBetweenSendingAndReply:
