@@ -14,7 +14,7 @@ from redis_sessions.client.execute import Link, arun, run
 from redis_sessions.client.pool import PerProcess
 from redis_sessions.client.url import parse
 from redis_sessions.doctor.findings import ClientFacts, Diagnosis
-from redis_sessions.errors import SessionStoreError
+from redis_sessions.errors import InvalidSettings, SessionStoreError
 from redis_sessions.keys import RESUME_FAILURES, check_session_id
 from redis_sessions.legacy.file import Writer, read
 from redis_sessions.legacy.shape import Shape, as_shape
@@ -186,6 +186,9 @@ class BaseStore(Generic[C]):
         accepts: Callable[[str], bool] | None,
         **options: Any,
     ) -> Request:
+        if not options["lease"] and (limits := self.settings.limits):
+            why = f"is False, which keeps no record, and {limits[0]} is kept by the record"
+            raise InvalidSettings(why, setting="lease", remedy="leave out one of them")
         if agent is not None:
             runtime = _runtime(agent)
             judge, accepts = judge or runtime.judge, accepts or runtime.can_be
@@ -461,7 +464,8 @@ class SessionStore(BaseStore[SyncClient]):
                 agent's, and without an agent all are accepted.
             wait_ms: how long to wait for a conversation that another worker runs; default: 0, LeaseHeld is raised at once.
             lease: whether to keep all other workers out meanwhile. With False two may run the conversation at once,
-                neither notices, and the one that ends last is saved.
+                neither notices, and the one that ends last is saved. Without a lease no record is kept: a failure is not
+                counted, so that nothing is given up, and a store with a limit such as `max_turns` refuses it.
             on_outage: "run" runs fresh and without a lease when Redis is away; "raise" raises StoreUnavailable.
             place: where the agent runs, for the session's record: `Place(host, home, directory)`. With it, a refusal as gone
                 of a session that was made elsewhere counts as `moved`, and not as a resume failure.
