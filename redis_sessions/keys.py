@@ -121,6 +121,10 @@ class Keys:
         """The Redis key of the record of conversation `key`'s session. Raises InvalidKey, TypeError."""
         return f"{self._record_prefix}{escape(key)}}}".encode()
 
+    def record_of(self, redis_key: bytes) -> bytes:
+        """The record that belongs to a scanned `ns:id:{…}` key."""
+        return self.record_prefix + redis_key[len(self.prefix) :]
+
     def lease(self, key: str) -> bytes:
         """The Redis key of the lease of conversation `key`. Raises InvalidKey, TypeError."""
         return f"{self._lease_prefix}{escape(key)}}}".encode()
