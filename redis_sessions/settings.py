@@ -58,7 +58,7 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
         max_lifetime_ms: milliseconds since its first turn was saved, the same; default: None.
         max_context_tokens: tokens of its context after its last turn (see `Turn.context_tokens`), the same; default: None.
         records: whether what is known of a session beside its ID is kept in a hash; default: True. Without it nothing is
-            given up, and nothing can be rotated. A turn without a lease keeps none either, and is refused with a limit.
+            given up, and nothing can be rotated. A turn without a lease keeps none either.
         scan_count: keys that the server looks at for one page of a scan; default: 1000, which take it about 3 ms.
         batch_size: legacy records written in one round trip; default: 500.
         replicas: replicas that must have a save before it counts as acknowledged; default: 0, which doesn't wait for any.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -14,7 +15,7 @@ from redis_sessions.client.execute import Link, arun, run
 from redis_sessions.client.pool import PerProcess
 from redis_sessions.client.url import parse
 from redis_sessions.doctor.findings import ClientFacts, Diagnosis
-from redis_sessions.errors import InvalidSettings, SessionStoreError
+from redis_sessions.errors import SessionStoreError
 from redis_sessions.keys import RESUME_FAILURES, check_session_id
 from redis_sessions.legacy.file import Writer, read
 from redis_sessions.legacy.shape import Shape, as_shape
@@ -41,6 +42,8 @@ from redis_sessions.settings import StoreSettings
 
 if TYPE_CHECKING:
     from redis_sessions.agents import Agent
+
+log = logging.getLogger("redis_sessions")
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -146,6 +149,8 @@ class BaseStore(Generic[C]):
         self._renewer: LeaseRenewer = _renewer or LeaseRenewer(self._run, self.settings.lease_ms)
         self._running: dict[str, Any] = {}
         self._renewals: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        # Limits that a turn without a lease does not keep, until that was said.
+        self._unkept_limits = self.settings.limits
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
@@ -186,9 +191,10 @@ class BaseStore(Generic[C]):
         accepts: Callable[[str], bool] | None,
         **options: Any,
     ) -> Request:
-        if not options["lease"] and (limits := self.settings.limits):
-            why = f"is False, which keeps no record, and {limits[0]} is kept by the record"
-            raise InvalidSettings(why, setting="lease", remedy="leave out one of them")
+        if self._unkept_limits and not options["lease"]:
+            limits = ", ".join(self._unkept_limits)
+            log.warning("a turn without a lease keeps no record, and so counts for no limit: %s", limits)
+            self._unkept_limits = []
         if agent is not None:
             runtime = _runtime(agent)
             judge, accepts = judge or runtime.judge, accepts or runtime.can_be
@@ -464,8 +470,8 @@ class SessionStore(BaseStore[SyncClient]):
                 agent's, and without an agent all are accepted.
             wait_ms: how long to wait for a conversation that another worker runs; default: 0, LeaseHeld is raised at once.
             lease: whether to keep all other workers out meanwhile. With False two may run the conversation at once,
-                neither notices, and the one that ends last is saved. Without a lease no record is kept: a failure is not
-                counted, so that nothing is given up, and a store with a limit such as `max_turns` refuses it.
+                neither notices, and the one that ends last is saved. Without a lease no record is kept: such turns and their
+                failures don't count, so on their account nothing is given up or rotated.
             on_outage: "run" runs fresh and without a lease when Redis is away; "raise" raises StoreUnavailable.
             place: where the agent runs, for the session's record: `Place(host, home, directory)`. With it, a refusal as gone
                 of a session that was made elsewhere counts as `moved`, and not as a resume failure.
