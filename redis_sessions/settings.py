@@ -62,8 +62,9 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
         scan_count: keys that the server looks at for one page of a scan; default: 1000, which take it about 3 ms.
         batch_size: legacy records written in one round trip; default: 500.
         replicas: replicas that must have a save before it counts as acknowledged; default: 0, which doesn't wait for any.
-            They are waited for half of `socket_timeout_ms`, in the same round trip. Too few by then: `set` and `save` raise
-            NotReplicated, and the result of `resume` says `replicated=False`; the ID is saved all the same.
+            They are waited for half of `socket_timeout_ms`, or of the `socket_timeout` of a client of your own if that is
+            shorter, in the same round trip. Too few by then: `set` and `save` raise NotReplicated, and the result of
+            `resume` says `replicated=False`; the ID is saved all the same.
         connect_timeout_ms: milliseconds that one connect may take; default: 1000 (1 s).
         socket_timeout_ms: milliseconds that one reply may take; default: 1000 (1 s).
         deadline_ms: milliseconds that one round trip may take, including retries and waiting for a connection;
@@ -74,7 +75,8 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
             in use, a call waits for one until its deadline.
 
     Times are whole milliseconds up to a century, counts go up to 100000. The last four apply only to clients that this
-    package builds itself (`from_url`). `settings.model_copy(update={…})` returns changed settings, also checked.
+    package builds itself (`from_url`), except for the wait for replicas. `settings.model_copy(update={…})` returns changed
+    settings, also checked.
     """
 
     namespace: Namespace = "sessions"

@@ -142,7 +142,8 @@ class BaseStore(Generic[C]):
         self.settings = _checked(settings)
         self._link = _link or callers_link(client, self.settings, awaits=self._awaits)
         together = self._link.cluster or self._link.emulated
-        self._ops = Operations(self.settings, counts_in_scripts=not self._link.cluster, together=together)
+        counts, reply_s = not self._link.cluster, self._link.reply_s
+        self._ops = Operations(self.settings, counts_in_scripts=counts, together=together, reply_s=reply_s)
         # Where it was closed: an async store is closed in each event loop by itself.
         self._closed = WeakSet() if _closed is None else _closed
         # Starts no thread before a sync turn runs.

@@ -255,9 +255,17 @@ class Operations:
         counts_in_scripts: whether all keys are on one server, so that the script that saves or rejects can also count.
 
     `together` says whether the keys of a conversation are known to be on one server. If not, the first claim finds out.
+    `reply_s` is how long the client waits for a reply, where that is not the settings' to say.
     """
 
-    def __init__(self, settings: StoreSettings, *, counts_in_scripts: bool = False, together: bool = True) -> None:
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        counts_in_scripts: bool = False,
+        together: bool = True,
+        reply_s: float | None = None,
+    ) -> None:
         self.settings = settings
         self.counts_in_scripts = counts_in_scripts
         self.keys = Keys(settings.namespace)
@@ -271,7 +279,8 @@ class Operations:
         # When a save is to compare the max age with that of the namespace: from the first on, until that was done.
         self._compare_at_s = 0.0
         # A reply must come before the client gives up on the connection.
-        self._replicas_ms = max(1, settings.socket_timeout_ms // 2)
+        reply_ms = settings.socket_timeout_ms if reply_s is None else min(settings.socket_timeout_ms, reply_s * 1000)
+        self._replicas_ms = max(1, int(reply_ms / 2))
 
     def get(self, key: str) -> Op[str | None]:
         [raw] = yield [Command(("GET", self.keys.session_id(key)), key)]
