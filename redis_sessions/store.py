@@ -497,7 +497,8 @@ class SessionStore(BaseStore[SyncClient]):
         """Save the session ID of a turn that is still running in `resume` on this store: call it from `run`, in any thread.
 
         It says that the model has answered in that session, so that it is worth resuming whatever becomes of the turn. The
-        lease goes on. False if no turn of that conversation runs here, or it has lost its lease. Raises InvalidSessionID.
+        lease goes on. False if no turn of that conversation runs here, if the ID can't be one of its agent's, or if it has
+        no lease any more; a turn that never had one saves the ID at its end. Raises InvalidSessionID.
         """
         return self._run(self._save_early(key, session_id))
 

@@ -94,7 +94,7 @@ class SessionRow(NamedTuple):
         key: the conversation.
         session_id: its live session ID.
         idle_ms: milliseconds since it was last used: by its record, or else by the time it has left of the max age. None
-            where unknown: without a TTL, or with more than the max age left.
+            where that is unknown, too: without a TTL, or with more than the max age left.
         expires_in_ms: milliseconds it has left; None without a TTL.
         last_used_at_ms: when it was last used, in milliseconds since 1970 by the server's clock; if that is unknown, the
             time at which it was read.
