@@ -3,7 +3,7 @@
 | key | type | expires | holds |
 | --- | --- | --- | --- |
 | `ns:id:{key}` | string | after the max age; each set starts a new TTL | the bare session ID |
-| `ns:record:{key}` | hash | with the ID | what is known of the session: see below |
+| `ns:record:{key}` | hash | max age after a save with a lease | what is known of the session: see below |
 | `ns:lease:{key}` | string | after the lease time + 30 days | the token of the last claim; held while PTTL > 30 days |
 | `ns:counter:resume_failures_total` | integer | never | number of refused resumes |
 | `ns:counter:resumes_total` | integer | never | number of turns that resumed |
@@ -16,7 +16,9 @@
 cluster slot. Only `%`, `{`, `}` and control characters in it are percent-escaped, so that people can read it. A scanned key
 belongs to the scheme only if unescaping it and escaping it again gives the same key.
 
-Idle time = max age - PTTL, because every set writes a whole new TTL.
+Idle time = max age - PTTL, because every save writes a whole new TTL; after the max age was lowered, that is too short for a
+session whose TTL was shortened. The record says it right: `s` + `u` + what the ID has more to live than the record, since a
+save without a lease gives only the ID a new TTL.
 
 The record may be absent, and counts only while its `id` is the ID in `ns:id:{key}`: a plain SET of the ID, by any program,
 leaves it behind without harm. Only what is known, and not what is usual, is in it. Its names and values are short, because a
@@ -120,6 +122,10 @@ class Keys:
     def record(self, key: str) -> bytes:
         """The Redis key of the record of conversation `key`'s session. Raises InvalidKey, TypeError."""
         return f"{self._record_prefix}{escape(key)}}}".encode()
+
+    def record_of(self, redis_key: bytes) -> bytes:
+        """The record that belongs to a scanned `ns:id:{…}` key."""
+        return self.record_prefix + redis_key[len(self.prefix) :]
 
     def lease(self, key: str) -> bytes:
         """The Redis key of the lease of conversation `key`. Raises InvalidKey, TypeError."""

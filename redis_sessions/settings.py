@@ -17,10 +17,10 @@ DAY_MS: Final = 86_400_000
 _MAX_MS: Final = 36_525 * DAY_MS
 _MAX_COUNT: Final = 100_000
 _MAX_TOKENS: Final = 1_000_000_000
+_LIMITS: Final = ("max_turns", "max_lifetime_ms", "max_context_tokens")
 # The settings that a JSON file may have, each by either of two names.
 _IN_FILES: Final = {
-    name: (name, re.sub("_([a-z])", lambda found: found[1].upper(), name))
-    for name in ("session_max_age_ms", "max_turns", "max_lifetime_ms", "max_context_tokens")
+    name: (name, re.sub("_([a-z])", lambda found: found[1].upper(), name)) for name in ("session_max_age_ms", *_LIMITS)
 }
 
 NAMESPACE: Final = "[A-Za-z0-9_.@-]{1,128}"
@@ -58,12 +58,13 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
         max_lifetime_ms: milliseconds since its first turn was saved, the same; default: None.
         max_context_tokens: tokens of its context after its last turn (see `Turn.context_tokens`), the same; default: None.
         records: whether what is known of a session beside its ID is kept in a hash; default: True. Without it nothing is
-            given up, and nothing can be rotated.
+            given up, and nothing can be rotated. A turn without a lease keeps none either.
         scan_count: keys that the server looks at for one page of a scan; default: 1000, which take it about 3 ms.
         batch_size: legacy records written in one round trip; default: 500.
         replicas: replicas that must have a save before it counts as acknowledged; default: 0, which doesn't wait for any.
-            They are waited for half of `socket_timeout_ms`, in the same round trip. Too few by then: `set` and `save` raise
-            NotReplicated, and the result of `resume` says `replicated=False`; the ID is saved all the same.
+            They are waited for half of `socket_timeout_ms`, or of the `socket_timeout` of a client of your own if that is
+            shorter, in the same round trip. Too few by then: `set` and `save` raise NotReplicated, and the result of
+            `resume` says `replicated=False`; the ID is saved all the same.
         connect_timeout_ms: milliseconds that one connect may take; default: 1000 (1 s).
         socket_timeout_ms: milliseconds that one reply may take; default: 1000 (1 s).
         deadline_ms: milliseconds that one round trip may take, including retries and waiting for a connection;
@@ -74,7 +75,8 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
             in use, a call waits for one until its deadline.
 
     Times are whole milliseconds up to a century, counts go up to 100000. The last four apply only to clients that this
-    package builds itself (`from_url`). `settings.model_copy(update={…})` returns changed settings, also checked.
+    package builds itself (`from_url`), except for the wait for replicas. `settings.model_copy(update={…})` returns changed
+    settings, also checked.
     """
 
     namespace: Namespace = "sessions"
@@ -100,10 +102,14 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
             made = handler(data)
         except ValidationError as error:
             raise _explain(error, cls) from None
-        limits = [name for name in ("max_turns", "max_lifetime_ms", "max_context_tokens") if getattr(made, name) is not None]
-        if limits and not made.records:
+        if (limits := made.limits) and not made.records:
             raise InvalidSettings(f"{limits[0]} is kept by the record, and records is False", remedy="leave out one of them")
         return made
+
+    @property
+    def limits(self) -> list[str]:
+        """Names of the limits of a session that are set."""
+        return [name for name in _LIMITS if getattr(self, name) is not None]
 
     if not TYPE_CHECKING:  # else a type checker would accept any assignment
 

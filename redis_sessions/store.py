@@ -142,13 +142,16 @@ class BaseStore(Generic[C]):
         self.settings = _checked(settings)
         self._link = _link or callers_link(client, self.settings, awaits=self._awaits)
         together = self._link.cluster or self._link.emulated
-        self._ops = Operations(self.settings, counts_in_scripts=not self._link.cluster, together=together)
+        counts, reply_s = not self._link.cluster, self._link.reply_s
+        self._ops = Operations(self.settings, counts_in_scripts=counts, together=together, reply_s=reply_s)
         # Where it was closed: an async store is closed in each event loop by itself.
         self._closed = WeakSet() if _closed is None else _closed
         # Starts no thread before a sync turn runs.
         self._renewer: LeaseRenewer = _renewer or LeaseRenewer(self._run, self.settings.lease_ms)
         self._running: dict[str, Any] = {}  # the turns that run now, by the tokens of their claims
         self._renewals: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        # Limits that a turn without a lease does not keep, until that was said.
+        self._unkept_limits = self.settings.limits
 
     def for_namespace(self, namespace: str) -> Self:
         """A store of another namespace over the same client; closing either closes both. Raises InvalidSettings."""
@@ -201,6 +204,10 @@ class BaseStore(Generic[C]):
         accepts: Callable[[str], bool] | None,
         **options: Any,
     ) -> Request:
+        if self._unkept_limits and not options["lease"]:
+            limits = ", ".join(self._unkept_limits)
+            log.warning("a turn without a lease keeps no record, and so counts for no limit: %s", limits)
+            self._unkept_limits = []
         if agent is not None:
             runtime = _runtime(agent)
             judge, accepts = judge or runtime.judge, accepts or runtime.can_be
@@ -476,7 +483,8 @@ class SessionStore(BaseStore[SyncClient]):
                 agent's, and without an agent all are accepted.
             wait_ms: how long to wait for a conversation that another worker runs; default: 0, LeaseHeld is raised at once.
             lease: whether to keep all other workers out meanwhile. With False two may run the conversation at once,
-                neither notices, and the one that ends last is saved.
+                neither notices, and the one that ends last is saved. Without a lease no record is kept: such turns and their
+                failures don't count, so on their account nothing is given up or rotated.
             on_outage: "run" runs fresh and without a lease when Redis is away; "raise" raises StoreUnavailable.
             place: where the agent runs, for the session's record: `Place(host, home, directory)`. With it, a refusal as gone
                 of a session that was made elsewhere counts as `moved`, and not as a resume failure.
@@ -501,8 +509,9 @@ class SessionStore(BaseStore[SyncClient]):
         """Save the session ID of a turn that is still running in `resume` on this store: call it from `run`, in any thread.
 
         It says that the model has answered in that session, so that it is worth resuming whatever becomes of the turn. The
-        lease goes on. False if no turn of that conversation runs here, if more than one does, as after it was taken over, or
-        if it has lost its lease. Raises InvalidSessionID.
+        lease goes on. False if no turn of that conversation runs here, if more than one does, as after it was taken over, if
+        the ID can't be one of its agent's, or if it has no lease any more; a turn that never had one saves the ID at its end.
+        Raises InvalidSessionID.
         """
         return self._run(self._save_early(key, session_id))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import os
 import pty
 import re
@@ -10,7 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from redis_sessions import ResumeResult, SessionStore, Turn, Verdict, errors
 from redis_sessions.agents import get_agent
+from redis_sessions.keys import RECORD_FIELDS
 from tests.manual import DOCS, PAGES, ROOT, prose, read
 from tests.over import over
 from tests.test_cli_support import run
@@ -164,6 +168,33 @@ def rows(section):
     text = read("agents").split(f"\n## {section}\n")[1].split("\n## ")[0]
     found = re.findall(r"^\| `([a-z-]+)` \| (.*) \|$", text, re.MULTILINE)
     return {name: cells.split(" | ") for name, cells in found}
+
+
+FIELDS = {field.name: field.default for field in dataclasses.fields(Turn)}
+OPTIONS = inspect.signature(SessionStore.resume).parameters.values()
+ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__}
+
+
+@over(
+    ("page", "section", "names"),
+    [
+        ("turns", "The result", {*ResumeResult._fields}),
+        ("turns", "Options of resume", {each.name for each in OPTIONS if each.kind is each.KEYWORD_ONLY} | {*Verdict}),
+        ("python", "What run returns", {*FIELDS}),
+        ("python", "Errors", ERRORS - {"SessionStoreError"}),
+        ("keys", "The record", {*RECORD_FIELDS}),
+    ],
+)
+def test_a_table_has_all_that_there_is(page, section, names):
+    found = re.findall(r"^\| ([^|]*) \|", read(page).split(f"\n## {section}\n")[1].split("\n## ")[0], re.MULTILINE)
+    # In the cell of an error stands what it is a kind of, too.
+    assert {name for cell in found for name in re.findall(r"`(\w+)`", cell.partition(", a `")[0])} == names
+
+
+def test_defaults_of_a_turn_are_those_of_the_code():
+    cells = re.findall(r"^\| `(\w+)` \| ?(\w*) \|", read("python").split("\n## What run returns\n")[1], re.MULTILINE)
+    said = dict(cells[: len(FIELDS)])
+    assert said == {name: "" if default is dataclasses.MISSING else str(default) for name, default in FIELDS.items()}
 
 
 def test_the_table_of_max_ages_is_that_of_the_runtimes():

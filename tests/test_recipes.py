@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import types
 
 import pytest
 
 from redis_sessions import AccessDenied, SessionStore
+from redis_sessions.agents import get_agent
 from redis_sessions.server import EmbeddedServer
 from tests.manual import DEFAULT_URL, PAGES, SESSION_ID, Shell, blocks, play
+from tests.test_agents import OBSERVATIONS, name
 
 RECIPES = {block.info: block.text for block in blocks("recipes") if block.language == "python"}
 SCRIPTS = [block.text for name in PAGES for block in blocks(name) if block.language == "sh"]
@@ -62,6 +65,37 @@ def test_subprocess(recipe, shell, monkeypatch):
     with pytest.raises(names["subprocess"].CalledProcessError):
         names["reply"]("subprocess:7", "hello")
     assert names["store"].get("subprocess:7") is None
+
+
+README = next(block.text for block in blocks("README") if block.language == "python").partition("\nstore =")[0]
+# Code, the call that runs the agent, and what marks the output of the command that it runs: in it, and not in it.
+PARSERS = {
+    "claude": (README, lambda names: names["review"](None), '"result"', '"subtype":"init"'),
+    "codex": (RECIPES["subprocess"], lambda names: names["ask"](None, "hello"), '"thread.started"', "\0"),
+}
+
+
+@pytest.mark.parametrize("agent", PARSERS)
+def test_what_real_agents_printed_is_parsed(agent, monkeypatch):
+    """Of all that ended with exit code 0: one that succeeded is a turn, and one that failed raises what the judge reads."""
+    (code, call, mark, other), names, wrong, seen = PARSERS[agent], {}, [], 0
+    exec(code, names)
+    for each in OBSERVATIONS:
+        if (each["agent"], each["exit_code"]) != (agent, 0) or mark not in each["stdout"] or other in each["stdout"]:
+            continue
+        done = subprocess.CompletedProcess(["agent"], 0, each["stdout"], each["stderr"])
+        monkeypatch.setattr(subprocess, "run", lambda *_, done=done, **__: done)
+        try:
+            found = call(names).session_id
+        except subprocess.CalledProcessError as error:
+            found = get_agent(agent).judge(error).verdict
+        except (LookupError, ValueError) as error:
+            found = repr(error)
+        seen += 1
+        if found != (each["session_id"] if each["verdict"] == "ok" else each["verdict"]):
+            wrong.append((name(each), found))
+    assert wrong == []
+    assert seen > 10
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 
 import fakeredis
@@ -93,6 +93,17 @@ def test_a_save_says_whether_replicas_have_it(pair, stores, caplog):
             ] * 2
             assert quick.resume("three", lambda _: Turn(None)).replicated is False
         assert [store.get(key) for key in ("one", "two", "three")] == ["ID-2"] * 3
+
+
+@pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
+def test_the_timeout_of_a_callers_client_counts_if_it_is_shorter(pair, loop, namespace, kind):
+    """Half of the settings' would be longer than such a client waits for the reply."""
+    module = redis if kind is SessionStore else redis.asyncio
+    client = module.Redis.from_url(pair.servers[0].url, socket_timeout=QUICK_MS / 1000)
+    store = kind(client, StoreSettings(namespace=namespace, replicas=1, socket_timeout_ms=PATIENT_MS))
+    store = store if kind is SessionStore else Blocking(store, loop)
+    with closing(store), pair.behind(), pytest.raises(NotReplicated, match="after 150 ms 0 replicas have it, not 1"):
+        store.set("one", "ID-1")
 
 
 def test_a_save_whose_reply_was_lost_is_waited_for(pair, namespace):

@@ -153,6 +153,36 @@ def test_rows_have_the_records_of_their_sessions(make_store, raw, namespace):
     assert rows.keys() == {"saved", "another's", "broken", "bare"}
 
 
+@pytest.mark.everywhere
+def test_idle_times_count_from_the_last_save_of_any_kind(store, raw, namespace):
+    """A save without a lease gives the ID a new TTL and leaves its record; retime shortens TTLs without any use."""
+    keys, hour_ms = Keys(namespace), DAY_MS // 24
+
+    def idle_hours():
+        """By their rows, by their rows without records, and by peek."""
+        rows, bare = list(store.sessions()), list(store.sessions(records=False))
+        now_ms = rows[0].last_used_at_ms + rows[0].idle_ms
+        peeks = ((key, now_ms - store.peek(key).record.used_ms) for key in ("unused", "set", "turn"))
+        known = [{row.key: row.idle_ms for row in rows}, {row.key: row.idle_ms for row in bare}, dict(peeks)]
+        return [{key: round(idle_ms / hour_ms, 1) for key, idle_ms in sorted(each.items())} for each in known]
+
+    for key in ("unused", "set", "turn"):
+        store.resume(key, lambda _: Turn("ID-1"))
+        raw.hincrby(keys.record(key), "s", -2 * hour_ms)  # as if it was that long ago
+        for redis_key in (keys.session_id(key), keys.record(key)):
+            raw.pexpire(redis_key, DAY_MS - 2 * hour_ms)
+    assert idle_hours() == [{"set": 2.0, "turn": 2.0, "unused": 2.0}] * 3
+    store.set("set", "ID-1")
+    store.resume("turn", Turn, lease=False)
+    used = {"set": 0.0, "turn": 0.0, "unused": 2.0}
+    assert idle_hours() == [used] * 3
+    assert store.retime(6 * hour_ms).shortened == 3
+    assert idle_hours() == [used, dict.fromkeys(used, 0.0), used]
+    for key in used:
+        assert 0 <= raw.pttl(keys.session_id(key)) - raw.pttl(keys.record(key)) < 60_000 < raw.pttl(keys.record(key))
+        assert raw.pttl(keys.record(key)) <= 6 * hour_ms
+
+
 def test_without_a_max_age_that_of_the_namespace_counts(make_store, raw, namespace):
     hour = make_store(session_max_age_ms=DAY_MS // 24)
     hour.set("a", "ID-1")

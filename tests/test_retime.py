@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 
 import pytest
 
@@ -46,6 +47,7 @@ def test_it_shortens_or_sets_ttls_and_leaves_the_rest(store, raw, namespace):
     raw.set(keys.session_id("immortal"), "ID-1")
     poison = plant_poison(raw, namespace)
     raw.set(keys.session_id("long words"), "two words", px=DAY_MS)
+    raw.set(keys.record("day"), "no hash", px=60_000)
     store.acquire("leased")
     store.increment_resume_failures()
     raw.hset(keys.settings(), "max_age_ms", HOUR_MS)
@@ -132,7 +134,8 @@ def test_the_script_and_the_library_agree_on_session_ids(store, raw, namespace):
         raw.set(redis_key, value)
 
     def retime():
-        [reply] = yield [Command((HOUR_MS,), script=RETIME, redis_keys=tuple(redis_keys))]
+        pairs = ((redis_key, redis_key + b":record") for redis_key in redis_keys)
+        [reply] = yield [Command((HOUR_MS,), script=RETIME, redis_keys=tuple(chain.from_iterable(pairs)))]
         return reply
 
     assert run(client, retime()) == [2 if is_session_id(value) else 0 for value in values]

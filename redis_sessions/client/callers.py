@@ -21,6 +21,7 @@ _KNOWN: Final = (redis.Redis, redis.RedisCluster, redis.asyncio.Redis, redis.asy
 # Packages with clients that look like redis-py's.
 _FOREIGN: Final = {"valkey", "coredis", "aioredis"}
 _LONG_S: Final = 15
+_DEFAULT_S: Final = 5  # redis-py's socket_timeout
 _warned: set[str] = set()
 
 
@@ -98,6 +99,15 @@ def _waiting(client: Any) -> Iterator[str]:
             yield f"has no {name}: a server that hangs stops the worker for good"
         elif isinstance(seconds, int | float) and seconds > _LONG_S:
             yield f"has a {name} of more than {_LONG_S} s: leases lapse while it waits"
+
+
+def reply_s(client: Any) -> float | None:
+    """How long a client waits for a reply, in seconds; None if that has no limit, or can't be known."""
+    try:
+        seconds = _options(client).get("socket_timeout", _DEFAULT_S)
+    except Exception:  # noqa: BLE001 - a client without the attribute must still work
+        return None
+    return seconds if isinstance(seconds, int | float) else None
 
 
 def _options(client: Any) -> Any:

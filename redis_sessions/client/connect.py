@@ -102,6 +102,7 @@ def callers_link(client: Any, settings: StoreSettings, *, awaits: bool) -> Link:
         tls=callers.speaks_tls(client),
         emulated=callers.is_fake(client),
         risks=callers.risks(client),
+        reply_s=callers.reply_s(client),
     )
 
 

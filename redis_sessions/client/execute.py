@@ -51,6 +51,7 @@ class Link(NamedTuple):
     tls: bool = False
     emulated: bool = False  # whether the client is an emulation of a server, inside this process
     risks: tuple[str, ...] | None = None  # what is risky in the client's settings; None if they are unknown
+    reply_s: float | None = None  # how long the caller's client waits for a reply; None if not known or without limit
 
 
 CALLERS: Final = Link()

@@ -24,9 +24,9 @@ class Script:
         self.source: Final = source
         self.sha: Final = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
-    def batch(self, redis_keys: Sequence[bytes], *args: bytes | str) -> Batch:
-        """A call for each key. The first brings the source, so that the server knows the script from then on."""
-        calls: list[tuple[bytes | str, ...]] = [("EVALSHA", self.sha, "1", redis_key, *args) for redis_key in redis_keys]
+    def batch(self, redis_keys: Sequence[tuple[bytes, ...]], *args: bytes | str) -> Batch:
+        """A call for each of these KEYS. The first brings the source, so that the server knows the script from then on."""
+        calls: list[tuple[bytes | str, ...]] = [("EVALSHA", self.sha, str(len(some)), *some, *args) for some in redis_keys]
         calls[0] = ("EVAL", self.source, *calls[0][2:])
         return calls
 

@@ -81,7 +81,7 @@ class Record(NamedTuple):
         agent: name of the runtime whose session it is.
         host, home, directory: the place of its last turn; see Place.
         started_ms: when its first turn was saved.
-        used_ms: when its last turn was saved.
+        used_ms: when its last turn was saved; of a session that was read with its TTL, also by `set` or without a lease.
         turns: how many turns were saved.
         context_tokens: size of its context after the last turn, in tokens.
         failures: undecided failures to resume it, in a row.
@@ -101,11 +101,16 @@ class Record(NamedTuple):
     complete: bool = True
 
     @classmethod
-    def read(cls, values: Sequence[bytes | None]) -> Self:
-        """A record from the values of RECORD_FIELDS; what can't be read is not known."""
+    def read(cls, values: Sequence[Any], pttl_ms: int = -1) -> Self:
+        """A record from the values of RECORD_FIELDS; what can't be read is not known.
+
+        Behind them the record's own TTL may stand, and `pttl_ms` is that of the session ID then, both in milliseconds: what
+        the ID has more, it was given by a save that left the record as it was.
+        """
         if not any(values):
             return cls()
-        session_id, who, directory, started, lasted, turns, tokens, failures, cut_short = values
+        session_id, who, directory, started, lasted, turns, tokens, failures, cut_short, *left_ms = values
+        later_ms = max(0, pttl_ms - left_ms[0]) if left_ms and left_ms[0] >= 0 else 0
         agent = host = home = where = None
         if who:
             agent, host, home = (part or None for part in [*_text(who).split("\0", 2), "", ""][:3])
@@ -119,7 +124,7 @@ class Record(NamedTuple):
             home,
             where,
             started_ms,
-            None if started_ms is None or lasted_ms is None else started_ms + lasted_ms,
+            None if started_ms is None or lasted_ms is None else started_ms + lasted_ms + later_ms,
             _figure(turns) or 0,
             _figure(tokens),
             _figure(failures) or 0,
@@ -253,9 +258,17 @@ class Operations:
         counts_in_scripts: whether all keys are on one server, so that the script that saves or rejects can also count.
 
     `together` says whether the keys of a conversation are known to be on one server. If not, the first claim finds out.
+    `reply_s` is how long the client waits for a reply, where that is not the settings' to say.
     """
 
-    def __init__(self, settings: StoreSettings, *, counts_in_scripts: bool = False, together: bool = True) -> None:
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        counts_in_scripts: bool = False,
+        together: bool = True,
+        reply_s: float | None = None,
+    ) -> None:
         self.settings = settings
         self.counts_in_scripts = counts_in_scripts
         self.keys = Keys(settings.namespace)
@@ -269,7 +282,8 @@ class Operations:
         # When a save is to compare the max age with that of the namespace: from the first on, until that was done.
         self._compare_at_s = 0.0
         # A reply must come before the client gives up on the connection.
-        self._replicas_ms = max(1, settings.socket_timeout_ms // 2)
+        reply_ms = settings.socket_timeout_ms if reply_s is None else min(settings.socket_timeout_ms, reply_s * 1000)
+        self._replicas_ms = max(1, int(reply_ms / 2))
 
     def get(self, key: str) -> Op[str | None]:
         [raw] = yield [Command(("GET", self.keys.session_id(key)), key)]
@@ -279,19 +293,18 @@ class Operations:
         redis_key = self.keys.session_id(key)
         asked: list[tuple[bytes | str, ...]] = [("GET", redis_key), ("PTTL", redis_key)]
         if self.settings.records:
-            asked.append(("HMGET", self.keys.record(key), *RECORD_FIELDS))
+            asked += [("PTTL", self.keys.record(key)), ("HMGET", self.keys.record(key), *RECORD_FIELDS)]
         # Not a script: a user that may only read could not run it. Optional, as a record of another type is none.
-        raw, pttl_ms, *records = yield [Command(command, key, optional=True) for command in asked]
-        for reply in (raw, pttl_ms, *records):
-            if isinstance(reply, SessionStoreError) and not (reply in records and isinstance(reply, CorruptValue)):
+        raw, pttl_ms, *known = yield [Command(command, key, optional=True) for command in asked]
+        for reply in (raw, pttl_ms, *known):
+            if isinstance(reply, SessionStoreError) and not (reply in known and isinstance(reply, CorruptValue)):
                 raise reply
         session_id = _found(key, raw)
         # Below -1, it expired between the two.
         if session_id is None or pttl_ms < -1:
             return None
-        read = (Record.read(values) for values in records if isinstance(values, list))
-        record = next((record for record in read if record.session_id == session_id), None)
-        return Peek(session_id, pttl_ms if pttl_ms >= 0 else None, record)
+        record = Record.read([*known[1], known[0]], pttl_ms) if known and isinstance(known[1], list) else Record()
+        return Peek(session_id, pttl_ms if pttl_ms >= 0 else None, record if record.session_id == session_id else None)
 
     def set(self, key: str, session_id: str) -> Op[Written]:
         value = check_session_id(key, session_id)

@@ -62,8 +62,8 @@ class Report(BaseModel, frozen=True, defer_build=True):
         invalid: keys without a valid session ID: wrong type, wrong text, or a name outside the key scheme.
         invalid_examples: the first 20 of them.
         soonest_expiry_ms: milliseconds until the next session expires, None if none will.
-        idle_histogram: idle times of the live sessions that have one, in ascending buckets.
-        counters: `resume_failures_total`, `resumes_total`, `fresh_starts_total`; None for one that is not an integer.
+        idle_histogram: idle times of the live sessions that have one, by their TTLs, in ascending buckets.
+        counters: every counter of redis_sessions.keys.COUNTERS by its name; None for one that is not an integer.
         near_scheme: keys that begin as session keys do but have no braces (`sessions:id:chat:7`): no store reads them.
         near_examples: the first 20 of them.
         approximate: keys may have been missed: cluster slots moved, the server changed during the scan, or it can't be

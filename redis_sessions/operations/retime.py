@@ -60,7 +60,7 @@ def retime(
     while (pages := (yield from scan.next_pages())) is not None:
         commands, args = [], (str(max_age_ms),)
         for page in pages:
-            due: list[bytes] = []
+            due: list[tuple[bytes, bytes]] = []
             for name, redis_key, pttl_ms in zip(page.conversations(keys), page.redis_keys, page.pttls_ms, strict=True):
                 if pttl_ms < -1:
                     continue
@@ -73,10 +73,10 @@ def retime(
                 elif dry_run:
                     done[GIVEN_TTL if pttl_ms == -1 else SHORTENED] += 1
                 else:
-                    due.append(redis_key)
+                    due.append((redis_key, keys.record_of(redis_key)))
             if due and scan.by_script:
-                commands.append(Command(args, script=RETIME, redis_keys=tuple(due)))
-            elif due:  # only where one server has all keys may a script have several
+                commands.append(Command(args, script=RETIME, redis_keys=tuple(chain.from_iterable(due))))
+            elif due:  # only where one server has all keys may a script have those of several conversations
                 commands.append(Command((), node=page.node, batch=RETIME.batch(due, *args)))
         for reply in chain.from_iterable((yield commands)) if commands else ():
             if not isinstance(reply, SessionStoreError):

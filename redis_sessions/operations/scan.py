@@ -65,7 +65,7 @@ class Page(NamedTuple):
     values: list[bytes | None]  # their first 257 bytes; None for one that is not a string
     now_ms: int  # the server's time when they were read, milliseconds since 1970
     node: object = None  # the primary that has them, as PRIMARIES gave it; None where there is only one server
-    records: Sequence[Sequence[bytes | None] | None] = ()  # values of RECORD_FIELDS, or None; empty if not asked for
+    records: Sequence[Sequence[Any] | None] = ()  # what `Record.read` takes, TTL included, or None; empty if not asked for
     near: int = 0  # number of other keys that begin as session keys do, up to the brace
     near_examples: Sequence[bytes] = ()  # the first 20 of them
 
@@ -94,7 +94,7 @@ class SessionRow(NamedTuple):
         key: the conversation.
         session_id: its live session ID.
         idle_ms: milliseconds since it was last used: by its record, or else by the time it has left of the max age. None
-            where unknown: without a TTL, or with more than the max age left.
+            where that is unknown, too: without a TTL, or with more than the max age left.
         expires_in_ms: milliseconds it has left; None without a TTL.
         last_used_at_ms: when it was last used, in milliseconds since 1970 by the server's clock; if that is unknown, the
             time at which it was read.
@@ -228,19 +228,25 @@ class Scan:
             yield "PTTL", redis_key
             yield "GETRANGE", redis_key, "0", "256"
             if self._records:
-                yield "HMGET", self._keys.record_prefix + redis_key[len(self._prefix) :], *RECORD_FIELDS
+                record = self._keys.record_of(redis_key)
+                yield "PTTL", record
+                yield "HMGET", record, *RECORD_FIELDS
 
     def _columns(self, replies: list[Any]) -> tuple[list[int], list[bytes | None], list[Any]]:
         """The TTLs, the values and the records that were read."""
         for reply in replies:
             if isinstance(reply, SessionStoreError) and not (is_away(reply) or isinstance(reply, CorruptValue)):
                 raise reply
-        width = 2 + self._records
+        width = 4 if self._records else 2
         read = list(zip(replies[::width], replies[1::width], strict=True))
         pttls_ms = [pttl_ms if isinstance(pttl_ms, int) and not is_away(value) else -3 for pttl_ms, value in read]
         values = [value if isinstance(value, bytes) else None for _, value in read]
-        known = zip(replies[2::width], values, strict=True) if self._records else ()
-        return pttls_ms, values, [found if isinstance(found, list) and found[0] == value else None for found, value in known]
+        known = zip(replies[2::width], replies[3::width], values, strict=True) if self._records else ()
+        records = [
+            [*found, left_ms] if isinstance(left_ms, int) and isinstance(found, list) and found[0] == value else None
+            for left_ms, found, value in known
+        ]
+        return pttls_ms, values, records
 
     def _marks(self) -> Op[list[_Mark] | None]:
         if self._nodes == [None]:
@@ -358,7 +364,7 @@ def session_rows(settings: StoreSettings, page: Page) -> Iterator[SessionRow]:
     records = page.records or [None] * len(names)
     for key, pttl_ms, value, fields in zip(names, page.pttls_ms, page.values, records, strict=True):
         if key is not None and value is not None and pttl_ms >= -1:
-            record = Record.read(fields) if fields else None
+            record = Record.read(fields, pttl_ms) if fields else None
             idle_ms = max_age_ms - pttl_ms if 0 <= pttl_ms <= max_age_ms else None
             if record and record.used_ms is not None:
                 idle_ms = max(0, now_ms - record.used_ms)

@@ -193,7 +193,8 @@ return {1, uncounted}
 
 # KEYS lease, id, record; ARGV token, session ID that failed, max age, whether it is sent again.
 # -> {1 if the lease was ours or 0, 0}
-# Counts an undecided failure and releases the lease. The ID and its TTL are untouched; the record gets the same TTL.
+# Counts an undecided failure and releases the lease. The ID and its TTL are untouched; the record gets the same TTL, as by
+# RETIME.
 FAIL: Final = Script(
     _PEEK
     + _RECORD
@@ -203,11 +204,16 @@ if holder ~= ARGV[1] then
   return {ARGV[4] == '1' and not holder and 1 or 0, 0}
 end
 if peek('GET', KEYS[2]) == ARGV[2] then
-  if not is_record_of(KEYS[3], ARGV[2]) then
+  local pttl = redis.call('PTTL', KEYS[2])
+  if is_record_of(KEYS[3], ARGV[2]) then
+    local left = redis.call('PTTL', KEYS[3])
+    if left >= 0 and left < pttl then
+      redis.call('HINCRBY', KEYS[3], 'u', pttl - left)
+    end
+  else
     redis.call('HSET', KEYS[3], 'id', ARGV[2])
   end
   redis.call('HINCRBY', KEYS[3], 'f', 1)
-  local pttl = redis.call('PTTL', KEYS[2])
   redis.call('PEXPIRE', KEYS[3], pttl > 0 and pttl or ARGV[3])
 end
 redis.call('DEL', KEYS[1])
@@ -280,6 +286,7 @@ RUN_ID: Final = "return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)
 
 # ARGV cursor, prefix, count, looser prefix, prefix of the records or '', fields of a record, ...
 # -> {next cursor, now ms, keys, PTTLs, values, records, number of near keys, the first 20 of them}
+# A record is the values of its fields, and its PTTL.
 # Only for a server that has all keys: it declares none that it finds, nor any other, which takes the permission to write.
 # On a node of a cluster of Valkey 9, an MGET over several slots would break every script after it (no upstream issue found).
 # Keys with that prefix that end in a brace, filtered here because MATCH takes three times as long; near keys have only the
@@ -335,6 +342,7 @@ if ARGV[5] ~= '' then
       for j, value in ipairs(call('HMGET', record, unpack(ARGV, 6))) do
         fields[j] = value and sub(value, 1, 4096)
       end
+      fields[#fields + 1] = call('PTTL', record)
     end
     records[i] = fields
   end
@@ -343,22 +351,29 @@ return {scan[1], time[1] * 1000 + math.floor(time[2] / 1000), keys, pttls, value
 """
 )
 
-# KEYS id, ...; ARGV max age -> for each key 1 if its TTL was shortened, 2 if it got one, 0 if nothing was changed
+# KEYS id, record, ...; ARGV max age -> for each ID 1 if its TTL was shortened, 2 if it got one, 0 if nothing was changed
 # Sent again, it replies 0 for what the first sending has done. PEXPIRE … LT would need Redis 7.
+# The record gets the same TTL. What it had less tells that the ID was saved later: that is added to `u`, if it can be.
 RETIME: Final = Script(
     _PEEK
     + """
 local done, max_age = {}, tonumber(ARGV[1])
-for i, key in ipairs(KEYS) do
+for i = 1, #KEYS, 2 do
+  local key, record, changed = KEYS[i], KEYS[i + 1], 0
   local pttl = redis.call('PTTL', key)
-  done[i] = 0
   if pttl == -1 or pttl > max_age then
     local value = peek('GET', key)
     if type(value) == 'string' and #value <= 256 and string.find(value, '^[A-Za-z0-9][A-Za-z0-9._:%-]*$') then
+      local left = redis.call('PTTL', record)
+      if left >= 0 and left < pttl then
+        redis.pcall('HINCRBY', record, 'u', pttl - left)
+      end
       redis.call('PEXPIRE', key, max_age)
-      done[i] = pttl == -1 and 2 or 1
+      redis.call('PEXPIRE', record, max_age)
+      changed = pttl == -1 and 2 or 1
     end
   end
+  done[#done + 1] = changed
 end
 return done
 """

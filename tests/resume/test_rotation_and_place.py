@@ -90,6 +90,18 @@ class TestRotation:
         assert store.resume(KEY, Agent("E"), lease=False).how == "rotated"
         assert (store.get(KEY), store.peek(KEY).record) == ("E", None)
 
+    def test_without_a_lease_nothing_counts_and_that_is_said_once(self, make_store, caplog):
+        store, unlimited = make_store(max_turns=2, max_context_tokens=9, give_up_after=1), make_store(give_up_after=1)
+        store.resume(KEY, Agent("R"))
+        assert [unlimited.resume(KEY, Agent("R"), lease=False).how for _ in range(2)] == ["resumed"] * 2
+        assert caplog.messages == []
+        with pytest.raises(AgentError):
+            store.resume(KEY, Agent(AgentError()), lease=False)
+        assert store.resume(KEY, Agent("R"), lease=False).how == "resumed"
+        assert store.peek(KEY).record.turns == 1
+        [said] = [each for each in caplog.records if "without a lease" in each.message]
+        assert (said.levelname, said.message.partition(": ")[2]) == ("WARNING", "max_turns, max_context_tokens")
+
     def test_what_is_known_of_the_session_before_is_not_that_of_the_new_one(self, make_store, record):
         store = make_store(max_turns=3)
 
