@@ -509,8 +509,8 @@ class SessionStore(BaseStore[SyncClient]):
         """Save the session ID of a turn that is still running in `resume` on this store: call it from `run`, in any thread.
 
         It says that the model has answered in that session, so that it is worth resuming whatever becomes of the turn. The
-        lease goes on. False if no turn of that conversation runs here, if more than one does, as after it was taken over, if
-        the ID can't be one of its agent's, or if it has no lease any more; a turn that never had one saves the ID at its end.
+        lease goes on. False if no turn of that conversation runs here, or more than one, as after it was taken over; if the
+        ID can't be one of its agent's; or if it has no lease any more. A turn that never had one saves the ID at its end.
         Raises InvalidSessionID.
         """
         return self._run(self._save_early(key, session_id))
