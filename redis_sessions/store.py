@@ -14,7 +14,7 @@ from redis_sessions.client.execute import Link, arun, run
 from redis_sessions.client.pool import PerProcess
 from redis_sessions.client.url import parse
 from redis_sessions.doctor.findings import ClientFacts, Diagnosis
-from redis_sessions.errors import SessionStoreError
+from redis_sessions.errors import NotReplicated, SessionStoreError
 from redis_sessions.keys import RESUME_FAILURES, check_session_id
 from redis_sessions.legacy.file import Writer, read
 from redis_sessions.legacy.shape import Shape, as_shape
@@ -94,6 +94,8 @@ def _ended(renewal: Any) -> Iterator[None]:
     renewal.end()
     try:
         yield
+    except NotReplicated:  # saved, and the lease released
+        raise
     except BaseException:
         renewal.over = False
         raise
