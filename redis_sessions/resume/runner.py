@@ -42,10 +42,17 @@ Execute: TypeAlias = Callable[[Op[Any]], Any]
 AsyncExecute: TypeAlias = Callable[[Op[Any]], Coroutine[Any, Any, Any]]
 
 
+def _check_run(run: object) -> None:
+    """Raise InvalidTurn for what can't be called: it would count as a failure of the agent."""
+    if not callable(run):
+        raise InvalidTurn(f"run must be a function that takes a session ID or None, not {type(run).__name__}")
+
+
 def drive(
     ops: Operations, renewer: LeaseRenewer, flow: Flow[ResumeResult[V]], run: Callable[[str | None], Any]
 ) -> ResumeResult[V]:
     """Drive a resume flow to its result. Raises what the flow raises."""
+    _check_run(run)
     parent = os.getpid()
     try:
         step = next(flow)
@@ -78,6 +85,7 @@ async def adrive(
     run: Callable[[str | None], Awaitable[Any]],
 ) -> ResumeResult[V]:
     """Same as drive, for asyncio. A cancellation takes effect once the current operation on Redis has ended."""
+    _check_run(run)
     parent = os.getpid()
     try:
         step = next(flow)
