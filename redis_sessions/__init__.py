@@ -18,9 +18,10 @@ The logger is `redis_sessions`. Its records are not shown until logging is confi
 - ERROR: a conversation was taken over by another worker while its turn ran.
 - WARNING: what an outage of Redis caused: a turn without a lease, not saved or not counted, a lease not renewed or not
   released, a failed scrape of the metrics; a save that came too late, as another worker had taken over, or that too few
-  replicas have; an ID that is invalid or another agent's; what is risky in a client that was passed in, once per process; a
-  max age that is not the namespace's, and a limit that a turn without a lease does not count for, each once per store; a
-  session that was given up, or that is gone as it was made elsewhere.
+  replicas have; a lease that is not renewed as no thread can be started; an ID that is invalid or another agent's; what is
+  risky in a client that was passed in, once per process; a max age that is not the namespace's, and a limit that a turn
+  without a lease does not count for, each once per store; a session that was given up, or that is gone as it was made
+  elsewhere.
 - INFO: a resume that the agent refused, a session that was rotated, a turn that gave no session ID.
 """
 

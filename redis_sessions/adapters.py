@@ -94,12 +94,12 @@ def openai_turn(response: V) -> Turn[V]:
     if status == "failed":
         error = getattr(response, "error", None)
         raise RunFailed("the response failed", of_openai(error))
-    tokens = getattr(getattr(response, "usage", None), "total_tokens", None)
+    tokens = size({"total": getattr(getattr(response, "usage", None), "total_tokens", None)}, ["total"])
     return Turn(
         session_id if isinstance(session_id, str) else None,
         response,
         complete=status in (None, "completed"),
-        context_tokens=tokens if isinstance(tokens, int) else None,
+        context_tokens=tokens or None,
     )
 
 

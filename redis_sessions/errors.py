@@ -28,6 +28,17 @@ class SessionStoreError(Exception):
         self.remedy = remedy
         super().__init__(message if remedy is None else f"{message}: {remedy}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own would pass the text alone to `__init__`, which takes other arguments.
+        return _made_again, (type(self), self.args), self.__dict__
+
+
+def _made_again(kind: type[SessionStoreError], args: tuple[Any, ...]) -> SessionStoreError:
+    """Make an error as pickle and copy do, which then set its attributes."""
+    made = kind.__new__(kind, *args)
+    super(SessionStoreError, made).__init__(*args)
+    return made
+
 
 class InvalidKey(SessionStoreError, ValueError):
     """A conversation key that is empty, longer than 512 UTF-8 bytes, or not text."""

@@ -15,13 +15,13 @@ from redis_sessions.client.execute import Link, arun, run
 from redis_sessions.client.pool import PerProcess
 from redis_sessions.client.url import parse
 from redis_sessions.doctor.findings import ClientFacts, Diagnosis
-from redis_sessions.errors import SessionStoreError
+from redis_sessions.errors import NotReplicated, SessionStoreError
 from redis_sessions.keys import RESUME_FAILURES, check_session_id
 from redis_sessions.legacy.file import Writer, read
 from redis_sessions.legacy.shape import Shape, as_shape
 from redis_sessions.legacy.transfer import ExportResult, ImportResult, export_entries, import_entries
 from redis_sessions.operations.command import Op
-from redis_sessions.operations.conversation import Held, Lease, Operations, Peek, Place
+from redis_sessions.operations.conversation import Held, Lease, Operations, Peek, Place, checked_token
 from redis_sessions.operations.report import Report, live_session_ids, report
 from redis_sessions.operations.retime import RetimeResult, retime
 from redis_sessions.operations.scan import (
@@ -97,15 +97,17 @@ def _ended(renewal: Any) -> Iterator[None]:
     renewal.end()
     try:
         yield
+    except NotReplicated:  # saved, and the lease released
+        raise
     except BaseException:
         renewal.over = False
         raise
 
 
 def _runtime(agent: str | Agent) -> Agent:
-    from redis_sessions.agents import get_agent  # noqa: PLC0415 - a runtime is read when it is asked for
+    from redis_sessions.agents import Agent, get_agent  # noqa: PLC0415 - a runtime is read when it is asked for
 
-    return get_agent(agent) if isinstance(agent, str) else agent
+    return agent if isinstance(agent, Agent) else get_agent(agent)
 
 
 def _form_of(agent: str | Agent | None) -> Callable[[str], bool] | None:
@@ -172,6 +174,7 @@ class BaseStore(Generic[C]):
         return _ended(renewal) if renewal else _UNRENEWED
 
     def _save_early(self, key: str, session_id: str) -> Op[bool]:
+        self._ops.keys.session_id(key)  # refuse a bad key, for which no turn can be running
         check_session_id(key, session_id)
         turns = self._turns_of(key)
         if len(turns) > 1:
@@ -286,9 +289,10 @@ class SessionStore(BaseStore[SyncClient]):
     def acquire(self, key: str, token: str | None = None) -> Lease | Held:
         """Claim a conversation for `lease_ms`: a Lease with the live session ID, or a Held with its holder. Never waits.
 
-        `token` repeats an earlier claim whose outcome is unknown; without it the claim is a new one.
+        `token` repeats an earlier claim whose outcome is unknown; without it the claim is a new one. Raises TypeError if it
+        is not a str, and InvalidSettings unless it has 1 to 200 printable ASCII characters.
         """
-        return self._run(self._ops.acquire(key, token))
+        return self._run(self._ops.acquire(key, checked_token(token)))
 
     def lease(self, key: str) -> AbstractContextManager[Lease]:
         """Hold a conversation's lease for a block: `with store.lease(key) as lease: …`, for turns that `resume` doesn't fit.
@@ -498,7 +502,7 @@ class SessionStore(BaseStore[SyncClient]):
             StoreUnavailable, AccessDenied: Redis is away, or refuses this user, and `on_outage` is "raise".
             InvalidSettings: an argument is invalid; nothing was run.
             InvalidKey, CorruptValue: as for every method.
-            TypeError: `run` did not return a Turn, or `judge` not a Judgement.
+            TypeError: `run` did not return a Turn, or `judge` not a Judgement; or an argument is of another type.
             Exception: what `run` raised, unless it was a refused resume. Whatever is raised, the lease is released first.
         """
         options = {"wait_ms": wait_ms, "lease": lease, "on_outage": on_outage, "place": place, "on_elsewhere": on_elsewhere}
@@ -590,7 +594,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def acquire(self, key: str, token: str | None = None) -> Lease | Held:
         """Claim a conversation for `lease_ms`. Same as SessionStore.acquire."""
-        return await self._run(self._ops.acquire(key, token))
+        return await self._run(self._ops.acquire(key, checked_token(token)))
 
     def lease(self, key: str) -> AbstractAsyncContextManager[Lease]:
         """Hold a conversation's lease for a block. Same as SessionStore.lease.

@@ -16,7 +16,9 @@ import redis
 import redis.asyncio
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings
+from redis_sessions.keys import Keys
 from redis_sessions.operations.acl import USERS, acl_lines
+from tests.servers import wait_until
 
 
 class Loop:
@@ -172,6 +174,13 @@ class AclPlace(Place):
     def _by_user(self, kind: type[SessionStore | AsyncSessionStore], settings: StoreSettings) -> ByUser:
         self.set_users(settings.namespace)
         return ByUser(lambda user: kind.from_url(self.user_url(user, settings.namespace), settings))
+
+
+def wait_for_renewal(raw: Any, namespace: str, key: str) -> None:
+    """Wait until a lease is renewed: once written longer, only that can bring the time left down to its own again."""
+    lease_key = Keys(namespace).lease(key)
+    raw.pexpire(lease_key, 40 * 86_400_000)
+    wait_until(lambda: raw.pttl(lease_key) < 31 * 86_400_000, f"a renewal of {key}")
 
 
 class FakePlace(Place):

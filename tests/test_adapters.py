@@ -146,6 +146,7 @@ class TestClaude:
             # Added up over several requests.
             ((*BEGAN, ResultMessage(num_turns=3, usage=usage)), None),
             ((*BEGAN, ResultMessage()), None),
+            ((*BEGAN, ResultMessage(usage={"input_tokens": -1, "cache_read_input_tokens": 10**18})), None),
         ):
             assert asyncio.run(claude_turn(play(*messages))).context_tokens == tokens
 
@@ -223,6 +224,8 @@ class TestOpenAI:
         assert (turn.session_id, turn.complete, turn.context_tokens) == ("resp_2", True, 1234)
         turn = openai_turn(self.Response(status="incomplete"))
         assert (turn.session_id, turn.complete, turn.context_tokens) == ("resp_2", False, None)
+        for nonsense in (-1, 45123.0, True, 10**18):  # what a provider says must not cost the turn
+            assert openai_turn(self.Response(usage=self.Usage(nonsense))).context_tokens is None
 
     @over(("code", "verdict"), [("rate_limit_exceeded", "unavailable"), ("server_error", "unavailable"), ("x", "other")])
     def test_a_response_that_failed(self, code, verdict):

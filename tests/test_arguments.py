@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import uuid
 from pathlib import Path
 
 import fakeredis
@@ -18,6 +19,7 @@ import redis.asyncio
 import redis_sessions
 from redis_sessions import AsyncSessionStore, Held, InvalidSettings, SessionStore, StoreSettings
 from redis_sessions.testing import fake_async_store, fake_store
+from tests.over import over
 
 BOTH = pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
 NOWHERE = "unix:///nowhere/sock"
@@ -86,6 +88,57 @@ class TestALease:
                 says = refused(lambda call=call, wrong=wrong: call(wrong))
                 assert says == f"a lease must be a Lease, as acquire returns it, not a {type(wrong).__name__}"
             assert "another worker has the conversation" in refused(lambda call=call: call(Held("key", "h:1:a", 5)))
+
+
+@pytest.mark.parametrize("make", [fake_store, fake_async_store])
+class TestOtherArguments:
+    @over("token", [5, b"token", object(), uuid.uuid4()])
+    def test_a_token_that_is_not_text(self, make, token):
+        store = make()
+        says = refused(lambda: store.acquire("k", token))
+        assert says == f"a token must be a str, not {type(token).__name__}: pass str(token), or that of a Lease"
+
+    @over("token", ["", "x" * 201, "two\nlines", "\ud800", "tokén"])
+    def test_a_token_that_can_not_be_read_back(self, make, token):
+        store = make()
+        says = refused(lambda: store.acquire("k", token), InvalidSettings)
+        assert says.startswith("token must have 1 to 200 printable ASCII characters: pass ")
+
+    @over("key", [None, b"k"])
+    def test_a_key_of_no_running_turn(self, make, key):
+        store = make()
+        assert "a conversation key must be a str" in refused(lambda: store.save_early(key, "ID"))
+
+    @over("wrong", [5, True, "tqdm"])
+    def test_what_can_not_be_told_progress(self, make, wrong, tmp_path):
+        path, store = tmp_path / "sessions.json", make()
+        path.write_text('{"a": "ID"}')
+        calls = (
+            lambda: store.report(wrong),
+            lambda: store.export(tmp_path / "exported.json", wrong),
+            lambda: store.doctor(progress=wrong),
+            lambda: store.retime(60_000, progress=wrong),
+            lambda: store.import_legacy(path, assume_used_at="mtime", progress=wrong),
+        )
+        for call in calls:
+            assert refused(call) == f"progress must be a function that takes two numbers, not {type(wrong).__name__}"
+        assert list(tmp_path.iterdir()) == [path]
+
+    @over("wrong", [5, b"claude", object()])
+    def test_an_agent_or_a_shape_that_is_none(self, make, wrong, tmp_path):
+        path, store = tmp_path / "sessions.json", make()
+        path.write_text('{"a": "ID"}')
+        for call in (lambda: store.import_legacy(path, agent=wrong), lambda: store.doctor(wrong)):
+            assert "an agent must be the name of a runtime" in refused(call)
+        says = refused(lambda: store.import_legacy(path, shape=wrong), InvalidSettings)
+        assert says.startswith(f"shape is a {type(wrong).__name__}: pass a redis_sessions.legacy.Shape, or the name of one")
+
+
+@BOTH
+@over("password", [5, b"s3cret", object()])
+def test_a_password_that_is_not_text_is_not_quoted(kind, password):
+    says = refused(lambda: kind.from_url("redis://h", password=password), InvalidSettings)
+    assert says == f"password must be a str, not {type(password).__name__}: pass text"
 
 
 @BOTH

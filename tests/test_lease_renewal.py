@@ -15,6 +15,7 @@ from redis_sessions import Lease, SessionStore, StoreSettings, Turn
 from redis_sessions.operations.conversation import Operations
 from redis_sessions.resume import runner
 from redis_sessions.resume.runner import LeaseRenewer
+from redis_sessions.testing import fake_store
 from tests.faults.steps import Alarm, Interrupted
 from tests.servers import wait_until
 
@@ -93,15 +94,33 @@ def test_a_renewal_that_hangs_delays_no_later_lease():
         hanging.set()
 
 
-def test_if_no_thread_can_be_started_the_other_leases_wait_for_a_renewal(monkeypatch):
-    def fail():
-        raise RuntimeError("can't start new thread")
+def start_none(*_):
+    raise RuntimeError("can't start new thread")
 
+
+def test_if_no_thread_can_be_started_the_other_leases_wait_for_a_renewal(monkeypatch):
     renewals = Renewals()
     a, b = leases("a", "b")
     with renewals.renewing(a), renewals.renewing(b):
-        monkeypatch.setattr(renewals.renewer, "_start", fail)
+        monkeypatch.setattr(runner, "start_new_thread", start_none)
         renewals.wait(a=3, b=3)
+
+
+def test_if_no_thread_can_be_started_the_turn_runs_unrenewed_until_a_later_one_starts_it(monkeypatch, caplog):
+    renewals, store = Renewals(), fake_store()
+    store.set("a", "R")
+    a, b = leases("a", "b")
+    with ExitStack() as stack:
+        with monkeypatch.context() as patched:
+            patched.setattr(runner, "start_new_thread", start_none)
+            for _ in range(store.settings.give_up_after + 1):  # the agent has not failed
+                assert store.resume("a", Turn).how == "resumed"
+            [said] = set(caplog.messages)
+            assert said.startswith("lease of 'a' is not renewed, as no thread can be started (can't start new thread)")
+            assert "after 30s: raise the limit of threads" in said
+            stack.enter_context(renewals.renewing(a))
+        stack.enter_context(renewals.renewing(b))
+        renewals.wait(a=2, b=2)
 
 
 def test_a_failure_is_tried_again_and_a_loss_is_not(caplog):

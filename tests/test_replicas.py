@@ -17,7 +17,7 @@ from redis.retry import Retry
 from redis_sessions import AsyncSessionStore, InvalidSettings, NotReplicated, SessionStore, StoreSettings, Turn
 from redis_sessions.operations.acl import acl_lines
 from tests.servers import standalone, stopped, wait_until
-from tests.stores import Blocking
+from tests.stores import Blocking, wait_for_renewal
 
 # How long a replica is waited for is half of this: one that is stopped, and one on a busy machine.
 QUICK_MS, PATIENT_MS = 300, 4_000
@@ -104,6 +104,18 @@ def test_the_timeout_of_a_callers_client_counts_if_it_is_shorter(pair, loop, nam
     store = store if kind is SessionStore else Blocking(store, loop)
     with closing(store), pair.behind(), pytest.raises(NotReplicated, match="after 150 ms 0 replicas have it, not 1"):
         store.set("one", "ID-1")
+
+
+def test_a_save_that_too_few_replicas_have_ends_the_lease_of_its_block(pair, stores, namespace, caplog):
+    """It is saved and released, so no renewal finds it taken over."""
+    for store in stores(socket_timeout_ms=QUICK_MS, lease_ms=90):
+        with pair.behind(), store.lease("clock"), store.lease("one") as lease:
+            with pytest.raises(NotReplicated):
+                store.save(lease, "ID-1")
+            for _ in range(2):
+                wait_for_renewal(pair.raw, namespace, "clock")
+            assert store.release(store.acquire("one"))
+    assert [entry for entry in caplog.records if entry.levelno >= logging.ERROR] == []
 
 
 def test_a_save_whose_reply_was_lost_is_waited_for(pair, namespace):

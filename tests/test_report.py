@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redis_sessions import AsyncSessionStore, SessionStore, StoreSettings, Turn
+from redis_sessions.client import execute
 from redis_sessions.keys import COUNTERS, Keys, is_session_id
 from redis_sessions.operations.report import MAX_EXAMPLES, ReportFold
 from redis_sessions.operations.scan import Page
@@ -333,3 +334,17 @@ def test_a_cluster_by_a_client_of_the_callers(places, loop, namespace, protocol,
     store.close()
     for key in raw.scan_iter(f"{namespace}:*"):
         raw.delete(key)
+
+
+def test_a_cluster_is_scanned_where_no_thread_can_be_started(places, namespace, monkeypatch):
+    def start_none(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(execute, "start_new_thread", start_none)
+    keys = [f"k{number}" for number in range(12)]
+    with SessionStore.from_url(places.get("cluster").url, StoreSettings(namespace=namespace)) as store:
+        for key in keys:
+            store.set(key, "E")
+        found = store.report()
+        assert (found.live, found.approximate) == (12, False)
+        assert all(store.delete(key) for key in keys)

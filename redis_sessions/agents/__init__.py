@@ -115,8 +115,18 @@ def _files() -> dict[str, Path]:
 def get_agent(name: str) -> Agent:
     """The runtime of that name; its file is read at the first call. Raises UnknownAgent, which lists the names.
 
-    A file that `register_directory` has made known may be wrong: raises InvalidSettings.
+    A file that `register_directory` has made known may be wrong: raises InvalidSettings. Raises TypeError for a name that is
+    not a str.
     """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"an agent must be the name of a runtime, such as 'claude', or where it says so a redis_sessions.agents.Agent, "
+            f"not {type(name).__name__}"
+        )
+    return _agent(name)
+
+
+def _agent(name: str) -> Agent:
     if name not in _agents:
         if (path := file_of(name)) is None:
             names = ", ".join(sorted({*_files(), *_agents}))
@@ -130,7 +140,7 @@ def get_agent(name: str) -> Agent:
 
 def known_agents() -> tuple[Agent, ...]:
     """All runtimes that are known, by name. Raises InvalidSettings for a file that is wrong."""
-    return tuple(get_agent(name) for name in sorted({*_files(), *_agents}))
+    return tuple(_agent(name) for name in sorted({*_files(), *_agents}))
 
 
 def file_of(name: str) -> Path | None:

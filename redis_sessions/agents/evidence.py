@@ -43,6 +43,9 @@ class RunFailed(Exception):
         self.evidence = evidence
         super().__init__(why)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.evidence), self.__dict__
+
 
 def of_process(error: Exception) -> Evidence:
     """Read an error like `subprocess.CalledProcessError`: `returncode`, `stdout`, `stderr`, `cmd`.

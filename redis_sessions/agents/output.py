@@ -149,8 +149,8 @@ def pick(record: Record, path: str, *, numbers: bool = False) -> Iterator[str]:
 
 
 def size(record: Record, paths: Iterable[str]) -> int:
-    """The sum of the last whole number at each of the paths."""
-    found = [[value for value in _at(record, path) if type(value) is int] for path in paths]
+    """The sum of the last whole number at each of the paths; what can't be a size, such as -1, is left out."""
+    found = [[value for value in _at(record, path) if type(value) is int and 0 <= value < 10**15] for path in paths]
     return sum(numbers[-1] for numbers in found if numbers)
 
 

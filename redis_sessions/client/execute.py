@@ -399,7 +399,10 @@ def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
         ended.put(None)
 
     for number in range(1, len(calls)):
-        start_new_thread(make, (number,))
+        try:
+            start_new_thread(make, (number,))
+        except RuntimeError:  # none can be started now
+            make(number)
     make(0)
     for _ in calls:
         ended.get()

@@ -83,6 +83,8 @@ def parse(url: str, password: str | None = None) -> Target:
     target = _parse(url)
     if password is None:
         return target
+    if not isinstance(password, str):
+        raise InvalidSettings(f"must be a str, not {type(password).__name__}", setting="password", remedy="pass text")
     if target.password is not None:
         raise InvalidSettings(
             "has a password, and another one was given separately", setting="url", remedy="give one of them"

@@ -17,7 +17,7 @@ from redis_sessions.doctor.server import Examination, Server
 from redis_sessions.errors import AccessDenied
 from redis_sessions.keys import RESUME_FAILURES, Keys
 from redis_sessions.operations.command import PRIMARIES, Command, Op, T
-from redis_sessions.operations.scan import Progress, agreed
+from redis_sessions.operations.scan import Progress, agreed, check_progress
 from redis_sessions.settings import StoreSettings
 
 _SEVERITY: Final = list(Status)
@@ -32,6 +32,7 @@ def examine(
 ) -> Op[Diagnosis]:
     """Run all checks. `quorums` are the answers of the Sentinel processes. Raises InvalidSettings for an unknown agent."""
     sessions.kept(settings.session_max_age_ms, agent)
+    check_progress(progress)
     [handles] = yield [PRIMARIES]
     servers = [Server(handle) for handle in handles]
     served = all((yield from side_by_side([each.serves() for each in servers])))

@@ -121,8 +121,12 @@ def known_shapes() -> tuple[Shape, ...]:
 
 def as_shape(shape: Shape | str | None) -> Shape:
     """The shape itself, the known one of that name, or that of a sessions.json. Raises InvalidSettings."""
-    if not isinstance(shape, str):
+    if isinstance(shape, Shape | None):
         return shape or Shape()
+    if not isinstance(shape, str):
+        raise InvalidSettings(
+            f"is a {type(shape).__name__}", setting="shape", remedy="pass a redis_sessions.legacy.Shape, or the name of one"
+        )
     shapes = {known.name: known for known in known_shapes()}
     if shape not in shapes:
         raise InvalidSettings(f"no shape {shape[:40]!r} is known", remedy=f"name one of {', '.join(shapes)}")

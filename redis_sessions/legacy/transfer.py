@@ -16,7 +16,7 @@ from redis_sessions.legacy.file import LegacyFile, expires_at_ms
 from redis_sessions.legacy.shape import SINCE_1973_MS
 from redis_sessions.operations.command import PRIMARIES, Command, Op, Resent
 from redis_sessions.operations.conversation import Operations
-from redis_sessions.operations.scan import Page, Progress, Scan, agreed, sole_server
+from redis_sessions.operations.scan import Page, Progress, Scan, agreed, check_progress, sole_server
 from redis_sessions.settings import StoreSettings
 
 AssumeUsedAt: TypeAlias = Literal["mtime"] | int | None
@@ -98,6 +98,7 @@ def import_entries(
     warning says how far it got. `accepts` says whether the agent can have a session of an ID. Raises InvalidSettings for an
     `assume_used_at` that is not a time.
     """
+    check_progress(progress)
     assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at
     if assume_used_at not in ("mtime", None) and (type(assumed_ms) is not int or assumed_ms < SINCE_1973_MS):
         seconds = type(assumed_ms) is int and assumed_ms >= 0
@@ -202,8 +203,8 @@ def export_entries(
     settings: StoreSettings, add: Callable[[list[Row]], None], progress: Progress | None = None
 ) -> Op[ExportResult]:
     """Pass the live sessions to `add`, many at a time, sorted by key, each once even if the scan finds it twice."""
-    settings = yield from agreed(settings)
-    scan, keys, max_age_ms = Scan(settings, progress), Keys(settings.namespace), settings.session_max_age_ms
+    scan, keys = Scan(settings, progress), Keys(settings.namespace)
+    max_age_ms = (yield from agreed(settings)).session_max_age_ms
     skipped = 0
     with Sorter() as sorter:
         while (pages := (yield from scan.next_pages())) is not None:

@@ -32,6 +32,7 @@ from redis_sessions.settings import StoreSettings
 log = logging.getLogger("redis_sessions")
 
 _MAX_PLACE_CHARS: Final = 4096
+_MAX_TOKEN_CHARS: Final = 200
 _SHARED: Final = re.compile(r"([0-9]{1,4}):")
 _MAX_AGE: Final = "max_age_ms"
 # How soon a store that could not reach the namespace's settings asks for them again, as each time may delay a save.
@@ -545,7 +546,7 @@ class Operations:
 
 
 def _held(key: str, holder: bytes, remaining_ms: int) -> Held:
-    return Held(key, holder.decode("utf-8", "backslashreplace")[:200], remaining_ms)
+    return Held(key, holder.decode("utf-8", "backslashreplace")[:_MAX_TOKEN_CHARS], remaining_ms)
 
 
 def _max_age(raw: bytes | str) -> int | None:
@@ -585,6 +586,21 @@ def _found(key: str, raw: bytes | None) -> str | None:
             remedy="delete the conversation, or set a valid session ID",
         )
     return str(raw, "ascii")
+
+
+def checked_token(token: str | None) -> str | None:
+    """A token that a caller gives for a claim. Raises TypeError, and InvalidSettings if it can't be read back whole."""
+    if token is None:
+        return None
+    if not isinstance(token, str):
+        raise TypeError(f"a token must be a str, not {type(token).__name__}: pass str(token), or that of a Lease")
+    if not (0 < len(token) <= _MAX_TOKEN_CHARS and token.isascii() and token.isprintable()):
+        raise InvalidSettings(
+            f"must have 1 to {_MAX_TOKEN_CHARS} printable ASCII characters",
+            setting="token",
+            remedy="pass the text of a UUID, that of an earlier Lease, or None for a new one",
+        )
+    return token
 
 
 def new_token() -> str:

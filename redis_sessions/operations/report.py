@@ -89,8 +89,8 @@ class Report(BaseModel, frozen=True, defer_build=True):
 
 def report(settings: StoreSettings, progress: Progress | None = None, *, records: bool = False) -> Op[Report]:
     """Aggregate all session keys, the counters and, if asked to, the records into a Report."""
-    settings = yield from agreed(settings)
     scan = Scan(settings, progress, records=records)
+    settings = yield from agreed(settings)
     fold = ReportFold(settings, records=records)
     while (pages := (yield from scan.next_pages())) is not None:
         for page in pages:

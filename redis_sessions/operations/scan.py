@@ -57,6 +57,12 @@ class Progress(Protocol):
     def __call__(self, done: int, about: int, /) -> None: ...
 
 
+def check_progress(progress: object) -> None:
+    """Raise TypeError for what can't be called, before anything is done."""
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function that takes two numbers, not {type(progress).__name__}")
+
+
 class Page(NamedTuple):
     """Some session keys as a scan found them, in columns."""
 
@@ -148,6 +154,7 @@ class Scan:
     def __init__(
         self, settings: StoreSettings, progress: Progress | None = None, *, records: bool = False, leases: bool = False
     ) -> None:
+        check_progress(progress)
         self.exact: bool | None = None
         self.near = 0
         self.near_examples: list[bytes] = []

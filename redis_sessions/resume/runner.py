@@ -42,10 +42,17 @@ Execute: TypeAlias = Callable[[Op[Any]], Any]
 AsyncExecute: TypeAlias = Callable[[Op[Any]], Coroutine[Any, Any, Any]]
 
 
+def _check_run(run: object) -> None:
+    """Raise InvalidTurn for what can't be called: it would count as a failure of the agent."""
+    if not callable(run):
+        raise InvalidTurn(f"run must be a function that takes a session ID or None, not {type(run).__name__}")
+
+
 def drive(
     ops: Operations, renewer: LeaseRenewer, flow: Flow[ResumeResult[V]], run: Callable[[str | None], Any]
 ) -> ResumeResult[V]:
     """Drive a resume flow to its result. Raises what the flow raises."""
+    _check_run(run)
     parent, error = os.getpid(), None
     while True:
         try:
@@ -96,6 +103,7 @@ async def adrive(
     run: Callable[[str | None], Awaitable[Any]],
 ) -> ResumeResult[V]:
     """Same as drive, for asyncio. A cancellation takes effect once the current operation on Redis has ended."""
+    _check_run(run)
     parent = os.getpid()
     try:
         step = next(flow)
@@ -192,8 +200,15 @@ class LeaseRenewer:
     def add(self, renewal: _Renewal) -> None:
         with self._lock:
             self._put(renewal)
-            if self._waiting is None:
-                self._start()
+            error = self._start() if self._waiting is None else None
+        if error is not None:
+            log.warning(
+                "lease of %r is not renewed, as no thread can be started (%s), so another worker may take it over after %s: "
+                "raise the limit of threads (ulimit -u, or pids_limit of the container)",
+                renewal.lease.key,
+                error,
+                duration(renewal.ops.settings.lease_ms),
+            )
 
     def remove(self, token: str) -> None:
         with self._lock:
@@ -203,14 +218,19 @@ class LeaseRenewer:
         renewal.due_s = time.monotonic() + self._interval_s
         self._due[renewal.lease.token] = weakref.ref(renewal)
 
-    def _start(self) -> None:
+    def _start(self) -> RuntimeError | None:
+        """Start the thread that waits next; the error if none can be started now, which the next turn tries again."""
         if self._closed:
-            return
+            return None
         begun = allocate_lock()
         begun.acquire()
         # If a signal handler raises before this is noted, the thread notes it itself.
-        self._waiting = start_new_thread(_renew_all, (weakref.ref(self), self._closing, begun))
+        try:
+            self._waiting = start_new_thread(_renew_all, (weakref.ref(self), self._closing, begun))
+        except RuntimeError as error:
+            return error
         self._begun = begun
+        return None
 
     def takes(self, thread: int) -> bool:
         """Whether this thread, which was just started, is the one that is to wait."""
@@ -234,10 +254,12 @@ class LeaseRenewer:
             if renewal is not None and (left_s := renewal.due_s - time.monotonic()) > 0:
                 return left_s
             del self._due[token]
-            if renewal is None or renewal.over:
+            if renewal is None:
                 return 0.0
-            with suppress(RuntimeError):  # no thread can be started now: the others wait for this renewal
-                self._start()
+            if renewal.over:
+                self._put(renewal)  # the step that is to end it may fail
+                return 0.0
+            self._start()  # if no thread can be started now, the others wait for this renewal
         outcome: object
         try:
             outcome = self.execute(renewal.ops.renew(renewal.lease))
@@ -245,7 +267,7 @@ class LeaseRenewer:
             outcome = error
         go_on = _log_renewal(renewal.lease, outcome, over=renewal.over)
         with self._lock:
-            if go_on and not renewal.over:
+            if go_on:
                 self._put(renewal)
             return 0.0 if self._waiting == thread else None
 
@@ -288,7 +310,9 @@ atexit.register(_close_all)
 
 
 class _Renewal:
-    """The renewals of one turn's lease. `over`: the turn has ended. `due_s`: when the next renewal is due.
+    """The renewals of one turn's lease. `due_s`: when the next one is due.
+
+    `over`: the turn has ended, or a step that is to end the lease is running or was carried out; none is made then.
 
     Only the turn holds a reference to it: if a signal comes while the block is being entered or left, nobody may be
     left to say that the turn is over.
@@ -323,7 +347,9 @@ class _AsyncRenewal:
         self._lease = lease
         self._interval_s = ops.settings.lease_ms / 3000
         self.over = False
-        self._due_s: float | None = None  # when the next renewal is due, by the loop's clock; None while one runs
+        self._left = False
+        # When the next renewal is due, by the loop's clock; None while one runs, and once it was said to be late.
+        self._due_s: float | None = None
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
 
@@ -332,6 +358,7 @@ class _AsyncRenewal:
 
     async def __aexit__(self, *_: object) -> None:
         # Checked after each renewal too: a cancellation that comes together with a reply can get lost in the client.
+        self._left = True
         self.end()
         self._timer.cancel()
         if self._task is not None and not self._task.done():
@@ -349,8 +376,8 @@ class _AsyncRenewal:
     def _report_lateness(self) -> None:
         """Log that the lease has ended because the loop did not get to its renewal."""
         late_s = 0.0 if self._due_s is None or self.over else self._loop.time() - self._due_s
-        self._due_s = None
         if late_s > 2 * self._interval_s:
+            self._due_s = None
             log.error(
                 "the event loop was blocked for %s while conversation %r ran, so its lease ended and another worker could "
                 "run it too: run what blocks in a thread, by asyncio.to_thread",
@@ -360,6 +387,10 @@ class _AsyncRenewal:
 
     def _start(self) -> None:
         self._report_lateness()
+        if self.over:
+            self._set_timer()  # the step that is to end the lease may fail
+            return
+        self._due_s = None
         self._task = self._loop.create_task(self._renew())
 
     async def _renew(self) -> None:
@@ -368,7 +399,7 @@ class _AsyncRenewal:
             outcome = await self._execute(self._ops.renew(self._lease))
         except Exception as error:  # noqa: BLE001 - whatever it was, the lease is tried again in a third of its time
             outcome = error
-        if _log_renewal(self._lease, outcome, over=self.over) and not self.over:
+        if _log_renewal(self._lease, outcome, over=self.over) and not self._left:
             self._set_timer()
 
 

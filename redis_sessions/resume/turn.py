@@ -19,6 +19,8 @@ How: TypeAlias = Literal["resumed", "fresh", "restarted", "gave_up", "rotated"]
 
 GONE_PHRASE: Final = "No conversation found"
 _EXCERPT_CHARS: Final = 60
+# A record's numbers have fewer digits.
+_TOO_MANY_TOKENS: Final = 10**18
 
 
 class Verdict(StrEnum):
@@ -60,6 +62,8 @@ class Judgement:
         turn_began: the agent had begun to work on the turn before it failed; then it is never run again.
         cut_short: the run was ended from outside, by a signal or a time limit, which says nothing of the session.
         previous_gone: the turn succeeded, but in another session than the one that was to be resumed, which was gone.
+
+    A verdict may be given by its word: "gone". Raises TypeError for any other, and for a session ID that is not a str.
     """
 
     verdict: Verdict
@@ -67,6 +71,15 @@ class Judgement:
     turn_began: bool = False
     cut_short: bool = False
     previous_gone: bool = False
+
+    def __post_init__(self) -> None:
+        if self.verdict not in list(Verdict):
+            words = ", ".join(Verdict)
+            raise TypeError(f"the verdict of a Judgement must be one of {words}, not {excerpt(self.verdict)}")
+        object.__setattr__(self, "verdict", Verdict(self.verdict))
+        if not isinstance(self.session_id, str | None):
+            kind = type(self.session_id).__name__
+            raise TypeError(f"the session_id of a Judgement must be a str or None, not {kind}: pass str(session_id)")
 
 
 class Judge(Protocol):
@@ -106,7 +119,8 @@ class Turn(Generic[V]):
         previous_gone: whether the agent started this session because the one it was to resume was gone; default: None, which
             takes another session for that if the agent given to `resume` keeps its IDs.
 
-    Raises TypeError for a session ID that is not a str, such as a UUID: `Turn(str(session_id))`.
+    Raises TypeError for a session ID that is not a str, such as a UUID: `Turn(str(session_id))`; and for `context_tokens`
+    that are not an int, 0 or more.
     """
 
     session_id: str | None
@@ -119,6 +133,10 @@ class Turn(Generic[V]):
         if self.session_id is not None and not isinstance(self.session_id, str):
             kind = type(self.session_id).__name__
             raise InvalidTurn(f"the session_id of a Turn must be a str or None, not {kind}: write Turn(str(session_id), …)")
+        tokens = self.context_tokens
+        if tokens is not None and (type(tokens) is not int or not 0 <= tokens < _TOO_MANY_TOKENS):
+            given = "one that is negative or too large" if type(tokens) is int else type(tokens).__name__
+            raise InvalidTurn(f"the context_tokens of a Turn must be an int, 0 or more, or None, not {given}")
 
 
 class TurnStart(NamedTuple):
@@ -191,6 +209,10 @@ class Request:
             raise TypeError(f"place must be a redis_sessions.Place, not {type(self.place).__name__}")
         if not isinstance(self.wait_ms, int) or isinstance(self.wait_ms, bool) or self.wait_ms < 0:
             raise InvalidSettings("must be a number of milliseconds", setting="wait_ms", remedy="pass an int, 0 or more")
+        if not isinstance(self.lease, bool):
+            raise InvalidSettings(
+                "must be True or False", setting="lease", remedy="pass one of them; resume claims the conversation itself"
+            )
         if not callable(self.judge):
             # A runtime or its name, which is what `agent` takes.
             runtime = type(self.judge) is str or hasattr(self.judge, "judge")

@@ -9,13 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from redis_sessions import Held, InvalidSessionID, Lease, LeaseHeld, StoreSettings, Turn, Verdict
+from redis_sessions import Held, InvalidSessionID, Lease, LeaseHeld, StoreSettings, StoreUnavailable, Turn, Verdict
 from redis_sessions.keys import Keys
+from redis_sessions.operations.command import Command
+from redis_sessions.operations.conversation import Operations
 from redis_sessions.resume import flow as resume
 from redis_sessions.resume.flow import Pause
 from redis_sessions.testing import fake_async_store
+from tests.over import over
 from tests.resume.stand_in import KEY, Agent, AgentError, says
 from tests.servers import wait_until
+from tests.stores import wait_for_renewal
 
 
 def test_no_other_worker_runs_meanwhile_and_the_holder_is_named(store, free):
@@ -55,12 +59,9 @@ def test_waiting_ends_after_wait_ms(store):
 
 def test_it_is_renewed_while_the_turn_lasts(make_store, raw, namespace):
     store = make_store(lease_ms=90)
-    lease_key = Keys(namespace).lease(KEY)
 
     def run(session_id):
-        # Once written longer, only a renewal can bring the time left down to the lease's own again.
-        raw.pexpire(lease_key, 40 * 86_400_000)
-        wait_until(lambda: raw.pttl(lease_key) < 31 * 86_400_000, "a renewal")
+        wait_for_renewal(raw, namespace, KEY)
         return Turn("E", None)
 
     assert store.resume(KEY, run).saved
@@ -166,19 +167,37 @@ class TestOfABlock:
             assert isinstance(other, Lease)
             with store.lease("clock"):
                 for _ in range(2):
-                    raw.pexpire(Keys(namespace).lease("clock"), 40 * 86_400_000)
-                    wait_until(lambda: raw.pttl(Keys(namespace).lease("clock")) < 31 * 86_400_000, "a renewal")
+                    wait_for_renewal(raw, namespace, "clock")
         assert store.release(other)
         assert not [each for each in caplog.messages if "taken over" in each]
 
     def test_it_is_renewed_while_the_block_lasts_and_after_a_step_that_failed(self, make_store, raw, namespace):
         store = make_store(lease_ms=90)
-        lease_key = Keys(namespace).lease(KEY)
         with store.lease(KEY) as lease:
             with pytest.raises(InvalidSessionID):
                 store.save(lease, "two words")
-            raw.pexpire(lease_key, 40 * 86_400_000)
-            wait_until(lambda: raw.pttl(lease_key) < 31 * 86_400_000, "a renewal")
+            wait_for_renewal(raw, namespace, KEY)
+            assert store.save(lease, "E")
+
+    @over("step", ["save", "fail", "release"])
+    def test_it_is_renewed_after_a_step_that_failed_as_its_renewal_fell_due(
+        self, make_store, raw, namespace, monkeypatch, step
+    ):
+        def fail_late(ops, lease, *_):
+            for _ in range(2):
+                clock = ops.keys.lease("clock")
+                raw.pexpire(clock, 40 * 86_400_000)
+                while raw.pttl(clock) > 31 * 86_400_000:
+                    yield [Command(("GET", ops.keys.session_id(KEY)), KEY)]
+            raise StoreUnavailable("away")
+
+        store = make_store(lease_ms=90)
+        with store.lease("clock"), store.lease(KEY) as lease:
+            with monkeypatch.context() as patched:
+                patched.setattr(Operations, step, fail_late)
+                with pytest.raises(StoreUnavailable, match="away"):
+                    getattr(store, step)(lease, *["E"] if step == "save" else [])
+            wait_for_renewal(raw, namespace, KEY)
             assert store.save(lease, "E")
 
     def test_a_takeover_is_logged_and_left_alone(self, make_store, raw, namespace, caplog):
