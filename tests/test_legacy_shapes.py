@@ -171,6 +171,17 @@ def test_options_read_a_shape_and_what_is_wrong_stays_readable(write, tmp_path, 
         assert json.loads((tmp_path / "rejects.json").read_text())
 
 
+def test_session_ids_are_rather_too_many_than_too_few(write):
+    document = {
+        "c1": {"id": an_id(1), "threads": {"c2": {"sessionId": an_id(2)}}},
+        "c3": {"session_id": an_id(3)},
+        "c4": {"thread_id": an_id(4)},
+        "c5": an_id(5),
+        "c6": {"id": an_id(6), "last_used_at": "yesterday"},
+    }
+    assert session_ids(write(document)) == {an_id(number) for number in range(1, 7)}
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_known_file_is_refused_with_the_options_that_import_it(cli: Cli, write, name):
     path = write(KNOWN[name])

@@ -267,7 +267,7 @@ def other_shape(
         return None
     found = list(_below(document, (), inside=sure) if one_record else _records(document))
     if one_record and (sure or not found):
-        found.append(_Record((), True, "", document, like))
+        found.append(_Candidate((), True, "", document, like))
     if any(_is_sure(record.like) for record in found):
         found = [
             record
@@ -275,7 +275,7 @@ def other_shape(
             if _is_sure(record.like) or record.is_by_id or _CONTAINERS.intersection(record.place[-1:])
         ]
     # What differs in names of no meaning is of one kind.
-    kinds: dict[tuple[bool, bool, tuple[str, ...]], list[_Record]] = {}
+    kinds: dict[tuple[bool, bool, tuple[str, ...]], list[_Candidate]] = {}
     for record in found:
         place = tuple(name if name in _CONTAINERS else "" for name in record.place)
         kinds.setdefault((record.is_list, record.is_by_id, place), []).append(record)
@@ -309,7 +309,7 @@ def other_shape(
     return [*names, *[shape] * (shape != Shape())], not found or used_field is not None, []
 
 
-class _Record(NamedTuple):
+class _Candidate(NamedTuple):
     """What looks like a record of a session, or a bare ID, in a map or list of a file."""
 
     place: tuple[str, ...]  # the names that lead to that map or list; "" for one in a list, to which no path leads
@@ -324,7 +324,7 @@ class _Record(NamedTuple):
         return self.like is None and isinstance(self.value, tuple)
 
 
-def _records(value: Any, place: tuple[str, ...] = (), *, inside: bool | None = None) -> Iterator[_Record]:
+def _records(value: Any, place: tuple[str, ...] = (), *, inside: bool | None = None) -> Iterator[_Candidate]:
     """What looks like records of sessions in the maps and lists of a value.
 
     `inside` is None if the value is not in such a record itself, else whether that one is sure; what is in one is one less
@@ -341,7 +341,7 @@ def _records(value: Any, place: tuple[str, ...] = (), *, inside: bool | None = N
         if like is not None or named or (in_container and not is_list and _is_bare(member)):
             count += 1
             if sure or inside is None or (in_container and not inside):
-                yield _Record(place, is_list, name, member, like)
+                yield _Candidate(place, is_list, name, member, like)
         if len(place) < _DEPTH and isinstance(member, tuple | list):
             if like is not None:
                 yield from _below(member, (*place, name), inside=sure or bool(inside))
@@ -351,7 +351,7 @@ def _records(value: Any, place: tuple[str, ...] = (), *, inside: bool | None = N
             return
 
 
-def _below(record: Any, place: tuple[str, ...], *, inside: bool) -> Iterator[_Record]:
+def _below(record: Any, place: tuple[str, ...], *, inside: bool) -> Iterator[_Candidate]:
     """What looks like records of sessions in the maps and lists that a record has."""
     for name, value in record:
         if isinstance(value, tuple | list):
