@@ -175,7 +175,7 @@ class CliCommand(TyperCommand):
 _MEANT: Final = {
     "assume_used_at": (
         "assume_used_at",
-        "write mtime, 2026-11-22T09:30:00+01:00, or milliseconds since 1970 such as 1795336200000",
+        "write 2026-11-22T09:30:00+01:00, milliseconds since 1970 such as 1795336200000, or mtime with a regular file",
     ),
     "id_fields": ("id_field", "name a field"),
     "used_fields": ("used_field", "name a field"),
