@@ -63,6 +63,7 @@ ARGUMENTS: list[list[str]] = [
         ["serve", "--port", "0", "--socket", "/nowhere/x"],
         ["serve", "--dir", "/", "--port", "0"],
         ["demo", "--workers", "0"],
+        ["import", "--rejects", "-", "/dev/null"],
         ["doctor", "--agent", "nobody"],
         *(["report", "--watch"], ["report", "--every", "10s"], ["report", "--watch", "--json", "--every", "10"]),
         ["report", "--watch", "--json", "--every", "999ms"],
@@ -156,6 +157,19 @@ def test_the_variable_that_names_a_server_that_is_away() -> None:
     assert "names this" not in run("get", "k", "--url", "unix:///nowhere/sock", env=unused, code=exits.UNREACHABLE).stderr
 
 
+def test_no_password_with_a_space_is_shown(cli: Cli) -> None:
+    for args in (["import"], ["get"], ["get", "k"], []):
+        assert_no_password(
+            run(
+                *args[:1],
+                *(cli.options if args else ()),
+                *args[1:],
+                "redis://u:my s3cret@h",
+                code=exits.PARTLY if args == ["get"] else exits.USAGE,
+            )
+        )
+
+
 def assert_no_password(result: Any) -> None:
     assert "s3cret" not in result.output
 
@@ -233,7 +247,7 @@ def test_a_bug_is_not_hidden() -> None:
 
 
 def test_a_message_is_one_line_without_a_login(capsys: pytest.CaptureFixture[str]) -> None:
-    show.complain("redis://me:s3cret/x@h, redis:/me:s3cret/x@h\nand \x1b[2J more")
+    show.complain("redis://me:s3cret/x@h, redis:/me:my s3cret/x@h\nand \x1b[2J more")
     assert capsys.readouterr().err == "redis-sessions: redis://…@h, redis://…@h\\nand \\x1b[2J more\n"
 
 

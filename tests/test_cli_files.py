@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -86,11 +87,27 @@ def test_rejects_can_be_fixed_and_imported(cli: Cli, mixed: Path, tmp_path: Path
     assert not none.exists()
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("lost", ["a closed pipe", "a full disk"])
+def test_rejects_are_written_even_if_the_result_is_lost(cli: Cli, tmp_path: Path, options: list[str], lost: str) -> None:
+    file, rejects = tmp_path / "in.json", tmp_path / "rejects.json"
+    file.write_text(json.dumps({f"k{number}": "-" for number in range(300)}))
+    reading, writing = os.pipe() if lost == "a closed pipe" else (os.open(os.devnull, os.O_RDONLY), os.open("/dev/full", 1))
+    os.close(reading)
+    with os.fdopen(writing, "wb") as broken:
+        process = spawn("import", "--rejects", rejects, *options, file, *cli.options, stdout=broken)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, b"Traceback" in said) == (exits.PARTLY, False)
+    assert len(json.loads(rejects.read_text())) == 300
+
+
 def test_rejects_never_replace_the_imported_file(cli: Cli, mixed: Path) -> None:
     before = mixed.read_bytes()
     (mixed.parent / "link.json").symlink_to(mixed)
-    for name in ("sessions.json", "../" + mixed.parent.name + "/sessions.json", "link.json"):
+    (mixed.parent / "loop").symlink_to("loop")
+    for name in ("sessions.json", "../" + mixed.parent.name + "/sessions.json", "link.json", "loop/x"):
         cli("import", "--rejects", mixed.parent / name, mixed, code=exits.USAGE)
+    cli("import", "--rejects", mixed.parent / "rejects.json", mixed.parent / "loop", code=exits.USAGE)
     assert mixed.read_bytes() == before
 
 
@@ -135,6 +152,13 @@ def test_standard_input_and_output(cli: Cli, url: str, tmp_path: Path) -> None:
     other.raw.close()
     cli("export", "--json", "-", code=exits.USAGE)
     cli("import", "--assume-used-at", "mtime", "-", code=exits.USAGE)
+    # Nor with any other pipe, whose time is now.
+    reading, writing = os.pipe()
+    os.write(writing, b'{"k": "ID-1"}')
+    os.close(writing)
+    with os.fdopen(reading):
+        said = cli("import", "--assume-used-at", "mtime", f"/dev/fd/{reading}", code=exits.USAGE).stderr
+    assert "--assume-used-at mtime needs a regular file" in said
 
 
 def test_times_of_last_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

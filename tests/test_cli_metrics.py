@@ -94,6 +94,7 @@ def test_printed_once(cli: Cli) -> None:
     assert f'redis_sessions_live_sessions{{namespace="{cli.namespace}"}} 1.0\n' in shown
     samples = [json.loads(line) for line in cli("metrics", "--json").stdout.splitlines()]
     assert all(abs(sample.pop("at_ms") - time.time() * 1000) < 60_000 for sample in samples)
+    assert not [sample for sample in samples if isinstance(sample["value"], bool)]
     assert {"name": "redis_sessions_up", "labels": {"namespace": cli.namespace}, "value": 1} in samples
 
 

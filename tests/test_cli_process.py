@@ -94,7 +94,7 @@ def test_a_reader_that_stops_early(cli: Cli) -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        *(["get", "k"], ["list"], ["export", "-"], ["--help"]),
+        *(["get", "k"], ["get", "absent"], ["get", "--json", "absent"], ["list"], ["export", "-"], ["--help"]),
         *(
             pytest.param(args, marks=pytest.mark.long)
             for args in (["report"], ["report", "--json"], ["failures"], ["--version"])
@@ -108,7 +108,20 @@ def test_a_closed_pipe(cli: Cli, args: list[str]) -> None:
     with os.fdopen(writing, "wb") as broken:
         process = spawn(*args, *([] if args[0].startswith("-") else cli.options), stdout=broken)
         code, _, err = finish(process)
-        assert (code, err.replace("redis-sessions: exported 1 session\n", "")) == (exits.DONE, "")
+    # It is its own exit code.
+    assert code == (exits.PARTLY if "absent" in args else exits.DONE)
+    assert re.sub("redis-sessions: (exported 1 session|'absent' has no live session ID)\n", "", err) == ""
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_closed_pipe_of_metrics_while_redis_is_away() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as broken:
+        # More than the buffers hold.
+        names = [word for number in range(200) for word in ("--namespace", f"n{number}")]
+        code, _, _ = finish(spawn("metrics", "--json", "--url", "unix:///nowhere", *names, stdout=broken))
+    assert code == exits.UNREACHABLE
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")

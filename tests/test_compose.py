@@ -126,6 +126,13 @@ def test_each_service_has_the_password_of_its_user_alone():
         assert services[name]["environment"]["REDIS_SESSIONS_URL"] == f"redis://{user}@redis:6379/0"
 
 
+@pytest.mark.parametrize("name", ["admin", "operator"])
+def test_a_user_who_exports_has_room_to_sort(name):
+    service = FILES[USERS_FILE]["services"][name]
+    assert service["read_only"]
+    assert service["tmpfs"] == FILES[BASE]["services"]["worker"]["tmpfs"]
+
+
 SHOWN = re.findall(
     r"docker compose ([^`\n]+?)(?:`|  +#|\n)",
     "\n".join(path.read_text() for path in (ROOT / "redis_sessions/docs/servers.md", *FILES)),

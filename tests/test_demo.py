@@ -64,9 +64,9 @@ def assert_nothing_left(directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-def run(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], directory: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment(directory), timeout=DEADLINE_S, check=False
+        command, capture_output=True, text=True, env=environment(directory), cwd=cwd, timeout=DEADLINE_S, check=False
     )
 
 
@@ -86,7 +86,10 @@ def demo_in_the_middle(directory: Path):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     directory = tmp_path_factory.mktemp("demo")
-    done = run([*DEMO, "--json", "--workers", "3", "--turns", "24"], directory)
+    # Nothing in the current directory is imported.
+    cwd = tmp_path_factory.mktemp("cwd")
+    (cwd / "random.py").write_text("1 // 0")
+    done = run([sys.executable, "-P", *DEMO[1:], "--json", "--workers", "3", "--turns", "24"], directory, cwd)
     assert done.returncode == 0, done.stderr
     assert_nothing_left(directory)
     [line] = done.stdout.splitlines()

@@ -88,6 +88,12 @@ def test_an_invalid_entry_says_why_and_keeps_its_source(file, pair, problem):
     assert entry.source == pair
 
 
+@pytest.mark.parametrize("never", ["0", "0.0", '"0"'])
+def test_0_is_a_time_of_never(file, never):
+    entry = only(file(f'{{"a": {{"id": "ID-1", "last_used_at": {never}}}}}'))
+    assert (entry.problem, entry.used_at_ms) == (None, 0)
+
+
 def test_a_key_that_occurs_twice_is_refused_each_time(file):
     entries = legacy.read(file('{"a": "ID-1", "b": "ID-2", "a": "ID-1"}'))
     assert [entry.problem for entry in entries] == ["key occurs 2 times", None, "key occurs 2 times"]
@@ -183,6 +189,12 @@ class TestWriter:
     def test_a_missing_directory(self, tmp_path):
         with pytest.raises(FileNotWritten, match="can't be written"), legacy.Writer(tmp_path / "no" / "out.json"):
             pytest.fail("must not open")
+
+    def test_names_that_lead_to_rejects_are_any_text(self, tmp_path):
+        names = ("\ud800x", "日本")
+        legacy.write_rejects(tmp_path / "rejects.json", [(names, '"k": "-x"')])
+        assert "日本" in (tmp_path / "rejects.json").read_text()
+        assert json.loads((tmp_path / "rejects.json").read_text()) == {names[0]: {names[1]: {"k": "-x"}}}
 
     def test_rejects_are_written_unaltered_and_read_again(self, tmp_path, file):
         text = '{"a":7,"b" : {"id":"-x", "last_used_at":1.50},"a":"ID-1"}'

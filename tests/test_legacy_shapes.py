@@ -11,6 +11,8 @@ import time
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from redis_sessions import InvalidSettings, LegacyFileError
 from redis_sessions.cli import exit_codes as exits
@@ -81,6 +83,26 @@ SHAPES = {
         {"entries": "hosts.*", **CAMEL},
         [("a:c1", an_id(1)), ("b:c1", an_id(1))],
     ),
+    "any name, keyed by session ID": (
+        {
+            "users": {
+                "u1": {an_id(1): {"chat": "c", "updatedAt": NOW_MS}},
+                "u2": {an_id(2): {"chat": "c", "updatedAt": NOW_MS}},
+            }
+        },
+        {"entries": "users.*", "key_field": "chat", "id_fields": ("@key",), "used_fields": ("updatedAt",)},
+        [("u1:c", an_id(1)), ("u2:c", an_id(2))],
+    ),
+    "any name, lists": (
+        {"users": {"u1": [{"chat": 1, **RECORD}], "u2": [{"chat": 1, **RECORD}]}},
+        {"entries": "users.*", "key_field": "chat", **CAMEL},
+        [("u1:1", an_id(1)), ("u2:1", an_id(1))],
+    ),
+    "names with dots": (
+        {"hosts": {"build.example.com": {"a": {"c1": RECORD}}, "build": {}}},
+        {"entries": "hosts.build.example.com.*", **CAMEL},
+        [("a:c1", an_id(1))],
+    ),
     "below each record": (
         {"channels": {"C1": {"threads": {"17": RECORD}}, "C2": {"threads": {}}, "C3": {}}},
         {"entries": "channels.*.threads", **CAMEL},
@@ -149,6 +171,17 @@ def test_options_read_a_shape_and_what_is_wrong_stays_readable(write, tmp_path, 
         assert json.loads((tmp_path / "rejects.json").read_text())
 
 
+def test_session_ids_are_rather_too_many_than_too_few(write):
+    document = {
+        "c1": {"id": an_id(1), "threads": {"c2": {"sessionId": an_id(2)}}},
+        "c3": {"session_id": an_id(3)},
+        "c4": {"thread_id": an_id(4)},
+        "c5": an_id(5),
+        "c6": {"id": an_id(6), "last_used_at": "yesterday"},
+    }
+    assert session_ids(write(document)) == {an_id(number) for number in range(1, 7)}
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_known_file_is_refused_with_the_options_that_import_it(cli: Cli, write, name):
     path = write(KNOWN[name])
@@ -190,6 +223,15 @@ REFUSED = {
     "metadata": ({"version": "1.2.0", "app": "some-program"}, "name a file of conversations"),
     "nested": ({"state": {"chats": {"c1": RECORD}}}, 'Shape(entries="state.chats", id_fields=("sessionId",), '),
     "two of them": ({"hosts": {"a": {"c1": RECORD}, "b": {"c1": RECORD}}}, 'entries="hosts.*"'),
+    "maps below each name": ({"a": {"C1": {"b": {"1": RECORD}}, "C2": {"b": {"2": RECORD}}}}, 'entries="a.*.b"'),
+    "two kinds of records": ({"sessions": {"c": RECORD}, "users": {"7": {"id": "user-0007"}}}, 'entries="sessions"'),
+    "an ID of a session in a record with another": ({"u": {"a": {"id": "user-7", "b": {"c": RECORD}}}}, 'entries="u.a.b"'),
+    "several places": (
+        {"channels": {"C1": {**RECORD, "threads": {"17": RECORD}}, "C2": {"threads": {"18": RECORD}}}},
+        "name one of them at a time as entries: channels, channels.*.threads",
+    ),
+    "which are conversations?": ({"sessions": {"c": {"id": "a"}}, "x": {"7": {"id": "b"}}}, "as entries: sessions, x"),
+    "a name that no path can say": ({"": {"c": RECORD}}, "name a file of conversations"),
     "bare IDs beside metadata": ({"version": 1, "sessions": {"c1": "some-session"}}, 'entries="sessions"'),
     "empty": ({"version": 1, "sessions": {}}, 'entries="sessions"'),
     "list": ([{"chat": "c1", **RECORD}], 'key_field="chat"'),
@@ -207,6 +249,58 @@ def test_a_file_of_another_shape_is_refused_with_what_reads_it(write, name):
     assert says in caught.value.remedy.replace("'", '"')
     if found := re.search(r"Shape\(.*\)", caught.value.remedy):
         assert all(problem is None for *_, problem in rows(path, eval(found[0], {"Shape": Shape})))
+
+
+def _with_ids(document, ids):
+    """A drawn document in which every ID is another one; `ids` gets those."""
+    if document == AN_ID:
+        ids.append(an_id(len(ids)))
+        return ids[-1]
+    if isinstance(document, dict):
+        return {_with_ids(name, ids): _with_ids(value, ids) for name, value in document.items()}
+    return [_with_ids(each, ids) for each in document] if isinstance(document, list) else document
+
+
+AN_ID = "an ID"
+_fields = st.fixed_dictionaries({"chat": st.sampled_from(["1", 2]), "updatedAt": st.just(NOW_MS)})
+_records = _fields.map(lambda fields: {**fields, "sessionId": AN_ID})
+_names = st.sampled_from(["sessions", "threads", "users", "u1", "u2", "a.b", "a", "*", ""])
+
+
+# In a record, only what is named as the ID of a session is taken for one.
+_in_records = st.dictionaries(
+    _names, st.dictionaries(_names, _records, max_size=2) | st.lists(_records, max_size=1), max_size=2
+)
+_nested = st.tuples(_in_records, _records).map(lambda two: two[0] | two[1])
+
+
+def _maps(inner):
+    return st.dictionaries(_names, inner, max_size=3) | st.lists(inner, max_size=1)
+
+
+_parts = st.recursive(
+    st.dictionaries(_names, _records | _nested, max_size=2)
+    | st.lists(_nested, max_size=2)
+    | _fields.map(lambda fields: {AN_ID: fields})
+    | st.sampled_from([7, "text", {}, [], {"mode": "plan"}, {"7": {"id": "user-0007"}}]),
+    _maps,
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(_names, _parts, min_size=1, max_size=3))
+def test_what_a_refusal_names_reads_every_session_or_nothing_is_named(tmp_path_factory, drawn):
+    ids: list[str] = []
+    path = tmp_path_factory.mktemp("legacy") / "in.json"
+    path.write_text(json.dumps(_with_ids(drawn, ids)))
+    try:
+        legacy.read(path)
+    except LegacyFileError as error:
+        for shape in error.shapes[-1:] if ids else ():
+            entries = list(legacy.read(path, shape))
+            assert {entry.session_id for entry in entries} >= set(ids)
+            assert all(entry.session_id in ids for entry in entries if not entry.problem)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from redis_sessions import FileNotWritten
 from redis_sessions.legacy.transfer import Sorter
 
 rows = st.lists(
@@ -24,9 +27,28 @@ def test_sorted_and_the_last_of_each_key(pages):
         )
 
 
+@pytest.fixture
+def full_disk():
+    """No file grows beyond a megabyte."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def many():
+    return ((f"key{n}", "ID-1" * 50, n, None) for n in range(100_000))
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_an_error_of_ours():
+    with pytest.raises(FileNotWritten, match=r"temporary directory has no room.*set TMPDIR"), Sorter() as sorter:
+        sorter.put(many())
+
+
 def test_nothing_is_left_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
     with Sorter() as sorter:
-        sorter.put((f"key{n}", "ID-1" * 50, n, None) for n in range(100_000))
+        sorter.put(many())
         assert sum(map(len, sorter.batches())) == 100_000
         assert os.listdir(tmp_path) == []

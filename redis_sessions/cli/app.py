@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import typer
@@ -67,7 +68,8 @@ def program(
     """Session IDs of agents' conversations, kept in Redis for many workers.
 
     An ID that was not used for the max age (default: 24h) expires. Every command takes --help. The options that commands
-    share may stand before or after the command's name; if one is given twice, the last counts.
+    share may stand before or after the command's name; if one is given twice, the last counts, but metrics and acl take
+    every --namespace.
     """
     if version:
         show.put(f"{NAME} {_version()}")
@@ -120,10 +122,11 @@ def demo(
     if signals.stopped_by is not None:
         show.complain("the demo was stopped; nothing of it is left")
         return 128 + signals.stopped_by
-    if as_json:
-        show.put_json(figures._asdict())
-    else:
-        view.show(figures)
+    with suppress(BrokenPipeError):  # the exit code tells how it went, even if nobody reads on
+        if as_json:
+            show.put_json(figures._asdict())
+        else:
+            view.show(figures)
     return exits.DONE if figures.all_ran_once else exits.PARTLY
 
 

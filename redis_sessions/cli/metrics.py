@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Final
@@ -108,13 +108,14 @@ def _print_once(at: Options, namespaces: list[str] | None) -> int:
 
     with _stores(at, namespaces) as stores:
         snapshot = Snapshot(*stores)
-    if at.as_json:
-        at_ms = round(time.time() * 1000)
-        for family in snapshot.collect():
-            for name, labels, value, *_ in family.samples:
-                show.put_json({"at_ms": at_ms, "name": name, "labels": labels, "value": value})
-    else:
-        show.put(snapshot.text().rstrip("\n"))
+    with suppress(BrokenPipeError):  # the exit code is that of the snapshot, even if nobody reads on
+        if at.as_json:
+            at_ms = round(time.time() * 1000)
+            for family in snapshot.collect():
+                for name, labels, value, *_ in family.samples:
+                    show.put_json({"at_ms": at_ms, "name": name, "labels": labels, "value": +value})  # + makes True a 1
+        else:
+            show.put(snapshot.text().rstrip("\n"))
     # The stores share a server, and so most often the problem.
     for message in dict.fromkeys(map(str, snapshot.errors)):
         show.complain(message)

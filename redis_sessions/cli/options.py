@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final
@@ -89,11 +89,15 @@ class Options:
         show.put_json({"namespace": self.namespace or "sessions", "at_ms": round(time.time() * 1000)} | values, flush=True)
 
     def put_result(self, result: Any, shown: Callable[[], object]) -> None:
-        """Write a result as JSON, or let `shown` write it for people; say if a scan behind it may have missed keys."""
-        if self.as_json:
-            self.put_json(result)
-        else:
-            shown()
+        """Write a result as JSON, or let `shown` write it for people; say if a scan behind it may have missed keys.
+
+        If its reader is gone, the command goes on, and ends with its own exit code.
+        """
+        with suppress(BrokenPipeError):
+            if self.as_json:
+                self.put_json(result)
+            else:
+                shown()
         if getattr(result, "approximate", False):
             show.complain(show.APPROXIMATE)
 
@@ -171,7 +175,7 @@ class CliCommand(TyperCommand):
 _MEANT: Final = {
     "assume_used_at": (
         "assume_used_at",
-        "write mtime, 2026-11-22T09:30:00+01:00, or milliseconds since 1970 such as 1795336200000",
+        "write 2026-11-22T09:30:00+01:00, milliseconds since 1970 such as 1795336200000, or mtime with a regular file",
     ),
     "id_fields": ("id_field", "name a field"),
     "used_fields": ("used_field", "name a field"),

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from redis_sessions.operations.scan import Progress, SessionRow
 
 UNKNOWN: Final = "-"
-# A URL that was given as a key or a file may contain a password; as a path it has only one slash.
-_LOGIN = re.compile(r":/{1,2}[^\s/]\S*@")
+# A URL that was given as a key or a file may contain a password, even one with spaces; as a path it has only one slash.
+_LOGIN = re.compile(r":/{1,2}[^\s/](?:(?!:/).)*@")
 APPROXIMATE: Final = f"approximate: {INEXACT}"
 PLAIN_WIDTH: Final = 10_000
 # What is shown of a record, beside the session ID that stands before it.

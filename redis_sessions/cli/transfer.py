@@ -95,9 +95,11 @@ def import_(
     if agent is not None:
         register_users_runtimes()
     file = Path("/dev/stdin") if file == STANDARD else file
-    if rejects is not None and rejects.absolute().resolve() == file.absolute().resolve():
-        raise InvalidSettings("--rejects names the file that is imported", remedy="name another")
     if rejects is not None:
+        if rejects == STANDARD:
+            raise InvalidSettings("standard output is used for the result", remedy="name a file for --rejects")
+        if rejects.exists() and file.exists() and rejects.samefile(file):
+            raise InvalidSettings("--rejects names the file that is imported", remedy="name another")
         check_writable(rejects)
     with at.store() as store, show.progress("importing") as progress, show.logged_warnings(show.complain):
         try:
@@ -110,12 +112,13 @@ def import_(
             raise LegacyFileError(
                 error.message, remedy=f"read it with {', or '.join(map(_options, error.shapes))}"
             ) from None
-    if at.as_json:
-        at.put_json(result.model_dump(mode="json", exclude={"rejects": {"__all__": {"source", "within"}}}))
-    else:
-        tables.show_import(result, dry_run=dry_run)
     if rejects is not None and result.rejects:
         legacy.write_rejects(rejects, ((reject.within, reject.source) for reject in result.rejects))
+    at.put_result(
+        result.model_dump(mode="json", exclude={"rejects": {"__all__": {"source", "within"}}}),
+        lambda: tables.show_import(result, dry_run=dry_run),
+    )
+    if rejects is not None and result.rejects:
         show.complain(f"rejected entries are in {rejects}")
     elif rejects is not None:
         show.complain(f"nothing was rejected, {rejects} was not written")

@@ -40,7 +40,8 @@ def run_workers(arguments: Sequence[str], url: str, shares: list[list[PlannedTur
     Args: the workers' arguments and URL; the plan of each; the file that takes what they write to stderr. Raises DemoError
     when one fails.
     """
-    command = [sys.executable, "-m", "redis_sessions.demo.worker", "--plan-from-stdin", *arguments]
+    # -P: nothing in the current directory is run.
+    command = [sys.executable, "-P", "-m", "redis_sessions.demo.worker", "--plan-from-stdin", *arguments]
     # Any user of the machine can read arguments, but not the environment.
     environment = os.environ | {"REDIS_SESSIONS_URL": url, PASSWORD_FILE_VARIABLE: ""}
     workers: list[Any] = []  # their pipes are typed as optional

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby, islice
@@ -50,9 +51,10 @@ _USUAL = (
 _USUAL_RUN = re.compile(rf"{_USUAL}(?:{_SPACE},{_SPACE}{_USUAL}){{0,499}}")
 _USUAL_KEYS = re.compile(r'"([^"]*+)"[^}]*+')
 _USUAL_PARTS = re.compile(r'("([^"]*+)"[^"]*+"id"[^"]*+"([^"]*+)"[^0-9]*+([0-9]++)[^}]*+})')
-# An entry, or a run of usual pairs: the names that lead to its map or list, its start and end, its name and its value; of a
-# run, both are None.
-_Member: TypeAlias = tuple[tuple[str, ...], int, int, str | None, Any]
+_NAMED_ID = re.compile(rf'session[_-]?id"{_SPACE}:{_SPACE}"({SESSION_ID})"', re.IGNORECASE)
+# An entry, or a run of usual pairs: what its conversation key begins with, the names that lead to its map or list, its start
+# and end, its name and its value; of a run, both are None.
+_Member: TypeAlias = tuple[str, tuple[str, ...], int, int, str | None, Any]
 
 
 class _Cursor:
@@ -119,10 +121,10 @@ class LegacyFile:
     """A legacy file that is well-formed. Iterating gives each Entry in the order of the file, parsed again each time.
 
     Attributes:
-        mtime_ms: when the file was last written, milliseconds since 1970.
+        mtime_ms: when the file was last written, milliseconds since 1970; None if it is not a regular file.
     """
 
-    def __init__(self, path: str | Path, text: str, shape: Shape, mtime_ms: int) -> None:
+    def __init__(self, path: str | Path, text: str, shape: Shape, mtime_ms: int | None) -> None:
         """Raises JSONDecodeError, and LegacyFileError for a document that is not of this shape."""
         self.mtime_ms = mtime_ms
         self._path, self._text, self._shape = path, text, shape
@@ -143,34 +145,41 @@ class LegacyFile:
         if self._first is None and self._miss:
             raise self._miss
         if self._first is not None:
-            self._check_shape(self._first, [(name, value) for _, _, _, name, value in sample])
+            self._check_shape(self._first, [(name, value) for *_, name, value in sample])
 
     def __len__(self) -> int:
         return self._len
 
     def __iter__(self) -> Iterator[Entry]:
         text, times = self._text, self._times
-        for within, start, end, name, value in self._members():
+        for before, within, start, end, name, value in self._members():
             if name is None:
                 entries = [
                     Entry(key, session_id, int(used_at_ms), None, source, within)
                     for source, key, session_id, used_at_ms in _USUAL_PARTS.findall(text, start, end)
                 ]
             else:
-                entries = [entry_of(self._shape, name, value)._replace(source=text[start:end], within=within)]
+                entries = [entry_of(self._shape, name, value, before)._replace(source=text[start:end], within=within)]
             if times:
                 keys = times.keys() & {entry.key for entry in entries}
                 problems = {key: f"key occurs {times[key]} times" for key in keys}
                 entries = [entry._replace(problem=problems.get(entry.key, entry.problem)) for entry in entries]
             yield from entries
 
+    def named_ids(self) -> list[str]:
+        """The IDs that stand under a name such as sessionId, anywhere in the file."""
+        return _NAMED_ID.findall(self._text)
+
     def _keys(self, member: _Member) -> Sequence[str]:
-        _, start, end, name, value = member
-        return _USUAL_KEYS.findall(self._text, start, end) if name is None else (key_of(self._shape, name, value),)
+        before, _, start, end, name, value = member
+        if name is None:
+            return _USUAL_KEYS.findall(self._text, start, end)
+        return (key_of(self._shape, name, value, before),)
 
     def _members(self) -> Iterator[_Member]:
         cursor = _Cursor(self._text)
-        yield from self._find(cursor, tuple(filter(None, self._shape.entries.split("."))), (), "")
+        path = self._shape.entries
+        yield from self._find(cursor, tuple(path.split(".")) if path else (), (), "")
         cursor.skip("")
         if cursor.at != len(self._text):
             raise JSONDecodeError("Extra data", self._text, cursor.at)
@@ -178,7 +187,8 @@ class LegacyFile:
     def _find(self, cursor: _Cursor, path: tuple[str, ...], within: tuple[str, ...], before: str) -> Iterator[_Member]:
         """The members of the map or list at a path in the value that begins here.
 
-        `before` is what their names begin with in the conversation key: the names that a `*` stands for.
+        A name may itself have dots in it. `before` is what their conversation keys begin with: the names that a `*` stands
+        for.
         """
         if not cursor.begins(("{", "[") if not path else "{"):
             kind = json_type(cursor.value())
@@ -186,17 +196,19 @@ class LegacyFile:
         elif not path:
             yield from self._entries(cursor, within, before)
         else:
-            head, there = path[0], []
+            head, there, missing = path[0], [], path[0] != "*"
+            ways = {".".join(path[:length]): length for length in range(1, len(path) + 1)}
             for _, name in cursor.members():
                 assert name is not None  # only runs are without a name
                 there.append(name)
-                if name == ".".join(path):
-                    yield from self._find(cursor, (), (*within, name), before)
-                elif head in (name, "*"):
-                    yield from self._find(cursor, path[1:], (*within, name), f"{before}{name}:" if head == "*" else before)
+                if head == "*":
+                    yield from self._find(cursor, path[1:], (*within, name), f"{before}{name}:")
+                elif length := ways.get(name):
+                    missing = False
+                    yield from self._find(cursor, path[length:], (*within, name), before)
                 else:
                     cursor.value()
-            if not {"*", *there} & {head, ".".join(path)}:
+            if missing:
                 names = ", ".join(there[:9]) or "nothing"
                 self._miss = self._miss or self._unfit(within, f"has no {head}", f"name one of {names}")
 
@@ -211,25 +223,29 @@ class LegacyFile:
         self._first = self._first or (within, is_list or is_record)
         if is_record:
             value = cursor.value()
-            yield within, start, cursor.at, "", value
+            yield before, within, start, cursor.at, "", value
             return
         for start, name in cursor.members(self._runs if is_own(shape) and not before else None):
             value = None if name is None else cursor.value()
-            yield within, start, cursor.at, before + name if before and name is not None else name, value
+            yield before, within, start, cursor.at, name, value
 
     def _check_shape(self, first: tuple[tuple[str, ...], bool], sample: list[tuple[str | None, Any]]) -> None:
         """Raise LegacyFileError if the first entries show that the file is of another shape."""
         within, is_list = first
         members = [(name, value) for name, value in sample if name is not None]
         other = other_shape(members, self._shape, is_list=is_list) if len(members) == len(sample) else None
-        problem, remedy = "is of another shape", "name a file of conversations"
+        problem = "is of another shape"
         if is_list and self._shape.key_field == NAME:
             problem = "is a list"
         elif other is None:
             return
-        shapes, timed = other or ([], True)
+        shapes, timed, places = other or ([], True, [])
         if not timed:
             problem += " and has no times, so that one must be assumed"
+        remedy = "name a file of conversations"
+        if places:
+            problem += " and has IDs in several places"
+            remedy = f"name one of them at a time as entries: {', '.join(places)}"
         raise self._unfit(within, problem, remedy, shapes)
 
     def _unfit(
@@ -246,7 +262,7 @@ def read(path: str | Path, shape: Shape | None = None) -> LegacyFile:
     try:
         with Path(path).open("rb") as file:
             raw = file.read()
-            mtime_ms = os.fstat(file.fileno()).st_mtime_ns // 1_000_000
+            status = os.fstat(file.fileno())
     except OSError as error:
         raise LegacyFileError(f"{path} can't be read ({error.strerror})", remedy="name a readable file") from None
     try:
@@ -255,6 +271,8 @@ def read(path: str | Path, shape: Shape | None = None) -> LegacyFile:
         except UnicodeDecodeError as error:
             raise JSONDecodeError("not UTF-8", raw.decode("latin-1"), error.start) from None
         del raw
+        # A pipe's is the time at which it was read.
+        mtime_ms = status.st_mtime_ns // 1_000_000 if stat.S_ISREG(status.st_mode) else None
         return LegacyFile(path, text, shape or Shape(), mtime_ms)
     except JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
@@ -269,10 +287,11 @@ def read(path: str | Path, shape: Shape | None = None) -> LegacyFile:
 def session_ids(path: str | Path, shape: Shape | str | None = None) -> frozenset[str]:
     """All session IDs in a legacy file, however old, valid or not. `shape` is as for `import_legacy`.
 
-    For a program that deletes transcripts and must spare these. Raises LegacyFileError, and InvalidSettings for an unknown
-    shape.
+    For a program that deletes transcripts and must spare these: an ID that stands under a name such as sessionId is
+    returned wherever it is in the file. Raises LegacyFileError, and InvalidSettings for an unknown shape.
     """
-    return frozenset(entry.session_id for entry in read(path, as_shape(shape)) if entry.session_id)
+    file = read(path, as_shape(shape))
+    return frozenset(entry.session_id for entry in file if entry.session_id).union(file.named_ids())
 
 
 def expires_at_ms(entry: Entry, now_ms: int, max_age_ms: int, assumed_ms: int | None) -> int | str:
@@ -329,7 +348,8 @@ def _document(rejects: list[tuple[tuple[str, ...], str]], depth: int) -> str:
     if rejects and depth < len(rejects[0][0]):
         groups = groupby(rejects, key=lambda reject: reject[0][depth])
         inner = (f"{json.dumps(name, ensure_ascii=False)}: {_document(list(group), depth + 1)}" for name, group in groups)
-        return f"{{{', '.join(inner)}}}"
+        # Half of a surrogate pair can't be encoded, and its escape is the same in JSON.
+        return f"{{{', '.join(inner)}}}".encode("utf-8", "backslashreplace").decode()
     sources = [source for _, source in rejects]
     opening, closing = "{}" if not sources or _is_pair(sources[0]) else "[]"
     return f"{opening}\n  " + ",\n  ".join(sources) + f"\n{closing}"

@@ -6,9 +6,9 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from itertools import islice
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, Self, cast
+from typing import Annotated, Any, Final, NamedTuple, Self
 
 from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
@@ -22,12 +22,12 @@ MILLISECONDS: Final = "milliseconds"
 LOCAL: Final = "ISO 8601 without time zone, taken as local"
 # So many entries, or names of an object, show what shape a file has.
 SAMPLE: Final = 50
-_DEPTH: Final = 3
+_DEPTH: Final = 8
 # A shorter bare ID is taken for metadata, such as the name of a program.
 _BARE: Final = 8
 _JSON_TYPES: Final = {tuple: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
 
-# What a number counts shows its size: in each unit, the years 1973 to 5138.
+# The size of a number shows what it counts: in each unit, these are the years 1973 to 5138.
 _PER_SECOND: Final = {"seconds": 1, MILLISECONDS: 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 _1973_S: Final = 10**8
 _5138_S: Final = 10**11
@@ -74,7 +74,7 @@ class Entry(NamedTuple):
 class Shape(BaseModel, frozen=True, extra="forbid", defer_build=True):
     """Where a file has conversations, session IDs and times of last use. The default reads a sessions.json.
 
-    Paths are dotted: `state.chats`; a number is the place in a list.
+    Paths are dotted: `state.chats`; in those of fields, a number is the place in a list.
 
     >>> Shape(entries="state.chats", id_fields=("sessionId",), used_fields=("updatedAt",)).key_field
     '@key'
@@ -138,10 +138,11 @@ def is_own(shape: Shape) -> bool:
     return (shape.key_field, shape.id_fields, shape.used_fields) == (NAME, ("id",), ("last_used_at",))
 
 
-def key_of(shape: Shape, name: str, value: Any) -> str:
-    """The conversation key of an entry; "" if it has none. `name` is its name in the map."""
+def key_of(shape: Shape, name: str, value: Any, before: str = "") -> str:
+    """The conversation key of an entry; "" if it has none. `name` is its name in the map, `before` what keys begin with."""
     found = name if shape.key_field == NAME else _at(value, shape.key_field)
-    return str(found) if isinstance(found, str | int) and not isinstance(found, bool) else ""
+    key = str(found) if isinstance(found, str | int) and not isinstance(found, bool) else ""
+    return key and before + key
 
 
 def id_of(shape: Shape, name: str, value: Any) -> str | None:
@@ -150,9 +151,9 @@ def id_of(shape: Shape, name: str, value: Any) -> str | None:
     return next((text for text in found if isinstance(text, str)), None)
 
 
-def entry_of(shape: Shape, name: str, value: Any) -> Entry:
-    """Read an entry."""
-    key, session_id = key_of(shape, name, value), id_of(shape, name, value)
+def entry_of(shape: Shape, name: str, value: Any, before: str = "") -> Entry:
+    """Read an entry; its name and what its key begins with are as for `key_of`."""
+    key, session_id = key_of(shape, name, value, before), id_of(shape, name, value)
     used_at_ms, unit, problem, untimed = None, MILLISECONDS, None, None
     if isinstance(value, str) and shape.key_field == NAME:
         session_id = value
@@ -162,6 +163,7 @@ def entry_of(shape: Shape, name: str, value: Any) -> Entry:
         problem = f"record without text in {' or '.join(shape.id_fields)}"
         if like := _id_like(value):
             problem += f", but {like} looks like an ID"
+            session_id = dict(value)[like]
     elif isinstance(value, tuple) and len(dict(value)) < len(value):
         problem = "record with a name that occurs twice"
     elif not key and shape.key_field != NAME:
@@ -206,7 +208,7 @@ def json_type(value: Any) -> str:
 def read_time(value: Any) -> tuple[int, str] | str:
     """A time in a file as milliseconds since 1970, and what it was given in; or why it can't be one.
 
-    An integer that is too small for any unit is taken as milliseconds: long ago, 0 for never.
+    An integer that is too small for any unit is taken as milliseconds: long ago. 0, also as text, is for never.
     """
     number = value
     if isinstance(value, str):
@@ -215,8 +217,8 @@ def read_time(value: Any) -> tuple[int, str] | str:
         number = float(value) if "." in value else int(value)
     if isinstance(number, bool) or not isinstance(number, int | float):
         return f"is {json_type(number)}, not a time"
-    if isinstance(value, int) and 0 <= value < _1973_S:
-        return value, MILLISECONDS
+    if number == 0 or (isinstance(value, int) and 0 <= value < _1973_S):
+        return int(number), MILLISECONDS
     for unit, per_second in _PER_SECOND.items():
         if _1973_S <= number < _5138_S * per_second:
             return (number * 1000 // per_second if isinstance(number, int) else round(number * 1000 / per_second)), unit
@@ -249,58 +251,128 @@ def _at(value: Any, path: str) -> Any:
     return None
 
 
-def other_shape(members: list[tuple[str, Any]], given: Shape, *, is_list: bool) -> tuple[list[str | Shape], bool] | None:
+def other_shape(
+    members: list[tuple[str, Any]], given: Shape, *, is_list: bool
+) -> tuple[list[str | Shape], bool, list[str]] | None:
     """What would read a file, judged by its first entries, and whether they have times; None if `given` reads it well.
 
-    What reads it are names of known shapes, and a Shape made of the names in the file; nothing if it has no conversations.
+    What reads it are names of known shapes, and a Shape made of the names in the file; nothing if it has no conversations,
+    or if no single path leads to all IDs: then the places where they are come last.
     """
     # A bare ID shows nothing: a file's metadata may look like one.
     if any(not isinstance(value, str) and id_of(given, name, value) is not None for name, value in members):
         return None
     document: Any = [value for _, value in members] if is_list else tuple(members)
     like = _id_like(document)
-    one_record = like is not None and (_SESSION_NAME.search(like) or _time_like(document))
+    sure = _is_sure(like)
+    one_record = sure or (like is not None and _time_like(document) is not None)
     metadata = any(name in _VERSIONS for name, _ in members)
-    bare = [value for _, value in members if isinstance(value, str) and len(value) >= _BARE and _AN_ID.fullmatch(value)]
-    if len(bare) * 2 > len(members) and not metadata and not one_record:
+    if sum(_is_bare(value) for _, value in members) * 2 > len(members) and not metadata and not one_record:
         return None
-    place: tuple[str, ...] = ()
-    name, record = "", cast("Any", ())
-    if found := list(islice(_records(document), SAMPLE)):
-        place, is_list, name, record = found[0]
-        if len(found) > 1 and place and all(each[0][:-1] == place[:-1] for each in found):
-            place = (*place[:-1], "*")
-    elif one_record:
-        is_list, record = True, document
+    found = list(_below(document, (), inside=sure) if one_record else _records(document))
+    if one_record and (sure or not found):
+        found.append(_Candidate((), True, "", document, like))
+    if any(_is_sure(record.like) for record in found):
+        found = [
+            record
+            for record in found
+            if _is_sure(record.like) or record.is_by_id or _CONTAINERS.intersection(record.place[-1:])
+        ]
+    # What differs in names of no meaning is of one kind.
+    kinds: dict[tuple[bool, bool, tuple[str, ...]], list[_Candidate]] = {}
+    for record in found:
+        place = tuple(name if name in _CONTAINERS else "" for name in record.place)
+        kinds.setdefault((record.is_list, record.is_by_id, place), []).append(record)
+    places = [_common(record.place for record in kind) for kind in kinds.values()]
+    if len(kinds) > 1:
+        return [], True, [".".join(name or "[]" for name in place) or "the document" for place in places]
+    if any({"", "*"}.intersection(record.place) for record in found):  # no path can say that
+        return [], True, []
+    if found:
+        [place], is_list = places, found[0].is_list
     elif empty := [(name, value) for name, value in members if name in _CONTAINERS and isinstance(value, tuple | list)]:
         place, is_list = (empty[0][0],), isinstance(empty[0][1], list)
     else:
-        return ([], True) if metadata else None
-    like, used_field = _id_like(record), _time_like(record)
-    by_id = bool(record) and like is None  # the name in the map is the session ID
-    keys = [name for name, value in record if isinstance(value, str | int) and name != like]
+        return ([], True, []) if metadata else None
+    fields = tuple(chain.from_iterable(record.value for record in found if not isinstance(record.value, str)))
+    like, used_field = _id_like(fields), _time_like(fields)
+    by_id = bool(found) and found[0].is_by_id
+    keys = [name for name, value in fields if isinstance(value, str | int) and name != like]
     shape = Shape(
         entries=".".join(filter(None, (given.entries, *place))),
         key_field=_first(keys, _KEY_NAME) or _UNNAMED if is_list or by_id else NAME,
         id_fields=(NAME if by_id else like or "id",),
         used_fields=(used_field or "last_used_at",),
     )
-    known = [each for each in known_shapes() if each.entries == shape.entries]
-    names = [each.name for each in known if id_of(each, name, record) and key_of(each, name, record)]
-    return [*names, *[shape] * (shape != Shape())], not record or used_field is not None
+    names = [
+        known.name
+        for known in known_shapes()
+        if (known.entries, known.key_field == NAME) == (shape.entries, shape.key_field == NAME)
+        and any(id_of(known, name, value) and key_of(known, name, value) for _, _, name, value, _ in found[:1])
+    ]
+    return [*names, *[shape] * (shape != Shape())], not found or used_field is not None, []
 
 
-def _records(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], bool, str, Any]]:
-    """For each map or list of records like sessions: its place, whether it is a list, and the first one with its name."""
-    is_list = isinstance(value, list)
-    members = [("", each) for each in value[:SAMPLE]] if is_list else value[:SAMPLE]
+class _Candidate(NamedTuple):
+    """What looks like a record of a session, or a bare ID, in a map or list of a file."""
+
+    place: tuple[str, ...]  # the names that lead to that map or list; "" for one in a list, to which no path leads
+    is_list: bool
+    name: str
+    value: Any
+    like: str | None  # the name of what looks like its ID
+
+    @property
+    def is_by_id(self) -> bool:
+        """Whether its name in the map looks like its ID."""
+        return self.like is None and isinstance(self.value, tuple)
+
+
+def _records(value: Any, place: tuple[str, ...] = (), *, inside: bool | None = None) -> Iterator[_Candidate]:
+    """What looks like records of sessions in the maps and lists of a value.
+
+    `inside` is None if the value is not in such a record itself, else whether that one is sure; what is in one is one less
+    often.
+    """
+    is_list, in_container = isinstance(value, list), bool(_CONTAINERS.intersection(place[-1:]))
+    members = [("", each) for each in value] if is_list else value
+    by_id = all(_UUID.fullmatch(name) and _id_like(member) is None for name, member in members)
+    count = 0
     for name, member in members:
-        if isinstance(member, tuple) and member and (_id_like(member) or (not is_list and _UUID.fullmatch(name))):
-            yield place, is_list, name, member
+        like = _id_like(member)
+        named = by_id and isinstance(member, tuple) and any(isinstance(each, str | int) for _, each in member)
+        sure = _is_sure(like)
+        if like is not None or named or (in_container and not is_list and _is_bare(member)):
+            count += 1
+            if sure or inside is None or (in_container and not inside):
+                yield _Candidate(place, is_list, name, member, like)
+        if len(place) < _DEPTH and isinstance(member, tuple | list):
+            if like is not None:
+                yield from _below(member, (*place, name), inside=sure or bool(inside))
+            else:
+                yield from _records(member, (*place, name), inside=bool(inside) if named else inside)
+        if count == SAMPLE:
             return
-    for name, member in members:
-        if len(place) < _DEPTH and not is_list and isinstance(member, tuple | list):
-            yield from _records(member, (*place, name))
+
+
+def _below(record: Any, place: tuple[str, ...], *, inside: bool) -> Iterator[_Candidate]:
+    """What looks like records of sessions in the maps and lists that a record has."""
+    for name, value in record:
+        if isinstance(value, tuple | list):
+            yield from _records(value, (*place, name), inside=inside)
+
+
+def _common(places: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """The path that leads to all places of the same length."""
+    return tuple(names[0] if len(set(names)) == 1 else "*" for names in zip(*places, strict=True))
+
+
+def _is_sure(like: str | None) -> bool:
+    return like is not None and _SESSION_NAME.search(like) is not None
+
+
+def _is_bare(value: Any) -> bool:
+    return isinstance(value, str) and len(value) >= _BARE and _AN_ID.fullmatch(value) is not None
 
 
 def _id_like(record: Any) -> str | None:

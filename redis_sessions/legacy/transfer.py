@@ -10,7 +10,7 @@ from typing import Final, Literal, Self, TypeAlias
 
 from pydantic import BaseModel
 
-from redis_sessions.errors import InvalidSettings, SessionStoreError, StoreUnavailable
+from redis_sessions.errors import FileNotWritten, InvalidSettings, SessionStoreError, StoreUnavailable
 from redis_sessions.keys import Keys
 from redis_sessions.legacy.file import LegacyFile, expires_at_ms
 from redis_sessions.legacy.shape import SINCE_1973_MS
@@ -100,6 +100,8 @@ def import_entries(
     """
     check_progress(progress)
     assumed_ms = legacy.mtime_ms if assume_used_at == "mtime" else assume_used_at
+    if assume_used_at == "mtime" and assumed_ms is None:
+        raise InvalidSettings("mtime needs a regular file", setting="assume_used_at", remedy="give a time")
     if assume_used_at not in ("mtime", None) and (type(assumed_ms) is not int or assumed_ms < SINCE_1973_MS):
         seconds = type(assumed_ms) is int and assumed_ms >= 0
         problem = "looks like seconds, not milliseconds" if seconds else "is not a time in milliseconds"
@@ -236,12 +238,13 @@ def page_rows(keys: Keys, max_age_ms: int, page: Page) -> list[Row]:
 class Sorter:
     """Sorts rows by key and drops duplicates: on disk, so that memory does not grow with their number. Used in a `with`.
 
-    Its file has no name and mode 0600: it disappears with this process, however that ends.
+    Its file has no name and mode 0600: it disappears with this process, however that ends. Raises FileNotWritten.
     """
 
     def __enter__(self) -> Self:
         import sqlite3  # noqa: PLC0415 - a tenth of this package's import time, and only export needs it
 
+        self._failure = sqlite3.OperationalError
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.executescript(
             f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA page_size=16384; PRAGMA cache_size=-{_CACHE_KIB};"
@@ -250,8 +253,11 @@ class Sorter:
         )
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._database.close()
+        if isinstance(error, self._failure):
+            problem = f"the temporary directory has no room, or can't be used ({error})"
+            raise FileNotWritten(problem, remedy="set TMPDIR to one that has room") from None
 
     def put(self, rows: Iterable[Row]) -> None:
         """Add rows; of those with the same key the last one stays."""
