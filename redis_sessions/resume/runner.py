@@ -22,6 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from redis_sessions.errors import LeaseHeld, SessionStoreError
+from redis_sessions.forks import check_fork, forgetful
 from redis_sessions.operations.command import Op
 from redis_sessions.operations.conversation import Held, Lease, Operations, new_token
 from redis_sessions.operations.text import duration
@@ -146,10 +147,11 @@ class LeaseRenewer:
     def __init__(self, execute: Execute, lease_ms: int) -> None:
         self.execute = execute
         self._interval_s = lease_ms / 3000
-        self.reset()
+        self.forget()
         _renewers.add(self)
+        forgetful.add(self)
 
-    def reset(self) -> None:
+    def forget(self) -> None:
         """Forget the leases, the thread, and the lock that another thread may have held as the process forked."""
         self._lock = threading.RLock()  # a signal handler may run a turn, too
         # All wait for the same time, so the one that was put in last is due last.
@@ -161,6 +163,7 @@ class LeaseRenewer:
 
     def close(self) -> None:
         """Let the thread end, and start no other. Leases are renewed no more."""
+        check_fork()
         with self._lock:
             self._closed = True
         self._closing.put(None)
@@ -172,12 +175,14 @@ class LeaseRenewer:
         return _Renewal(self, ops, lease)
 
     def add(self, renewal: _Renewal) -> None:
+        check_fork()
         with self._lock:
             self._put(renewal)
             if self._waiting is None:
                 self._start()
 
     def remove(self, token: str) -> None:
+        check_fork()
         with self._lock:
             self._due.pop(token, None)
 
@@ -254,17 +259,11 @@ def _renew_all(reference: weakref.ref[LeaseRenewer], closing: SimpleQueue[None],
 _renewers: weakref.WeakSet[LeaseRenewer] = weakref.WeakSet()
 
 
-def _reset_all() -> None:
-    for renewer in _renewers:
-        renewer.reset()
-
-
 def _close_all() -> None:
     for renewer in list(_renewers):
         renewer.close()
 
 
-os.register_at_fork(after_in_child=_reset_all)
 # A thread that begins while the interpreter shuts down crashes the process, before CPython 3.11.6 (python/cpython #108987).
 atexit.register(_close_all)
 
