@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 from unittest import mock
 
 import fakeredis
@@ -226,6 +227,27 @@ def test_a_connection_returned_halfway_through_a_call_is_closed(places):
                 except ZeroDivisionError:
                     pool.release(connection)
                 assert not connection.is_connected
+
+
+def test_connections_may_go_while_others_are_listed():
+    """In another thread, or in a signal handler, between any two lines."""
+    with SessionStore.from_url("redis://h", StoreSettings(max_connections=100)) as store:
+        pool = store.client.connection_pool
+        kept, going = [pool._make() for _ in range(10)], [pool._make() for _ in range(50)]
+
+        def trace(*_):
+            if going:
+                pool._drop(going.pop())
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            pool.update_active_connections_for_reconnect()
+        finally:
+            sys.settrace(before)
+        assert len(going) < 50
+        assert all(connection.should_reconnect() for connection in kept)
 
 
 def test_closing_a_cluster_client_that_never_connected():

@@ -16,14 +16,15 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # What each folder, or file of the top level, may import; nothing here leads back, so there are no circles.
 _BASE = {"errors", "keys", "settings"}
-_STORE = _BASE | {"operations", "client", "resume", "legacy", "store", "doctor", "agents"}
+_STORE = _BASE | {"forks", "operations", "client", "resume", "legacy", "store", "doctor", "agents"}
 ARROWS = {
     "errors": set(),
     "keys": {"errors"},
     "settings": {"errors"},
+    "forks": set(),
     "operations": _BASE,
-    "client": _BASE | {"operations"},
-    "resume": _BASE | {"operations"},
+    "client": _BASE | {"forks", "operations"},
+    "resume": _BASE | {"forks", "operations"},
     "legacy": _BASE | {"operations"},
     "agents": {"errors", "operations", "resume"},
     "doctor": _BASE | {"operations", "agents"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from redis_sessions.resume import runner
 from redis_sessions.resume.runner import LeaseRenewer
 from redis_sessions.testing import fake_store
 from tests.faults.steps import Alarm, Interrupted
+from tests.forks import FORKS, harm_of, in_child
 from tests.servers import wait_until
 
 
@@ -134,18 +134,27 @@ def test_a_failure_is_tried_again_and_a_loss_is_not(caplog):
     assert "conversation 'lost' was taken over" in caplog.text
 
 
-def test_a_forked_child_renews_nothing_of_its_parents_and_keeps_its_own():
+@pytest.mark.parametrize("fork", FORKS)
+def test_a_forked_child_renews_nothing_of_its_parents_and_keeps_its_own(fork, monkeypatch):
+    """It lacks the parent's thread, and the one that may hold the lock. It may leave the turn, and close the store."""
     renewals = Renewals()
     mine, its = leases("mine", "its")
-    with renewals.renewing(mine):
-        with renewals.renewer._lock:  # as another thread may hold it
-            child = os.fork()
-        if child == 0:
-            renewals.seen.clear()
-            with renewals.renewing(its):
-                renewals.wait(its=3)
-            os._exit(int("mine" in renewals.seen))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    monkeypatch.setattr(runner, "start_new_thread", lambda *_: 1)  # a fork beside a real one is not safe without hooks
+    renewal = renewals.renewing(mine)
+    renewal.__enter__()
+    renewals.renewer._lock = held = threading.Lock()
+
+    def child():
+        monkeypatch.undo()
+        renewal.__exit__()
+        with renewals.renewing(its):
+            renewals.wait(its=3)
+        renewals.renewer.close()
+        return "mine" in renewals.seen
+
+    with held:
+        assert harm_of(in_child(child, FORKS[fork])) == 0
+    renewal.__exit__()
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from redis_sessions import SessionStore
 from redis_sessions.metrics import Collector
 from tests import test_metrics
+from tests.forks import FORKS, harm_of, in_child
 from tests.servers import wait_until
 from tests.test_metrics import AGE, FAILURES, LIVE, UP, Slow, a_store, calls, register, scrape
 
@@ -83,6 +85,31 @@ scrape.join()
 print(live())
 """
     assert python(program, server.url) == "0\nTrue\n"
+
+
+@pytest.mark.parametrize("fork", FORKS)
+def test_a_child_waits_for_no_scan_of_its_parents(server, registry, fork):
+    """After a fork without hooks its thread seems to be alive."""
+
+    class Scan(threading.Thread):
+        def is_alive(self):
+            return True
+
+        def join(self, timeout=None):
+            raise AssertionError
+
+    with a_store(server) as store:
+        store.set("a", "ID-1")
+        collector = register(store, registry=registry, scan_wait_ms=60_000)
+        collector._monitors[0]._scan = Scan()
+
+        def child():
+            harm = scrape(registry).get(LIVE) != 1
+            collector._monitors[0].close()
+            return harm
+
+        assert harm_of(in_child(child, FORKS[fork])) == 0
+        collector._monitors[0]._scan = None
 
 
 def test_multiprocess_mode(server, tmp_path):

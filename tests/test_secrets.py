@@ -114,7 +114,7 @@ def test_no_repr_shows_the_password(password, kind):
     url = {
         "standalone": f"redis://user:{quoted}@h:1/2",
         "cluster": f"redis+cluster://user:{quoted}@h:1,g:2",
-        "sentinel": f"redis+sentinel://user:{quoted}@h:1/main",
+        "sentinel": f"redis+sentinel://user:{quoted}@h:1/main?sentinel_username=user&sentinel_password={quoted}",
         "unix": f"unix://user:{quoted}@/s?db=1",
     }[kind]
     target = urls.parse(url)
@@ -125,7 +125,7 @@ def test_no_repr_shows_the_password(password, kind):
             said.append(store.client)
         if kind != "cluster":
             pool = store.client.connection_pool
-            said += [pool, pool.make_connection() if kind != "sentinel" else pool]
+            said += [pool, *(pool.sentinel_manager.sentinels if kind == "sentinel" else [pool.make_connection()])]
         said = "".join(f"{one!r} {one!s}" for one in said)
         assert not [spelling for spelling in spellings(password) if spelling in said]
 

@@ -34,6 +34,20 @@ from tests.over import over
             "redis+sentinel://a:1,b/main/4",
             Target("sentinel", (("a", 1), ("b", 26379)), service="main", database=4),
         ),
+        (
+            "rediss+sentinel://u:p@a/main?sentinel_username=s&sentinel_password=%3F+%26&ssl_ca_certs=/a+b",
+            Target(
+                "sentinel",
+                (("a", 26379),),
+                service="main",
+                username="u",
+                password="p",
+                sentinel_username="s",
+                sentinel_password="?+&",
+                tls=True,
+                tls_files={"ssl_ca_certs": "/a+b"},
+            ),
+        ),
         ("redis+cluster://a:1,b:2", Target("cluster", (("a", 1), ("b", 2)))),
         ("rediss+cluster://u:p@a:1", Target("cluster", (("a", 1),), username="u", password="p", tls=True)),
     ],
@@ -46,7 +60,9 @@ BAD = [
     "", "127.0.0.1:6379", "http://h", "redis:///0", "redis://h:port/0", "redis://h:0", "redis://h:99999", "redis://h/abc",
     "redis://h/0/1", "redis://a,b", "redis://h?ssl_cert_reqs=none", "rediss://h?ssl_cert_reqs=none", "rediss://h?ssl_check_hostname=",
     "redis://h?db=1", "unix://relative/path", "unix://", "redis+sentinel://h", "redis+cluster://h/1", "redis://[::1",
-    "redis://h/0#x", "redis://h?x", "redis://h:²",
+    "redis://h/0#x", "redis://h?x", "redis://h:²", "redis://h?sentinel_password=p", "redis+sentinel://h/m?db=1",
+    "redis+sentinel://h/m?sentinel_password_file=/no/such", "redis+sentinel://h/m?sentinel_password_file=%00",
+    "redis+sentinel://h/m?sentinel_password=p&sentinel_password_file=/etc/hostname",
 ]  # fmt: skip
 
 
@@ -71,6 +87,11 @@ def test_invalid_urls_are_refused(url):
         "redis+sentinel://u:6379/s3cret@h",
         "rediss+sentinel://u:1/s3cret@h/0",
         "unix://u:p@/s3cret@/run/redis.sock",
+        "redis+sentinel://h/m?sentinel_password=p&s3cret=q",
+        "redis+sentinel://h/m?sentinel_password=s3cret&more",
+        "redis+sentinel://h/m?sentinel_password=s3cret#more",
+        "redis+sentinel://h/m?sentinel_password=p&sentinel_password_file=/s3cret",
+        "redis+sentinel://h/m?sentinel_password_file=s3cret",
         "s3cret",
     ],
 )

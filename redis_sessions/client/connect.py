@@ -124,8 +124,9 @@ def _client(target: Target, files: dict[str, str], options: dict[str, Any], flav
     # As text, since it is sent as it is: see the top for what an integer can do.
     options |= {"db": str(target.database) if target.database else 0}
     if target.kind == "sentinel":
-        # The sentinels are asked as the primary is, except for user, password and database, which are the primary's.
-        shared = {name: value for name, value in options.items() if name not in ("username", "password", "db")} | files
+        # The sentinels are asked as the primary is, but have a user and a password of their own, and no database.
+        shared = {name: value for name, value in options.items() if name != "db"} | files
+        shared |= {"username": target.sentinel_username, "password": target.sentinel_password}
         shared["connection_class"] = module.SSLConnection if target.tls else module.Connection
         # An idle connection that was reset must not count as a sentinel that is away: then the old primary would be trusted.
         shared["retry"] = module.retry.Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))

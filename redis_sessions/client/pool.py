@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import sys
 import threading
 import time
@@ -36,22 +35,18 @@ from hiredis import pack_command
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 
 from redis_sessions.client.translate import answers, cut_off
+from redis_sessions.forks import check_fork, forgetful
 
 C = TypeVar("C")
 BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
 # A connection that was idle for longer is checked by a PING before it is used.
 PING_AFTER_S: Final = 15.0
-# A connection that was idle for longer is asked whether the server has hung up, which costs a system call; the event loop
-# gets a chance to read it.
+# Before a connection that was idle for longer is used, the pool checks whether the server has hung up. That costs a system
+# call, or in asyncio two rounds of the event loop, which may not have read the end of the connection yet.
 FRESH_S: Final = 0.1
 # Whether what is sent now can't be sent again: then a connection that was idle for longer than that gets the PING, too,
 # since a middlebox may reset it by the next packet.
 sent_once: Final[ContextVar[bool]] = ContextVar("sent_once", default=False)
-
-
-# Objects whose `forget` method is called in every forked child.
-forgetful: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [each.forget() for each in list(forgetful)])
 
 
 class PerProcess(Generic[C]):
@@ -105,8 +100,14 @@ def add_endpoint(error: BaseException, connection: Any = None) -> None:
 
 
 def _just_used(connection: Any, idle_s: float) -> bool:
-    """Whether a connection needs no check: if the server has hung up since, what is sent now is sent again."""
-    return bool(idle_s <= FRESH_S and connection.is_connected and not sent_once.get())
+    """Whether a connection that is connected needs no check: if the server has hung up, what is sent now is sent again.
+
+    What redis-py has read beyond the last reply is seen, and what waits in the socket is not: that would cost a system call.
+    """
+    if idle_s > FRESH_S or sent_once.get():
+        return False
+    reader = connection._parser._reader  # noqa: SLF001 - None once disconnected
+    return reader is not None and not reader.has_data()
 
 
 def _needs_ping(idle_s: float) -> bool:
@@ -159,13 +160,22 @@ class AsyncTLSConnection(redis.asyncio.SSLConnection):
             raise cut_off(error) from error
 
 
-def _spoiled() -> bool:
-    """Whether the exception being handled makes a connection useless for the next call.
+def own_error(connection: Any) -> BaseException | None:
+    """The error by which the call that gives a connection back ends, None if it ends in order.
+
+    redis-py gives it back in a `finally`, where the exception being handled may as well be one that the caller was handling
+    when the connection was lent.
+    """
+    error = sys.exception()
+    return None if error is connection.lent_under else error
+
+
+def _spoils(error: BaseException | None) -> bool:
+    """Whether a call that ended by this error leaves its connection useless for the next one.
 
     Only an error that the server replied leaves it as it was; after any other a reply may be unread. And a server that has
     become read-only is no longer the primary, so its name must be looked up again.
     """
-    error = sys.exception()
     return error is not None and (not isinstance(error, redis.ResponseError) or isinstance(error, redis.ReadOnlyError))
 
 
@@ -189,17 +199,21 @@ class SafePool:
         """Forget all connections: in a forked child they are the parent's."""
         self._making = threading.RLock()
         self._spare: list[tuple[Any, float]] = []
-        self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        # Not a WeakSet: only a set is copied in one step, whatever other threads and signal handlers do to it.
+        self._alive: set[weakref.ref[Any]] = set()
 
     def get_connection(self, *_: Any, **__: Any) -> Any:
-        """A connection that is connected, has nothing to read, and was used or checked lately."""
+        """A connection that is connected and was used or checked lately. Checked: it has nothing to read."""
+        check_fork()
         try:
             connection, since_s = self._spare.pop()
             idle_s = time.monotonic() - since_s
             if _just_used(connection, idle_s):
+                connection.lent_under = sys.exception()
                 return connection
         except IndexError:
             connection, idle_s = self._make(), 0.0
+        connection.lent_under = sys.exception()
         try:
             if not connection.is_connected:
                 connection.connect()
@@ -225,18 +239,20 @@ class SafePool:
                 raise redis.exceptions.MaxConnectionsError
             connection = self.connection_class(**self.connection_kwargs)
             connection.made_under = self._making
-            self._alive.add(connection)
+            self._alive.add(weakref.ref(connection, self._alive.discard))
         return connection
 
     def release(self, connection: Any) -> None:
         """Keep a connection for the next call if this one ended in order."""
-        # One that was made under another lock is of the parent process, or of before a reset.
+        error, connection.lent_under = own_error(connection), None
+        # One that was made under another lock is of the parent process, or of before a reset. A forked child that has not
+        # noticed it yet may keep one here, and forgets it before it lends any.
         usable = connection.made_under is self._making and not connection.should_reconnect()
-        if usable and not _spoiled() and self._leads_there(connection):
+        if usable and not _spoils(error) and self._leads_there(connection):
             self._spare.append((connection, time.monotonic()))
         else:
             self._drop(connection)
-            if isinstance(sys.exception(), BROKEN):
+            if isinstance(error, BROKEN):
                 self.disconnect_free_connections()
 
     def _leads_there(self, _: Any) -> bool:
@@ -244,7 +260,7 @@ class SafePool:
         return True
 
     def _drop(self, connection: Any) -> None:
-        self._alive.discard(connection)
+        self._alive.discard(weakref.ref(connection))
         connection.disconnect()
 
     def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's signature
@@ -261,8 +277,7 @@ class SafePool:
             connection.mark_for_reconnect()
 
     def _all(self) -> list[Any]:
-        with self._making:
-            return list(self._alive)
+        return [connection for each in list(self._alive) if (connection := each()) is not None]
 
     def disconnect_free_connections(self) -> None:
         self.disconnect(inuse_connections=False)
@@ -308,6 +323,7 @@ class CheckedConnection:
     """Mixin for redis-py's asyncio connections whose `can_read` finds out whether the server has hung up."""
 
     used_s: float | None = None  # when a call last used it, on the monotonic clock; set by its user
+    lent_under: BaseException | None = None  # what was being handled then; see own_error
     health_check_interval: float
     _reader: Any
     _writer: Any
@@ -334,7 +350,7 @@ class CheckedConnection:
         connection: Any = super()
         idle_s = 0.0 if self.used_s is None else time.monotonic() - self.used_s
         try:
-            if _just_used(connection, idle_s) and self._reader.exception() is None:
+            if _just_used(connection, idle_s) and self._reader.exception() is None and not self._reader._buffer:  # noqa: SLF001
                 return False
             if idle_s > FRESH_S:
                 # Two rounds: the first may have been under way when the server hung up.
@@ -374,6 +390,7 @@ class _QueuingPool:
         pool: Any = self
         await self._limit.enter()
         connection = pool.get_available_connection()
+        connection.lent_under = sys.exception()
         try:
             await connection.connect()
             try:
@@ -390,8 +407,9 @@ class _QueuingPool:
 
     def release(self, connection: Any) -> Coroutine[Any, Any, None]:
         """Same as SafePool.release. Not a coroutine function: a pipeline awaits it in a task that doesn't see the error."""
-        spoiled = _spoiled() or connection.should_reconnect()
-        return self._take_back(connection, spoiled=spoiled, broken=isinstance(sys.exception(), BROKEN))
+        error, connection.lent_under = own_error(connection), None
+        spoiled = _spoils(error) or connection.should_reconnect()
+        return self._take_back(connection, spoiled=spoiled, broken=isinstance(error, BROKEN))
 
     async def _take_back(self, connection: Any, *, spoiled: bool, broken: bool) -> None:
         pool: Any = self

@@ -14,7 +14,6 @@ rewrites that code). All this is for redis-py up to 8.1.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from typing import Any, Final
 
@@ -22,12 +21,14 @@ import redis
 import redis.asyncio.sentinel
 import redis.sentinel
 
-from redis_sessions.client.pool import AsyncDirectRedis, AsyncSentinelPool, DirectRedis, SentinelPool
+from redis_sessions.client.pool import AsyncDirectRedis, AsyncSentinelPool, DirectRedis, SentinelPool, own_error
 
 # Sentinel finds a primary down after 30 s by default. If that is set below 1 s, failovers can be quicker than this.
 TRUST_S: Final = 1.0
 # How long an idle connection is trusted after no sentinel could be asked, or none knew a primary.
 UNREACHED_TRUST_S: Final = 15.0
+# Errors of one sentinel, after which the next is asked. A password that is refused is a ConnectionError, too.
+_AWAY: Final = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.NoPermissionError)
 
 
 class _Discovery:
@@ -50,6 +51,12 @@ class _Discovery:
         self._first = sentinel
         return state["ip"], state["port"]
 
+    @staticmethod
+    def _noted(error: Any, sentinel: Any) -> Any:
+        """The error, with the name of the sentinel that it is of, for `translate`."""
+        error.sentinel = "{host}:{port}".format_map(sentinel.connection_pool.connection_kwargs)
+        return error
+
 
 class Sentinel(_Discovery, redis.sentinel.Sentinel):
     """The sentinels of one deployment."""
@@ -61,8 +68,8 @@ class Sentinel(_Discovery, redis.sentinel.Sentinel):
             try:
                 if address := self._address(sentinel, sentinel.sentinel_masters(), service_name):
                     return address
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                failures = [error]
+            except _AWAY as error:
+                failures = [self._noted(error, sentinel)]
         raise redis.sentinel.MasterNotFoundError from failures.pop()  # its traceback holds this frame
 
 
@@ -76,8 +83,8 @@ class AsyncSentinel(_Discovery, redis.asyncio.sentinel.Sentinel):
             try:
                 if address := self._address(sentinel, await sentinel.sentinel_masters(), service_name):
                     return address
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                failures = [error]
+            except _AWAY as error:
+                failures = [self._noted(error, sentinel)]
         raise redis.asyncio.sentinel.MasterNotFoundError from failures.pop()  # same as above
 
 
@@ -97,7 +104,7 @@ class _Trust:
         return idle or failed
 
     def release(self, connection: Any) -> Any:
-        if sys.exc_info()[1] is None:  # the exception that ended the call, if one did, is being handled
+        if own_error(connection) is None:
             self._good_s = time.monotonic()
         else:
             self._failed = True

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import ssl
+import sys
 import traceback
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -44,6 +45,12 @@ _DENIED: Final = {
         "redis-sessions acl prints which user of a namespace may do what",
         AccessDenied,
     ),
+}
+# What to do about the same from a sentinel.
+_BY_SENTINEL: Final = {
+    "NOAUTH": "give the sentinels' own in the URL: ?sentinel_username=…&sentinel_password=…, or &sentinel_password_file=…",
+    "WRONGPASS": "check sentinel_username and sentinel_password of the URL",
+    "NOPERM": "grant +sentinel|masters to this user of Sentinel",
 }
 _PASSING: Final = ("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MOVED", "ASK", "READONLY", "NOREPLICAS")
 _BY_CODE: Final = _DENIED | {
@@ -175,12 +182,16 @@ def _reason(error: Exception, key: str | None, address: str, sent: str, *, clust
             f"all connections to {address} are in use", "raise max_connections, or use fewer threads", passing=True
         )
     causes = list(_chain(error))
+    sentinel = next((cause.sentinel for cause in causes if hasattr(cause, "sentinel")), None)
     for pattern, reason in _BY_TEXT.items():
         if any(re.search(pattern, str(cause)) for cause in causes):
             return server(reason)
     code = _code(error)
     if isinstance(error, _BECAUSE):
         code = next((cause for cause in map(_code, causes) if cause in _DENIED), None)
+        if sentinel and code:
+            words = _BY_CODE[code].words.format("the command sentinel|masters")
+            return _Reason(f"the sentinel {sentinel} {words}", _BY_SENTINEL[code], AccessDenied)
     if code in ("MOVED", "ASK") and not cluster:
         return _Reason(f"{address} is one node of a cluster", ONE_NODE)
     if code in _BY_CODE:
@@ -298,7 +309,7 @@ def _socket_words(causes: list[BaseException]) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
+    seen = {id(sys.exception())} - {id(error)}  # what the caller is handling is no reason
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error

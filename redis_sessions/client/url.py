@@ -2,8 +2,8 @@
 
 `redis://[user:password@]host:port/db`, `rediss://…`, `unix://[user:password@]/path?db=0`,
 `redis+sentinel://h1:p,h2:p/SERVICE/DB`, `redis+cluster://h1:p,h2:p`, the last two also as `rediss+…`. Options: `db` (unix);
-`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile` (TLS). All others are refused: redis-py would let a URL turn off the check of
-certificates.
+`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile` (TLS); `sentinel_username`, `sentinel_password`, `sentinel_password_file`
+(Sentinel). All others are refused: redis-py would let a URL turn off the check of certificates.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ _SCHEMES: Mapping[str, tuple[Kind, bool]] = {
     "rediss+sentinel": ("sentinel", True),
     "redis+cluster": ("cluster", False),
     "rediss+cluster": ("cluster", True),
+}
+_OPTIONS: Mapping[Kind, tuple[str, ...]] = {
+    "unix": ("db",),
+    "sentinel": ("sentinel_username", "sentinel_password", "sentinel_password_file"),
 }
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 # What Sentinel accepts as a name. Anything else may be part of a password with an unescaped slash.
@@ -61,6 +65,8 @@ class Target:
     service: str = ""  # name of the primary that Sentinel watches
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    sentinel_username: str | None = None  # for the sentinels, which never get user and password of the primary
+    sentinel_password: str | None = field(default=None, repr=False)
     tls: bool = False
     tls_files: Mapping[str, str] = field(default_factory=dict)  # CA, certificate and key by their redis-py names
 
@@ -92,13 +98,18 @@ def parse(url: str, password: str | None = None) -> Target:
     return replace(target, password=password)
 
 
-def read_password(file: Path | None) -> str | None:
-    """The only line of a file, as containers are given one; None without. Raises InvalidSettings, which quotes nothing."""
+def read_password(file: Path | None, option: str | None = None) -> str | None:
+    """The only line of a file, as containers are given one; None without. `option`: that of a URL which names the file.
+
+    Raises InvalidSettings, which quotes nothing of the file nor of the URL.
+    """
     if file is None:
         return None
     remedy = "name a file with the password in its only line"
 
     def refused(why: str) -> InvalidSettings:
+        if option:
+            return InvalidSettings(f"names a file in {option} that {why}", setting="url", remedy=remedy)
         return InvalidSettings(f"{file} {why}", setting="password_file", remedy=remedy)
 
     try:
@@ -107,6 +118,8 @@ def read_password(file: Path | None) -> str | None:
         raise refused(f"can't be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise refused("is not UTF-8") from None
+    except ValueError:  # a zero byte in its name
+        raise refused("can't be read (not a path)") from None
     if len(lines) != 1 or not lines[0]:
         raise refused(f"has {len(lines)} lines, not one password")
     return lines[0]
@@ -120,17 +133,20 @@ def _parse(url: str) -> Target:
         what = "an [address] without its end" if url.count("[") != url.count("]") else "a host that can't be read"
         raise _refused(f"has {what}", scheme) from None
     try:
-        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        # A '+' is one, as everywhere else in a URL.
+        query = parts.query.replace("+", "%2B")
+        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError:
         raise _refused("has an option without '='", scheme) from None
     if parts.fragment:
         raise _refused("has a part after '#'; in a password write it as %23", scheme)
-    allowed = _TLS_OPTIONS if tls else ("db",) if kind == "unix" else ()
+    allowed = (_TLS_OPTIONS if tls else ()) + _OPTIONS.get(kind, ())
     for option in options:
         if option not in allowed:
-            # Behind an '@', what looks like an option may be the rest of a password.
-            name = "an option" if "@" in parts.query else f"the option {option[:40]!r}"
-            hint = "; in a password write '?' as %3F" if "@" in url else ""
+            # Behind an '@', or Sentinel's password, what looks like an option may be the rest of a password.
+            secret = "sentinel_password" in options or "@" in parts.query
+            name = "an option" if secret else f"the option {option[:40]!r}"
+            hint = "; in a password write '?' as %3F and '&' as %26" if secret or "@" in url else ""
             raise _refused(f"has {name}, which is not allowed there{hint}", scheme)
     login, _, location = parts.netloc.rpartition("@")
     # Without an '@' there is no password that could be cut in two, so the hint would mislead.
@@ -157,6 +173,9 @@ def _parse(url: str) -> Target:
     database = _database(segments[0] if segments else "", scheme)
     if kind == "cluster" and database:
         raise _refused("names a database, and redis-py's cluster client has only 0: use a namespace instead", scheme)
+    sentinel_password, file = options.get("sentinel_password") or None, options.get("sentinel_password_file")
+    if file and sentinel_password:
+        raise _refused("has sentinel_password and sentinel_password_file, of which one is needed", scheme)
     return Target(
         kind,
         hosts=hosts,
@@ -164,6 +183,8 @@ def _parse(url: str) -> Target:
         service=service,
         username=user,
         password=password,
+        sentinel_username=options.get("sentinel_username") or None,
+        sentinel_password=read_password(Path(file), "sentinel_password_file") if file else sentinel_password,
         tls=tls,
         tls_files={name: options[name] for name in _TLS_OPTIONS if name in options},
     )

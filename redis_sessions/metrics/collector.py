@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from redis_sessions.client.execute import side_by_side
 from redis_sessions.errors import CorruptValue, InvalidSettings, MissingExtra, SessionStoreError
+from redis_sessions.forks import check_fork, forgetful
 from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
 from redis_sessions.operations.records import Bucket
 from redis_sessions.operations.report import Report
@@ -142,9 +143,15 @@ class StoreMonitor:
     def __post_init__(self) -> None:
         self._report = RepeatedScan("key scan", lambda: self.store.report(self._stop_if_closed, records=True))
         self._leases = RepeatedScan("list of leases", self._list_leases)
+        forgetful.add(self)
+
+    def forget(self) -> None:
+        """Forget the parent's thread, which in a child of a fork without hooks seems to be alive for ever."""
+        self._scan = None
 
     def read(self) -> Reading:
         """Read the counters, and scan if the last scan is too old. If Redis is away, return what is known."""
+        check_fork()
         counters, namespace = None, self.store.settings.namespace
         error: SessionStoreError | None = None
         try:
@@ -163,6 +170,7 @@ class StoreMonitor:
 
     def close(self) -> None:
         """Let a running scan end with its current page, log no more problems, and start no further scan."""
+        check_fork()
         self._closed = True
         with self._lock:
             scan = self._scan
@@ -172,7 +180,6 @@ class StoreMonitor:
     def _scan_if_old(self) -> threading.Thread | None:
         """The thread of the scans, already running or started here; None if the last ones are new enough."""
         with self._lock:
-            # After a fork the parent's is not alive here.
             if self._scan is None or not self._scan.is_alive():
                 if self._closed or not self._due():
                     return None

@@ -22,6 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from redis_sessions.errors import LeaseHeld, SessionStoreError
+from redis_sessions.forks import check_fork, forgetful
 from redis_sessions.operations.command import Op
 from redis_sessions.operations.conversation import Held, Lease, Operations, new_token
 from redis_sessions.operations.text import duration
@@ -58,7 +59,7 @@ def drive(
         try:
             return _drive(ops, renewer, flow, run, error)
         except BaseException as raised:
-            # By the flow, which has ended then, or by a signal handler between two steps.
+            # By the flow, which has ended then; or else by a step, or by a signal handler between two.
             if getattr(flow, "gi_frame", None) is None or os.getpid() != parent:
                 raise
             error = raised
@@ -71,29 +72,22 @@ def _drive(
     run: Callable[[str | None], Any],
     error: BaseException | None,
 ) -> ResumeResult[V]:
-    parent = os.getpid()
-    try:
-        step = next(flow) if error is None else flow.throw(error)
-        while True:
-            reply: Any = None
-            try:
-                match step:
-                    case Do(op):
-                        reply = renewer.execute(op)
-                    case Run(session_id, lease):
-                        with renewer.renewing(ops, lease) if lease else nullcontext():
-                            reply = step.came_back = run(session_id)
-                    case Pause(seconds):
-                        time.sleep(seconds)
-            except BaseException as raised:
-                if os.getpid() != parent:
-                    raise
-                step = flow.throw(raised)
-            else:
-                step = flow.send(reply)
-    except StopIteration as done:
-        result: ResumeResult[V] = done.value
-        return result
+    reply: Any = None
+    while True:
+        try:
+            step = flow.send(reply) if error is None else flow.throw(error)
+        except StopIteration as done:
+            result: ResumeResult[V] = done.value
+            return result
+        reply = error = None
+        match step:
+            case Do(op):
+                reply = renewer.execute(op)
+            case Run(session_id, lease):
+                with renewer.renewing(ops, lease) if lease else nullcontext():
+                    reply = step.came_back = run(session_id)
+            case Pause(seconds):
+                time.sleep(seconds)
 
 
 async def adrive(
@@ -172,10 +166,11 @@ class LeaseRenewer:
     def __init__(self, execute: Execute, lease_ms: int) -> None:
         self.execute = execute
         self._interval_s = lease_ms / 3000
-        self.reset()
+        self.forget()
         _renewers.add(self)
+        forgetful.add(self)
 
-    def reset(self) -> None:
+    def forget(self) -> None:
         """Forget the leases, the thread, and the lock that another thread may have held as the process forked."""
         self._lock = threading.RLock()  # a signal handler may run a turn, too
         # All wait for the same time, so the one that was put in last is due last.
@@ -187,6 +182,7 @@ class LeaseRenewer:
 
     def close(self) -> None:
         """Let the thread end, and start no other. Leases are renewed no more."""
+        check_fork()
         with self._lock:
             self._closed = True
         self._closing.put(None)
@@ -198,6 +194,7 @@ class LeaseRenewer:
         return _Renewal(self, ops, lease)
 
     def add(self, renewal: _Renewal) -> None:
+        check_fork()
         with self._lock:
             self._put(renewal)
             error = self._start() if self._waiting is None else None
@@ -211,6 +208,7 @@ class LeaseRenewer:
             )
 
     def remove(self, token: str) -> None:
+        check_fork()
         with self._lock:
             self._due.pop(token, None)
 
@@ -294,17 +292,11 @@ def _renew_all(reference: weakref.ref[LeaseRenewer], closing: SimpleQueue[None],
 _renewers: weakref.WeakSet[LeaseRenewer] = weakref.WeakSet()
 
 
-def _reset_all() -> None:
-    for renewer in _renewers:
-        renewer.reset()
-
-
 def _close_all() -> None:
     for renewer in list(_renewers):
         renewer.close()
 
 
-os.register_at_fork(after_in_child=_reset_all)
 # A thread that begins while the interpreter shuts down crashes the process, before CPython 3.11.6 (python/cpython #108987).
 atexit.register(_close_all)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
 from redis_sessions import NotReplicated, StoreUnavailable, Turn
+from redis_sessions.errors import AccessDenied
 from redis_sessions.keys import Keys
 from tests.faults.ledger import Tally
 from tests.faults.load import Findings, Load, both, patience
@@ -29,6 +33,9 @@ def watched(request: pytest.FixtureRequest) -> Iterator[Watched]:
     if binary is None and request.param == "redis":
         pytest.skip("no redis-server since 7 on the PATH")
     with Watched(binary, replicas=2) as watched:
+        for server in watched.servers:
+            with redis.Redis.from_url(server.url) as client:
+                client.acl_setuser(USER, enabled=True, passwords=[f"+{PASSWORD}"], keys=["*"], commands=["+@all"])
         yield watched
 
 
@@ -43,9 +50,6 @@ def users(watcher: Any) -> set[str]:
 
 
 def test_the_primarys_password_is_not_sent_to_the_sentinels_and_closing_closes_all(watched, loop, namespace):
-    for server in watched.servers:
-        with redis.Redis.from_url(server.url) as client:
-            client.acl_setuser(USER, enabled=True, passwords=[f"+{PASSWORD}"], keys=["*"], commands=["+@all"])
     with both(with_user(watched.url), loop, namespace) as stores:
         for store in stores:
             store.set("one", "ID-1")
@@ -62,6 +66,48 @@ def test_the_primary_refuses_a_wrong_password(watched, loop, namespace):
             with pytest.raises(StoreUnavailable, match="password") as caught:
                 store.get("one")
             assert "wr0ng" not in str(caught.value)
+
+
+@pytest.fixture
+def guarded(watched):
+    """Sentinels that ask for a password; beside their default user, one may only ask for the primary, and one nothing."""
+    rights = {"default": "+@all", "asking": "-@all +sentinel|masters", "nobody": "-@all"}
+    lines = [f"ACL SETUSER {user} on resetpass >{PASSWORD} {rules}" for user, rules in rights.items()]
+    with ExitStack() as stack:
+        for watcher in watched.watchers:
+            raw = stack.enter_context(redis.Redis(port=watcher.port, single_connection_client=True))
+            stack.callback(raw.execute_command, "ACL", "SETUSER", "default", "nopass")
+            for line in lines[::-1]:
+                raw.execute_command(*line.split())
+        yield watched
+
+
+def logins(tmp_path: Path) -> dict[str, str | None]:
+    """What of a URL gives the sentinels a user and a password, each with what is said if that is refused."""
+    (tmp_path / "password").write_text(f"{PASSWORD}\n")
+    return {
+        "": r"asks for a user and a password \(NOAUTH\): .*sentinel_password=",
+        "sentinel_password=wr0ng": r"refuses this user's password \(WRONGPASS\): check sentinel_username and",
+        f"sentinel_username=nobody&sentinel_password={PASSWORD}": r"does not grant .* sentinel\|masters \(NOPERM\): grant",
+        f"sentinel_password={PASSWORD}": None,
+        f"sentinel_username=asking&sentinel_password={PASSWORD}": None,
+        f"sentinel_password_file={tmp_path / 'password'}": None,
+    }
+
+
+def test_sentinels_with_a_password_of_their_own(guarded, loop, namespace, tmp_path):
+    for login, said in logins(tmp_path).items():
+        # The primary's own are never tried there.
+        with both(with_user(f"{guarded.url}?{login}".rstrip("?")), loop, namespace) as stores:
+            for store in stores:
+                assert PASSWORD not in repr(store)
+                if said is None:
+                    store.set("one", "ID-1")
+                    assert store.get("one") == "ID-1"
+                    continue
+                with pytest.raises(AccessDenied, match=rf"^the sentinel 127\.0\.0\.1:\d+ {said}") as caught:
+                    store.get("one")
+                assert not {PASSWORD, "wr0ng"} & set(re.split(r"\W", str(caught.value)))
 
 
 def test_no_sentinel_is_forgotten_when_several_workers_ask_at_a_time(watched, loop, namespace):

@@ -5,36 +5,17 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import signal
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from redis_sessions import AsyncSessionStore, Held, SessionStore, StoreSettings, Turn
+from redis_sessions.keys import Keys
 from tests.faults.clients.own_keys import aread, read
+from tests.forks import CHILD_DEADLINE_S, FORKS, harm_of, in_child
 
-CHILD_DEADLINE_S = 20
 forking = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-
-def in_child(work: Callable[[], int]) -> int:
-    """Fork, and have the child return the harm that it saw. Its process ID."""
-    child = os.fork()
-    if child == 0:
-        harm = 100
-        try:
-            signal.alarm(CHILD_DEADLINE_S)
-            harm = min(work(), 99)
-        finally:
-            os._exit(harm)
-    return child
-
-
-def harm_of(child: int) -> int:
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
 
 
 @forking
@@ -127,4 +108,57 @@ class TestFork:
             tally.wrong += harm_of(children[0])
         os.close(go_on)
         os.close(end)
+        tally.check()
+
+
+@pytest.fixture(params=FORKS)
+def fork(request):
+    return FORKS[request.param]
+
+
+@forking
+class TestWithoutHooks:
+    def test_after_calls(self, place, settings, ledger, fork):
+        """By the store, and by its client, of which the child may have taken hold before."""
+        tally = ledger("process forked in the middle of calls")
+        with SessionStore.from_url(place.url, settings) as store:
+            read(store, "parent", 1)
+            client, key = store.client, Keys(settings.namespace).session_id("parent-0")
+
+            def child(who: str) -> int:
+                wrong = sum(client.get(key) != b"parent.0" for _ in range(20))
+                return wrong + read(store, who, 20)
+
+            children = [in_child(lambda who=f"child{n}": child(who), fork) for n in range(3)]
+            for _ in range(20):
+                tally.wrong += store.get("parent-0") != "parent.0"
+            tally.wrong += sum(map(harm_of, children))
+            tally.injected += 3
+            tally.operations += 260
+        tally.check()
+
+    @pytest.mark.parametrize("first", ["returns", "calls"])
+    def test_in_the_middle_of_a_call(self, valkey, clean, settings, ledger, fork, first):
+        """As in a signal handler. The child may end the call, or make another one before."""
+        tally = ledger("process forked in the middle of calls")
+        with SessionStore.from_url(clean(valkey).url, settings) as store:
+            store.set("a", "ID")
+            pool = store.client.connection_pool
+            lent = pool.get_connection()
+            lent.send_command("GET", Keys(settings.namespace).session_id("a"))
+
+            def child() -> int:
+                harm = read(store, "child", 5) if first == "calls" else 0
+                pool.release(lent)
+                mine = pool.get_connection()
+                harm += mine is lent
+                pool.release(mine)
+                return harm + read(store, "child", 5)
+
+            tally.wrong += harm_of(in_child(child, fork))
+            tally.wrong += lent.read_response() != b"ID"
+            pool.release(lent)
+            tally.wrong += pool.get_connection() is not lent
+            tally.injected += 1
+            tally.operations += 31
         tally.check()

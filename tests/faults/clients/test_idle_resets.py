@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import socket
 import subprocess
 from contextlib import ExitStack, closing
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import redis
 
 from redis_sessions import AsyncSessionStore, SessionStore, Turn
 from redis_sessions.client import pool as pools
+from redis_sessions.client import sentinel
+from redis_sessions.client.exchange import awaited
 from redis_sessions.server import EmbeddedServer
 from tests.faults.middlebox import Forget, Middlebox
 from tests.sentinels import SERVICE, Watcher, _valkey_binary
@@ -128,6 +133,113 @@ def test_no_turn_loses_its_context_and_no_count_is_lost(name, how, kind, worlds,
             tally.lost += store.increment_resume_failures() != n
         store.delete("k")
     tally.check()
+
+
+@KINDS
+@pytest.mark.parametrize("name", ["server", "cluster", "sentinel"])
+def test_what_the_caller_is_handling_says_nothing_of_its_calls(name, kind, worlds, loop, namespace, monkeypatch):
+    """They keep their connections, and those that lie idle; Sentinel is not asked for each."""
+    monkeypatch.setattr(sentinel, "TRUST_S", 60.0)
+    url, boxes = worlds(name)
+    with opened(kind, url, loop, namespace=namespace) as store:
+        store.resume("k", lambda _: Turn("LIVE"))
+        store.report()
+        with store.lease("k"):  # every script is known from here on
+            pass
+        fill(store, loop)
+        store.report()  # by the newest connections, so that the middleboxes have accepted all
+        pool = getattr(store.client, "connection_pool", None)
+        with ExitStack() as stack:
+            asked = stack.enter_context(patch.object(pool, "get_master_address")) if name == "sentinel" else None
+            before = [box.accepted for box in boxes]
+            if kind is SessionStore:
+                _call_in_a_handler(store)
+            else:
+                loop.run(_acall_in_a_handler(store._store))
+            with pytest.raises(ConnectionResetError), store.lease("k"):
+                raise ConnectionResetError
+            assert [box.accepted for box in boxes] == before
+            assert asked is None or not asked.called
+        store.delete("k")
+
+
+def _call_in_a_handler(store):
+    try:
+        raise ConnectionResetError
+    except ConnectionResetError:
+        assert store.get("k") == "LIVE"
+        assert store.resume("k", lambda session_id: Turn(session_id or "FRESH")).session_id == "LIVE"
+        assert store.report().live == 1
+
+
+async def _acall_in_a_handler(store):
+    async def run(session_id):
+        return Turn(session_id or "FRESH")
+
+    try:
+        raise ConnectionResetError
+    except ConnectionResetError:
+        assert await store.get("k") == "LIVE"
+        assert (await store.resume("k", run)).session_id == "LIVE"
+        assert (await store.report()).live == 1
+
+
+@KINDS
+def test_an_error_of_the_call_itself_counts_in_a_handler_too(kind, worlds, loop, namespace):
+    """Its connection has a reply unread. And nothing keeps the exceptions of a caller."""
+    with opened(kind, worlds("server")[0], loop, namespace=namespace) as store:
+        store.set("k", "LIVE")
+        pool = store.client.connection_pool
+
+        async def interrupted():
+            try:
+                raise KeyError
+            except KeyError:
+                connection = await awaited(pool.get_connection())
+                try:
+                    await awaited(connection.send_command("PING"))
+                    raise KeyboardInterrupt
+                except KeyboardInterrupt:
+                    await awaited(pool.release(connection))
+            return connection
+
+        connection = loop.run(interrupted())
+        assert not connection.is_connected
+        assert connection.lent_under is None
+        assert store.get("k") == "LIVE"
+        store.delete("k")
+
+
+@KINDS
+@pytest.mark.parametrize("calls", [1, 2], ids=["read with the last one", "not read yet"])
+def test_a_reply_too_many_is_nobodys(kind, calls, worlds, loop, namespace):
+    """What a proxy sends unasked for. The sync client sees what came together with the last reply."""
+    if kind is SessionStore and calls == 2:
+        pytest.skip("only a system call could tell")
+    with opened(kind, worlds("server")[0], loop, namespace=namespace) as store:
+        store.set("k", "LIVE")
+        pool = store.client.connection_pool
+
+        async def received(connection, replies):
+            if kind is SessionStore:
+                wait_until(lambda: connection._sock.recv(99, socket.MSG_PEEK) == replies, "all is there")
+            while kind is AsyncSessionStore and connection._reader._buffer != replies:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0)
+
+        async def read_too_little():
+            connection = await awaited(pool.get_connection())
+            ping, stray = connection.pack_command("PING")[0], connection.pack_command("ECHO", "stray")[0]
+            await awaited(connection.send_packed_command([ping + stray] if calls == 1 else [ping]))
+            await received(connection, b"+PONG\r\n$5\r\nstray\r\n" if calls == 1 else b"+PONG\r\n")
+            await awaited(connection.read_response())
+            if calls == 2:
+                await awaited(connection.send_packed_command([stray]))
+                await received(connection, b"$5\r\nstray\r\n")
+            await awaited(pool.release(connection))
+
+        loop.run(read_too_little())
+        assert store.get("k") == "LIVE"
+        store.delete("k")
 
 
 def stunnel(directory, port, certificates):
