@@ -57,9 +57,9 @@ def drive(
     parent, error = os.getpid(), None
     while True:
         try:
-            return _drive(ops, renewer, flow, run, error)
+            return _drive(ops, renewer, flow, run, error, parent=parent)
         except BaseException as raised:
-            # By the flow, which has ended then; or else by a step, or by a signal handler between two.
+            # By the flow, which has ended then, or by a signal handler between two steps.
             if getattr(flow, "gi_frame", None) is None or os.getpid() != parent:
                 raise
             error = raised
@@ -71,6 +71,8 @@ def _drive(
     flow: Flow[ResumeResult[V]],
     run: Callable[[str | None], Any],
     error: BaseException | None,
+    *,
+    parent: int,
 ) -> ResumeResult[V]:
     reply: Any = None
     while True:
@@ -80,14 +82,19 @@ def _drive(
             result: ResumeResult[V] = done.value
             return result
         reply = error = None
-        match step:
-            case Do(op):
-                reply = renewer.execute(op)
-            case Run(session_id, lease):
-                with renewer.renewing(ops, lease) if lease else nullcontext():
-                    reply = step.came_back = run(session_id)
-            case Pause(seconds):
-                time.sleep(seconds)
+        try:
+            match step:
+                case Do(op):
+                    reply = renewer.execute(op)
+                case Run(session_id, lease):
+                    with renewer.renewing(ops, lease) if lease else nullcontext():
+                        reply = step.came_back = run(session_id)
+                case Pause(seconds):
+                    time.sleep(seconds)
+        except BaseException as raised:
+            if os.getpid() != parent:
+                raise
+            error = raised
 
 
 async def adrive(
