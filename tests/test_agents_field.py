@@ -481,3 +481,69 @@ class TestAClosingRecordWithoutItsLineBreak:
         assert observer.closed == "ok"
         observer.stdout(b" is what it prints\n")
         assert observer.closed is None
+
+
+TITLE, CURSOR, BELL, BOM = "\x1b]0;claude-code\x07", "\x1b[?25l", "\x07", "\ufeff"
+
+
+class TestTerminalCodes:
+    """What a program prints for a terminal, also into a pipe, is neither part of a record nor an answer."""
+
+    @over("before", ["", TITLE, CURSOR, BELL, BOM, "\x1b7\x1b(B", TITLE + BOM, BOM + CURSOR, "\x1b]0;{x}\x1b\\"])
+    @over("after", ["", "\x1b[?25h", BELL, TITLE, "\x1b8\r"])
+    @over("size", [1, 5, 1000])
+    def test_around_a_record(self, before, after, size):
+        for stdout in (lines(DONE)[:-1], json.dumps(DONE, indent=2)):
+            raw = f"{before}{stdout}{after}".encode()
+            for end in (b"", b"\n"):
+                observer = get_agent("claude").observer(None, STREAM)
+                for start in range(0, len(raw + end), size):
+                    observer.stdout((raw + end)[start : start + size])
+                assert observer.closed == "ok"
+                assert observer.judge(0).session_id == R
+
+    @over("size", [1, 2, 1000])
+    @over("code", [TITLE, CURSOR, BELL, TITLE + CURSOR + "\r\n", "\x1b]0;half a tit", "\x1b[?2"])
+    def test_alone(self, code, size):
+        command = ["opencode", "run", f"--session={S}", "hi"]
+        observer = get_agent("opencode").observer(S, command)
+        for start in range(0, len(code), size):
+            observer.stdout(code[start : start + size].encode())
+        assert (observer.taken, observer.answered_id) == (False, None)
+        assert observer.judge(0).verdict is Verdict.other
+        observer.stdout(b"\x07h")
+        assert (observer.taken, observer.answered_id) == (True, S)
+
+
+def test_a_byte_that_is_not_utf_8():
+    for record in (json.dumps(DONE), json.dumps(DONE, indent=2)):
+        raw = record.encode().replace(b"ok", b"caf\xc3")
+        for end in (b"", b"\n"):
+            observer = get_agent("claude").observer(None, STREAM)
+            observer.stdout(raw + end)
+            assert observer.closed == "ok"
+            assert observer.judge(0).session_id == R
+
+
+def test_a_session_that_a_log_on_stderr_names():
+    run = {"exit_code": 0, "stdout": lines({"session_id": R, "response": "x"}), "stderr": lines({"session_id": E})}
+    command = ["gemini", "-p", "x", "--output-format", "json"]
+    for requested in (None, R):
+        judgement = get_agent("gemini").judge(**run, requested=requested, command=command)
+        assert (judgement.session_id, judgement.previous_gone) == (R, False)
+
+
+@over(
+    ("command", "wanted"),
+    [
+        (["doppler", "run", "--json", "--", "claude", "-p", "hi"], False),
+        (["doppler", "run", "--", "claude", "-p", "--output-format", "json"], True),
+        (["claude", "-p", "--", "--output-format=json"], False),
+        (["bash", "-lc", "claude -p --output-format json hi"], True),
+        (["bash", "-lc", "cd x && claude -p --output-format json hi"], True),
+        (["./wrapper", "--output-format", "json"], True),
+        (["./wrapper", "ask for --output-format json"], None),
+    ],
+)
+def test_only_the_words_of_the_agent_ask_for_json(command, wanted):
+    assert get_agent("claude").wants_json(command) is wanted

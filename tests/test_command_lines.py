@@ -151,6 +151,8 @@ grok --always-approve -p hello
 grok --resume=ID --always-approve -p hello
 amp -x hello --stream-json --no-archive-after-execute
 amp threads continue ID -x hello --stream-json --no-archive-after-execute
+amp -x threads
+amp threads continue ID -x threads
 amp --dangerously-allow-all -x hello
 amp threads continue ID --dangerously-allow-all -x hello
 goose run -t hello --output-format json
@@ -295,6 +297,7 @@ dotenvx run -f .env --
 aws-vault exec codex --
 mise exec node@22 --
 npm x --
+devbox run -c . --
 nix develop .#claude -c
 nix shell nixpkgs#codex --command
 direnv exec .
@@ -328,7 +331,7 @@ flock -n -E 5 /tmp/claude
 unbuffer -p
 xvfb-run -a -s '-screen 0'
 strace -f -o claude
-xargs -0 -n 1 -P 1
+xargs -0 -r
 sh -c '"$0" "$@"'
 bash -euo pipefail -c 'cd "/a b" && exec "$@"' bash
 nohup timeout 60 nice -n 5
@@ -538,6 +541,12 @@ def test_a_fresh_start_without_the_mark(given, line):
         ("timeout 60 claude --continue -p", "resumes a session by itself (--continue)", "remove that argument"),
         ("sh -c 'claude -c -p hello'", "resumes a session by itself (-c)", "remove that argument"),
         ("opencode --odd run hello", "--odd is not an option", "opencode run {resume} …"),
+        ("amp threads continue T-1 -x hello", "resumes a session by itself (threads)", "remove that argument"),
+        ("amp --stream-json t c T-1 -x hello", "resumes a session by itself (t)", "remove that argument"),
+        ("cursor-agent resume -p", "resumes a session by itself (resume)", "remove that argument"),
+        ("xargs -P2 -n1 claude -p", "with -P xargs may run the agent several times", "leave it out"),
+        ("xargs -0rL 1 claude -p", "with -L xargs may run the agent several times", "leave it out"),
+        ("xargs --replace=X claude -p X", "with --replace xargs may run the agent several times", "leave it out"),
         ("pnpm --package=opencode-ai dlx opencode run hello", "pnpm is neither", "opencode run {resume} …"),
     ],
 )
@@ -630,7 +639,10 @@ def prefixes(draw):
     name = draw(st.sampled_from(entry["names"].split(",")))
     words = name.split()
     for _ in range(draw(st.integers(0, 3))):
-        values, flags = entry.get("value_options", "").split(), entry.get("flags", "").split()
+        refused = entry.get("repeats_with", "").split()
+        values, flags = (
+            [each for each in entry.get(key, "").split() if each not in refused] for key in ("value_options", "flags")
+        )
         if flags and draw(st.booleans()):
             words.append(draw(st.sampled_from(flags)))
         elif values:

@@ -3,8 +3,9 @@
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from string import Template
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
@@ -14,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ModelWrapValida
 from redis_sessions.agents.command_line import ResumePlace, name_of
 from redis_sessions.agents.evidence import READERS, Evidence, of_process
 from redis_sessions.agents.judge import RunObserver
+from redis_sessions.agents.launchers import MARK, PlaceUnknown, find
 from redis_sessions.agents.output import ANY, Record, asks_for_json, compiled
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.operations.text import parse_duration_ms
@@ -291,18 +293,26 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     def observer(self, requested: str | None = None, command: Sequence[str] | None = None) -> RunObserver:
         """What follows a run of this command while it goes on; `requested` is the session that it is to resume."""
         given = command or ()
-        words = given if any(map(self._is_program, given)) else _all_words(given)
-        new_id = any(word.partition("=")[0] in self.new_id_options for word in words)
+        options = self.new_id_options
+        new_id = options and any(word.partition("=")[0] in options for word in self.own_words(given))
         return RunObserver(self, requested, json=self.wants_json(given), keeps_id=self.keeps_id and not new_id)
 
     def wants_json(self, command: Sequence[str]) -> bool | None:
         """Whether a command asks this runtime for JSON; None if that can't be seen, as in a script's name."""
-        if asks_for_json(command):
+        if asks_for_json(self.own_words(command)):
             return True
+        return False if self.json_output and any(map(self._is_program, command)) else None
+
+    def own_words(self, command: Sequence[str]) -> list[str]:
+        """The words of a command that are this runtime's own, up to `--`; all of them if it can't be found behind others."""
+        with suppress(PlaceUnknown):
+            words = find([word for word in command if word != MARK], self.programs).words if command else []
+            return words[: words.index("--")] if "--" in words else words
         if any(map(self._is_program, command)):
-            return False if self.json_output else None
-        words = [*_all_words(command)]
-        return (asks_for_json(words) and any(map(self._is_program, words))) or None
+            return [*command]
+        # In a line for the shell it is one of the words inside.
+        lines = [inside for word in command if any(map(self._is_program, inside := _split(word)))]
+        return [*command, *chain.from_iterable(lines)]
 
     def _is_program(self, word: str) -> bool:
         head, _, _ = word[1:].partition("@")
@@ -350,15 +360,12 @@ def _explained(error: ValidationError) -> str:
     return f"{key} {wrong}"
 
 
-def _all_words(command: Iterable[str]) -> Iterator[str]:
-    """The words of a command, and those inside of a word that a shell is to read."""
-    for word in command:
-        yield word
-        try:
-            inside = shlex.split(word)
-        except ValueError:
-            continue
-        yield from inside if len(inside) > 1 else ()
+def _split(word: str) -> list[str]:
+    """The words inside of one that a shell may be to read."""
+    try:
+        return shlex.split(word)
+    except ValueError:
+        return []
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -54,6 +54,7 @@ class ResumePlace(NamedTuple):
         if option := _given(words, [option for option in self.excludes if option.startswith("-")]):
             raise PlaceUnknown(f"with {option} nothing can be resumed", remedy="leave it out")
         if not self.subcommands:
+            self._refuse_word(self._first_word(words))
             return 0
         at = 0
         while words[at : at + 1] and words[at].startswith("-"):
@@ -112,6 +113,14 @@ class ResumePlace(NamedTuple):
         while is_list and at < len(words) and (words[at] == "-" or not words[at].startswith("-")):
             at += 1
         return at, is_list
+
+    def _first_word(self, words: list[str]) -> list[str]:
+        """The first word that is not an option or its value, as far as these are known: a subcommand, or a prompt."""
+        at = 0
+        while words[at : at + 1] and words[at].startswith("-") and words[at] != "--":
+            option = read_option(words[at], self.value_options, self.flags)
+            at += option.size if option else 1
+        return words[at : at + 1]
 
     def _refuse_word(self, words: list[str]) -> None:
         _refuse_resuming(next((word for word in words if word in self.resumes), None))

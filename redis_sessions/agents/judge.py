@@ -1,8 +1,8 @@
 """How an agent's run is judged: by its records first, then by its stderr, never by what an assistant or a tool said.
 
 1. A run failed if its exit code is neither 0 nor unknown, or the last closing record on stdout says so (or, for a runtime
-   that fails with 0 and no record, a line of text). Where JSON was asked for, records count wherever they stand, and where
-   it was not, none does; if that is not known, all is text once stdout has begun with text.
+   that fails with 0 and no record, a line of text). Where JSON was asked for, or is not an option, records count wherever
+   they stand, and where it was not, none does; if that is not known, all is text once stdout has begun with text.
 2. A run that succeeded is ok; its session ID is the one that its closing record (or, in text mode, a line) names. A run that
    says nothing, or no record where JSON was asked for, did not succeed. One whose records began a turn and did not end it
    was cut short, whatever its exit code.
@@ -69,7 +69,8 @@ class RunObserver:
         self._json = json if agent.session_id_at or agent.turn_ended or not json else None
         self._keeps_id = agent.keeps_id if keeps_id is None else keeps_id
         self._stdout, self._stderr = Reader(records=json is not False), Reader(records=json is not False)
-        self._spoke = self._stderr_spoke = False
+        # A description that names no option for JSON is of a runtime that always prints it, whatever else it prints.
+        self._anywhere = self._json or (self._json is None and agent.json_output is None and bool(agent.session_id_at))
         self._text = False
         self._session_id: str | None = None
         self._line_session_id: str | None = None
@@ -99,7 +100,7 @@ class RunObserver:
         """Whether the session was certainly not refused: from then on nothing is run again."""
         silent = self._agent.silent_refusal
         quiet_in_text = silent is True or (isinstance(silent, tuple) and "text" in silent)
-        return self.turn_began or self.answered or (self._json is False and self._spoke and quiet_in_text)
+        return self.turn_began or self.answered or (self._json is False and self._stdout.spoke and quiet_in_text)
 
     @property
     def context_tokens(self) -> int | None:
@@ -108,13 +109,11 @@ class RunObserver:
 
     def stdout(self, piece: bytes) -> None:
         """Take a further piece of standard output."""
-        if not self._spoke and piece.strip():
-            self._spoke = True
-            self.answered |= self._json is False and self._agent.answer_on_stdout
         if self._closed_by_unfinished:
             self.closed, self._closed_by_unfinished = None, False
         self._take_stdout(self._stdout.feed(piece))
-        if self.closed is None and (self._json or not self._text):
+        self.answered |= self._json is False and self._agent.answer_on_stdout and self._stdout.spoke
+        if self.closed is None and (self._anywhere or not self._text):
             # An agent that hangs may never end the line of its closing record.
             for record in self._stdout.unfinished():
                 self.closed = self._closing(record)
@@ -122,7 +121,6 @@ class RunObserver:
 
     def stderr(self, piece: bytes) -> None:
         """Take a further piece of standard error."""
-        self._stderr_spoke = self._stderr_spoke or bool(piece.strip())
         self._take_stderr(self._stderr.feed(piece))
 
     def judge(self, exit_code: int | None) -> Judgement:
@@ -153,8 +151,8 @@ class RunObserver:
         if self._json:
             return self._end is None if self._agent.turn_ended else not self._records
         if self._json is False:
-            return not (self._spoke or self.answered)
-        return not (self._spoke or self._stderr_spoke)
+            return not (self._stdout.spoke or self.answered)
+        return not (self._stdout.spoke or self._stderr.spoke)
 
     def _take_stdout(self, items: Iterable[Record | str]) -> None:
         for item in items:
@@ -162,24 +160,25 @@ class RunObserver:
                 if item:
                     self._text = self._text or not self._records
                     self._stdout_line(item)
-            elif self._json or not self._text:
-                self._end = self._record(item, self._end)
+            elif self._anywhere or not self._text:
+                self._end = self._record(item, self._end, names=True)
                 self._progress(item)
 
     def _take_stderr(self, items: Iterable[Record | str]) -> None:
         for item in items:
             if isinstance(item, dict):
-                self._stderr_end = self._record(item, self._stderr_end)
+                # What it names there may be of any log.
+                self._stderr_end = self._record(item, self._stderr_end, names=False)
             elif item:
                 self._line(item)
 
-    def _record(self, record: Record, end: _End | None) -> _End | None:
+    def _record(self, record: Record, end: _End | None, *, names: bool) -> _End | None:
         """Take a record; returns how the run has ended by it, else by those before it."""
         agent = self._agent
         if end and not end.failed and not self._unclosed and _any(record, agent.spurious_failures):
             self._undone_by_nothing = True
             return end
-        for place in agent.session_id_at:
+        for place in agent.session_id_at if names else ():
             if matches(record, place.record):
                 self._session_id = next(pick(record, place.path), self._session_id)
                 self._records = True

@@ -7,7 +7,7 @@ import shlex
 import tomllib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePath
 from typing import Any, Final, NamedTuple
 
@@ -22,7 +22,8 @@ _ASSIGNMENT: Final = re.compile(r"[A-Za-z_]\w*\+?=")
 _WORD: Final = re.compile(r"""[ \t]*((?:'[^']*'|"(?:[^"\\$`!]|\$\w+|\$\{\w+\})*"|[\w@%+=:,./-])+)(?=[ \t]|$)""")
 # A line that runs the words behind it, the first of which is its $0.
 _RUNS_ITS_WORDS: Final = re.compile(
-    r"""(?:(?:[^'"\\#]|'[^']*'|"[^"\\]*")*(?:&&|;))?\s*(?:exec\s+)?(?P<zero>"\$0"\s+)?"\$@"\s*(?:[<>;&|].*)?""", re.DOTALL
+    r"""(?P<first>(?:[^'"\\#]|'[^']*'|"[^"\\]*")*(?:&&|;))?\s*(?:exec\s+)?(?P<zero>"\$0"\s+)?"\$@"\s*(?:[<>;&|].*)?""",
+    re.DOTALL,
 )
 _MARK_IN_LINE: Final = re.compile(rf"(?<!\S){re.escape(MARK)}(?![\w{{}}])")
 _PACKAGE: Final = re.compile(r"@[^/@]+/[^/@]+|[^/@=<>~![]+")
@@ -173,6 +174,7 @@ class Launcher(NamedTuple):
     joins: bool = False
     elsewhere: bool = False
     elsewhere_options: frozenset[str] = frozenset()
+    repeats_with: frozenset[str] = frozenset()
     refused: str | None = None
 
     def command_of(self, words: list[str], at: int) -> int | Line:
@@ -200,6 +202,9 @@ class Launcher(NamedTuple):
                     self._require(words, at - 1)
                     return Line(at - 1, at, option.value_at)
                 given.update(option.names)
+                if again := [*self.repeats_with.intersection(option.names)]:
+                    why = f"with {again[0]} {self.name} may run the agent several times, also at once"
+                    raise PlaceUnknown(why, remedy="leave it out")
             elif self.only_shell_options or (self.assignments and _ASSIGNMENT.match(word)):
                 at += 1
             elif own and re.fullmatch(own[0], word):
@@ -237,7 +242,7 @@ def _launchers() -> dict[str, Launcher]:
 
 
 def _value(key: str, value: Any) -> Any:
-    if key in ("value_options", "flags", "after", "shell_options", "elsewhere_options"):
+    if key in ("value_options", "flags", "after", "shell_options", "elsewhere_options", "repeats_with"):
         return frozenset(value.split())
     return tuple(value) if isinstance(value, list) else value
 
@@ -268,14 +273,32 @@ def find(command: list[str], names: Collection[str]) -> LaunchedAgent:
 def runs_here(command: list[str], names: Collection[str], variables: Collection[str]) -> bool:
     """Whether an agent certainly runs on this machine, in this directory, and with these variables as they are here."""
     try:
-        words = find([word for word in command if word != MARK], names).before
+        before = find([word for word in command if word != MARK], names).before
     except PlaceUnknown:
         return False
-    given = {word.partition("=")[0].removesuffix("+") for word in words if _ASSIGNMENT.match(word)}
-    launchers = [known[0] for at in range(len(words)) if (known := launcher_at(words, at))]
-    options = frozenset[str]().union(*(launcher.elsewhere_options for launcher in launchers))
-    moved = any(word.partition("=")[0] in options or word[:2] in options for word in words)
-    return not (moved or given.intersection(variables) or any(launcher.elsewhere for launcher in launchers))
+    if any(re.search(rf"(?<![A-Z0-9_]){name}\+?=", word) for word in before for name in variables):
+        return False
+    words = [*before, *list(names)[:1]]
+    return not any(
+        known and _leads_elsewhere(known[0], words, known[1])
+        for known in map(partial(launcher_at, before), range(len(before)))
+    )
+
+
+def _leads_elsewhere(launcher: Launcher, words: list[str], at: int) -> bool:
+    """Whether the command of a launcher, whose words are those from `at` on, may run in another place than the launcher."""
+    own, does_more = words[at:], False
+    with suppress(PlaceUnknown):
+        start = launcher.command_of(words, at)
+        if isinstance(start, Line):
+            # Such as to change directory.
+            runs = _RUNS_ITS_WORDS.fullmatch(start.text(words))
+            does_more, start = bool(runs and runs["first"]), start.first
+        own = words[at:start]
+    # An option, also as one of several letters: too much rather than too little.
+    letters = {f"-{letter}" for word in own if re.match("-[^-]", word) for letter in word}
+    given = letters | {word.partition("=")[0] for word in own}
+    return launcher.elsewhere or does_more or not given.isdisjoint(launcher.elsewhere_options)
 
 
 def marked_lines(command: list[str]) -> Iterator[Line]:

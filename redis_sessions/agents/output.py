@@ -28,17 +28,28 @@ _FORMAT: Final = r"(?:stream-|streaming-|streaming-messages-)?json(?:-thinking)?
 _JSON: Final = re.compile(rf"(?:--|--experimental-|-o|-.*=){_FORMAT}")
 _JSON_VALUE: Final = re.compile(_FORMAT)
 _TAKES_FORMAT: Final = re.compile(r"-o|--mode|--.*(?:format|output)")
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+# Control sequences, such as colors; strings that have an end, such as a window's title; and all others (ECMA-48).
+_ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-Z\\-~])")
+# The beginning of one, at the end of a piece.
+_CUT = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[]PX^_][^\x07\x1b]*\x1b?|[ -/]*)\Z")
+_BOM: Final = b"\xef\xbb\xbf"
+_CONTROLS: Final = bytes({*range(32), 127} - {*b"\t"})
+_TAIL_BYTES: Final = 256
 
 
 class Reader:
     """Turns a stream that comes in pieces into records (dict) and lines of text (str) without ANSI codes.
 
     With `records` false, all is text.
+
+    Attributes:
+        spoke: whether anything has come but white space and codes for a terminal, such as a title.
     """
 
     def __init__(self, *, records: bool = True) -> None:
+        self.spoke = False
         self._records = records
+        self._code = b""
         self._rest = bytearray()
         self._skipping = False
         self._document: list[bytes] = []
@@ -46,6 +57,8 @@ class Reader:
 
     def feed(self, piece: bytes) -> Iterator[Record | str]:
         """Take a further piece; yields what it completes."""
+        if not self.spoke:
+            self._look(piece)
         *lines, rest = piece.split(b"\n")
         for line in lines:
             self._rest += line
@@ -62,10 +75,9 @@ class Reader:
 
     def unfinished(self) -> Iterator[Record]:
         """Yield the records that would be there if the stream ended now, without its last line break. Takes nothing."""
-        line = bytes(self._rest)
-        if self._records and line.rstrip()[-1:] in (b"}", b"]"):
+        if self._records and _bare(self._rest[-_TAIL_BYTES:]).rstrip()[-1:] in (b"}", b"]"):
             with suppress(ValueError, RecursionError):
-                yield from _records(json.loads(b"\n".join([*self._document, line])))
+                yield from _records(_parsed(b"\n".join([*self._document, _bare(self._rest)])))
 
     def close(self) -> Iterator[Record | str]:
         """Yield what is left when the stream has ended."""
@@ -75,14 +87,23 @@ class Reader:
         for line in lines:
             yield _text(line)
 
+    def _look(self, piece: bytes) -> None:
+        piece = self._code + piece
+        cut = _CUT.search(piece)
+        self._code = cut[0] if cut else b""
+        # A title has an end.
+        shown = piece if len(self._code) > MAX_LINE_CHARS else piece.removesuffix(self._code)
+        self.spoke = bool(_bare(shown).translate(None, _CONTROLS + b" \t"))
+
     def _line(self, line: bytes) -> Iterator[Record | str]:
+        line = _bare(line)
         if self._document:
             yield from self._continued(line)
             return
         start = line.lstrip()[:1]
         if self._records and start in (b"{", b"["):
             try:
-                yield from _records(json.loads(line))
+                yield from _records(_parsed(line))
             except (ValueError, RecursionError):
                 if line[:1] != start:
                     yield _text(line)
@@ -97,7 +118,7 @@ class Reader:
         closing = b"}" if self._document[0][:1] == b"{" else b"]"
         if line.rstrip() == closing:
             try:
-                yield from _records(json.loads(b"\n".join(self._document)))
+                yield from _records(_parsed(b"\n".join(self._document)))
             except (ValueError, RecursionError):
                 pass
             else:
@@ -118,9 +139,20 @@ def _records(value: Any) -> Iterator[Record]:
         yield from (each for each in value if isinstance(each, dict))
 
 
+def _bare(line: bytes | bytearray) -> bytes:
+    """A line without codes for a terminal, which JSON never has, and a byte order mark."""
+    if b"\x1b" in line:
+        line = _ANSI.sub(b"", line)
+    return bytes(line.strip(_CONTROLS).removeprefix(_BOM))
+
+
+def _parsed(text: bytes) -> Any:
+    # A byte that is not UTF-8, as of a text that was cut, must not cost the whole record.
+    return json.loads(text.decode("utf-8", "replace"))
+
+
 def _text(line: bytes) -> str:
-    text = line.decode("utf-8", "replace")[:MAX_LINE_CHARS]
-    return _ANSI.sub("", text).rstrip("\r\n ")
+    return line.decode("utf-8", "replace")[:MAX_LINE_CHARS].rstrip("\r\n ")
 
 
 @cache

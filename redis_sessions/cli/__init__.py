@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import signal
 import sys
 
 _MISSING = "redis-sessions: the command line needs typer and rich: pip install 'redis-sessions[cli]'"
@@ -29,6 +30,8 @@ def main() -> None:
         with contextlib.suppress(OSError, AttributeError):
             (sys.stdout if asked else sys.stderr).write(_BARE_HELP if asked else f"{_MISSING}\n")
         sys.exit(0 if asked else 2)
+    # Where it is ignored, as a parent may leave it, the exit code of every child would be 0.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         from redis_sessions.cli.app import app
     except KeyboardInterrupt:

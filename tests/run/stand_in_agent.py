@@ -14,6 +14,8 @@ A step is a list: its name, and what it needs. Text is Latin-1, so that it can h
 | flood STREAM TEXT BYTES | writes TEXT over and over, that many bytes in all |
 | read, line | reads its input to the end, or a line, and tells its digest and size |
 | await NAME | waits until somebody writes into the FIFO of that name |
+| ask | tells a line that it reads from the terminal, as a program does for a password |
+| descriptors | tells what it was given besides the standard streams |
 | tell WORD | tells a word |
 | child STEPS | leaves a child process behind that does these |
 | orphan STEPS | the same, in a session of its own and without a parent, as a tool that outlives its agent |
@@ -24,7 +26,7 @@ A step is a list: its name, and what it needs. Text is Latin-1, so that it can h
 """
 
 # Importing pathlib would take longer than all the rest.
-# ruff: noqa: PTH119, PTH123
+# ruff: noqa: PTH110, PTH115, PTH119, PTH123
 import hashlib
 import json
 import os
@@ -59,9 +61,9 @@ def flood(descriptor, text, size):
         size -= len(block)
 
 
-def read(*, line):
+def read(source=0, *, line):
     digest, size = hashlib.sha256(), 0
-    while piece := os.read(0, 1 if line else PIECE_BYTES):
+    while piece := os.read(source, 1 if line else PIECE_BYTES):
         digest.update(piece)
         size += len(piece)
         if line and piece == b"\n":
@@ -77,6 +79,11 @@ def do(steps):
             flood(1 if given[0] == "out" else 2, given[1].encode("latin-1"), given[2])
         elif name in ("read", "line"):
             read(line=name == "line")
+        elif name == "ask":
+            read(os.open("/dev/tty", os.O_RDWR), line=True)
+        elif name == "descriptors":
+            numbers = [number for number in range(3, 256) if number != TOLD and os.path.exists(f"/proc/self/fd/{number}")]
+            tell("descriptors", given={number: os.readlink(f"/proc/self/fd/{number}") for number in numbers})
         elif name == "await":
             descriptor = os.open(f"{STAGE}/{given[0]}", os.O_RDONLY)
             os.read(descriptor, 1)

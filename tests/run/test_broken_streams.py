@@ -5,14 +5,17 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import subprocess
+import sys
 import termios
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.run.stage import INIT, MIB, REFUSED, RESTARTED, SAID, TURN, E, R, Stage, sha256
-from tests.servers import wait_until
+from tests import test_cli_support
+from tests.run.stage import CLOCK, DEADLINE_S, HANG, INIT, MIB, REFUSED, RESTARTED, SAID, TURN, E, R, Stage, sha256
+from tests.servers import exists, wait_until
 
 CAPACITY = 65_536
 
@@ -52,6 +55,49 @@ def test_a_reader_that_stops_early(stage: Stage, *, planted: bool) -> None:
     assert stage.all_gone()
     assert stage.stored() == (R if planted else None)
     assert not stage.leased()
+
+
+@pytest.mark.parametrize("lost", ["a reader that stops early", "a full disk"])
+def test_output_that_is_lost_is_no_failure_of_the_session(stage: Stage, lost: str) -> None:
+    """However often: it is not given up."""
+    stage.plant()
+    stage.script(resumed=[["out", INIT.replace(E, R)], ["flood", "out", "line\n", 1 << 40]])
+    for _ in range(4):
+        process = stage.start_in_shell('exec "$@" > /dev/full' if lost == "a full disk" else '"$@" | head -1')
+        assert stage.finish(process).code in (0, 141)
+    assert [told["resumed"] for told in stage.told("start")] == [True] * 4
+    assert stage.kept()
+
+
+SHORT_GRACE = CLOCK.replace("main()", "process.GRACE_S = 0.5; main()")
+
+
+@pytest.mark.parametrize("stderr", ["read", "the same pipe"])
+@pytest.mark.parametrize("asked", ["signal", "time limit", "signal after the agent's end"])
+def test_a_reader_that_stops_reading(stage: Stage, monkeypatch: pytest.MonkeyPatch, asked: str, stderr: str) -> None:
+    """The run can be ended all the same, and what was lost is said."""
+    monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", SHORT_GRACE])
+    # More than the reader's pipe has room for, and no more than that and the agent's.
+    ends = [] if asked.endswith("end") else HANG
+    stage.script(fresh=[["out", TURN], ["flood", "out", "line\n", CAPACITY * 3 // 2], *ends])
+    streams = {"stderr": subprocess.STDOUT if stderr == "the same pipe" else subprocess.PIPE}
+    process = stage.start("--timeout", "30m", "--linger", "2h", **streams)
+    agent = stage.hear("start")["pid"]
+    if ends:
+        stage.hear("ready")
+    else:
+        wait_until(lambda: not exists(agent), "the end of the agent")
+    if asked == "time limit":
+        (stage.directory / "over").touch()
+    else:
+        process.terminate()
+    code = process.wait(timeout=DEADLINE_S)
+    assert stage.saved(E)
+    assert not stage.leased()
+    done = stage.finish(process)
+    assert code == 1
+    lost = ["redis-sessions: the output can't be written (nobody reads it)"]
+    assert done.said == (lost if stderr == "read" else [])
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,17 @@ def test_an_own_runtime(stage: Stage) -> None:
         ["bot", "ask", "why"],
     ]
     assert stage.counters == (1, 2, 1)
+
+
+def test_a_parent_that_ignores_the_end_of_its_children(stage: Stage) -> None:
+    """The kernel then keeps no exit code for them."""
+    stage.script(fresh=[["exit", 3]])
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    assert stage.finish(stage.start_by(sys.executable, "-c", ignoring)).code == 3
+
+
+def test_an_own_runtime_that_prints_text_before_its_json(stage: Stage) -> None:
+    stage.script(fresh=[["out", 'loading\n{"session": {"id": "b-1"}}\n']])
+    command = ["claude", "{resume}", "ask"]
+    done = stage.run("--resume-argument=--session={id}", "--id-field", "session.id", command=command)
+    assert (done.code, done.said, stage.stored()) == (0, [], "b-1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from redis_sessions.agents import get_agent
 from redis_sessions.cli.run.descendants import _from_proc, _from_ps
+from redis_sessions.cli.run.process import Child
+from redis_sessions.cli.run.streams import OutputBuffer
+from redis_sessions.cli.signals import Signals
 from tests.run.stage import CLAUDE, COMMANDS, GONE, HANG, INIT, SAID, TURN, E, R, Stage, resumed
 from tests.servers import wait_until
 
@@ -109,6 +114,31 @@ def test_a_time_limit_while_it_hangs_after_its_record(stage: Stage, time_is_over
 def test_an_agent_that_goes_on_speaking_is_not_ended(stage: Stage) -> None:
     stage.script(fresh=[*SAID, ["flood", "err", "more\n", 200_000], ["exit", 0]])
     assert stage.run("--linger", "1m").said == []
+
+
+def test_a_further_turn_takes_the_end_back(stage: Stage, time_is_over: Callable[[], None]) -> None:
+    """As of several prompts by --input-format stream-json. It may then be silent for as long as it likes."""
+    child = Child(
+        command=STREAM,
+        environment={},
+        spool=None,
+        observer=get_agent("claude").observer(None, STREAM),
+        output=OutputBuffer(hold=False),
+        signals=Signals(),
+    )
+    lingers = []
+    for said in (INIT, ANSWER, TURN, INIT, ANSWER, TURN):
+        child.observer.stdout(said.encode())
+        child._take_note()
+        lingers.append(child._lingers_until_s is not None)
+    assert lingers == [False, False, True, False, False, True]
+    stage.script(fresh=[*SAID, ["out", INIT], ["tell", "ready"], ["await", "go"], *SAID])
+    process = stage.start("--linger", "30m", command=STREAM)
+    stage.hear("ready")
+    time_is_over()
+    stage.go("go")
+    done = stage.finish(process)
+    assert (done.code, done.out.decode(), done.said) == (0, TURN + INIT + TURN, [])
 
 
 def test_a_failure_after_success_is_passed_through_and_the_turn_saved(stage: Stage) -> None:
@@ -212,10 +242,14 @@ def test_mint_where_it_cannot_be(stage: Stage) -> None:
     assert "it is for claude, " in done.said[0]
 
 
-@pytest.mark.parametrize("hang", [False, True])
-def test_a_session_that_nobody_can_resume_is_not_saved(stage: Stage, *, hang: bool) -> None:
+@pytest.mark.parametrize(
+    ("hang", "before", "joined"),
+    [(False, [], False), (True, [], False), (False, ["bash", "-c"], True), (False, ["nice", "--"], False)],
+)
+def test_a_session_that_nobody_can_resume_is_not_saved(stage: Stage, before: list[str], *, hang: bool, joined: bool) -> None:
     stage.script(fresh=[*ANSWERED, *(HANG if hang else SAID)])
-    process = stage.start(command=[*STREAM, "--no-session-persistence"])
+    command = [*STREAM, "--no-session-persistence"]
+    process = stage.start(command=[*before, *([shlex.join(command)] if joined else command)])
     if hang:
         stage.hear("ready")
         process.terminate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from redis_sessions.agents import get_agent
 from redis_sessions.cli.run import attempts
+from tests import test_cli_support
 from tests.run.stage import CLAUDE, DEADLINE_S, GONE, MIB, REFUSED, RESTARTED, SAID, TURN, E, R, Stage, resumed, sha256
 
 
@@ -119,3 +121,43 @@ def test_a_spool_that_cannot_be_created(stage: Stage, monkeypatch: pytest.Monkey
     assert stage.told("read")[0]["size"] == 6
     assert stage.starts == [resumed("claude")]
     assert "could not be kept for a second run (No space left on device)" in capfd.readouterr().err
+
+
+def test_what_the_agent_does_not_ask_for_is_left_to_others(stage: Stage, tmp_path: Path) -> None:
+    """As to the shell whose loop reads from the same file."""
+    (tmp_path / "keys").write_bytes(bytes(8 * MIB))
+    stage.plant()
+    stage.script(resumed=[["tell", "ready"], ["await", "go"], *SAID])
+    with (tmp_path / "keys").open("rb") as keys:
+        process = stage.start(stdin=keys)
+        stage.hear("ready")
+        stage.go("go")
+        assert stage.finish(process).code == 0
+        assert os.lseek(keys.fileno(), 0, os.SEEK_CUR) < MIB
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="a file in memory is of Linux")
+def test_no_directory_for_temporary_files(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose file system is read-only."""
+    said = "import tempfile; tempfile._candidate_tempdir_list = lambda: []; from redis_sessions.cli import main; main()"
+    monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", said])
+    stage.plant()
+    stage.script(resumed=[["line"], *REFUSED], fresh=[["read"], *SAID])
+    done = stage.run(given=b"first\nsecond\n")
+    assert (done.code, done.out, done.err.decode()) == (0, TURN.encode(), RESTARTED)
+    assert stage.told("read")[-1]["size"] == 13
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="seen in /proc")
+@pytest.mark.parametrize("planted", [False, True])
+def test_descriptors_of_the_caller_reach_the_agent_and_no_others(stage: Stage, tmp_path: Path, *, planted: bool) -> None:
+    """As of `<(…)` in a shell. The connection to Redis, the spool and all pipes are not the agent's."""
+    (tmp_path / "notes").touch()
+    if planted:
+        stage.plant()
+    steps = [["descriptors"], *SAID]
+    stage.script(fresh=steps, resumed=steps)
+    script = f'exec 9<"{tmp_path}/notes"; exec "$@"'
+    process = stage.start_in_shell(script, "--result", str(stage.result_file), stdin=subprocess.PIPE)
+    assert stage.finish(process, b"prompt").code == 0
+    assert stage.hear("descriptors")["given"] == {"9": f"{tmp_path}/notes"}

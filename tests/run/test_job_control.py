@@ -115,6 +115,32 @@ def test_a_pipeline_whose_agent_reads_from_it(stage: Stage, shell: Shell) -> Non
     shell.seen(TURN)
 
 
+def test_an_agent_that_asks_at_the_terminal_whatever_its_input_is(stage: Stage, shell: Shell) -> None:
+    """As ssh does for a password."""
+    stage.plant(E)
+    stage.script(resumed=[["tell", "ready"], ["ask"], *SAID])
+    job = shell.start(before="echo hello | ", after="; echo it ended")
+    agent = stage.hear("ready")["pid"]
+    wait_until(lambda: shell.in_front() == os.getpgid(agent), "the agent in the foreground")
+    shell.line("secret")
+    assert stage.hear("read")["size"] == 7
+    shell.seen(f"{TURN}it ended")
+    wait_until(lambda: not exists(job), "the end of the job")
+    assert shell.in_front() == shell.process.pid
+    assert stage.saved(E)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_agent_that_was_stopped_receives_signals(stage: Stage, number: signal.Signals) -> None:
+    stage.script(fresh=[["tell", "ready"], ["await", "go"]])
+    process = stage.start()
+    agent = stage.hear("ready")["pid"]
+    os.kill(agent, signal.SIGSTOP)
+    wait_until(lambda: state(agent) == "T", "it is stopped")
+    process.send_signal(number)
+    assert process.wait(timeout=DEADLINE_S) == 128 + number
+
+
 def test_without_a_shell_nothing_stops(stage: Stage) -> None:
     stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID])
     process = stage.start()

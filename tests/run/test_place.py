@@ -142,6 +142,19 @@ WHERE = [
     (["env", "-C", "/other", "claude", "-p", "hi"], False),
     (["sh", "-c", "CLAUDE_CONFIG_DIR=/other claude -p hi"], False),
     (["sh", "-c", "cd /other && claude {resume} -p hi"], False),
+    (["sh", "-c", 'exec "$@"', "sh", "claude", "-p", "hi"], True),
+    (["sh", "-c", 'cd /other && exec "$@"', "sh", "claude", "-p", "hi"], False),
+    (["timeout", "60", "sh", "-c", 'cd /other; "$0" "$@"', "claude", "-p", "hi"], False),
+    (["sh", "-c", 'export CLAUDE_CONFIG_DIR=/other; exec "$@"', "sh", "claude", "-p", "hi"], False),
+    (["mise", "exec", "node@22", "--", "claude", "-p", "hi"], True),
+    (["mise", "exec", "-C", "/other", "--", "claude", "-p", "hi"], False),
+    (["mise", "exec", "--cd=/other", "--", "claude", "-p", "hi"], False),
+    (["npx", "-yw", "other", "@anthropic-ai/claude-code", "-p", "hi"], False),
+    (["npm", "exec", "--workspace=other", "--", "claude", "-p", "hi"], False),
+    (["env", "-iC", "/other", "claude", "-p", "hi"], False),
+    (["env", "XDG_DATA_HOME=/other", "claude", "-p", "hi"], True),
+    (["dotenv", "-vHOME=/other", "--", "claude", "-p", "hi"], False),
+    (["direnv", "exec", "/other", "claude", "-p", "hi"], False),
     (["sudo", "-u", "agent", "claude", "-p", "hi"], False),
     (["ssh", "build-7", "claude", "-p", "hi"], False),
     (["docker", "exec", "box", "claude", "-p", "hi"], False),
@@ -174,6 +187,17 @@ def test_the_home_is_the_one_that_the_runtime_uses(monkeypatch: pytest.MonkeyPat
     command[2:2] = ["-C", "/elsewhere"]
     found = place.place_of(codex, command)
     assert (found and found.directory, found and found.home) == (None, f"{tmp_path}/own")
+
+
+def test_a_relative_home_in_a_directory_that_was_deleted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CLAUDE_CONFIG_DIR", "own")
+    deleted = tmp_path / "deleted"
+    deleted.mkdir()
+    monkeypatch.chdir(deleted)
+    deleted.rmdir()
+    found = place.place_of(get_agent("claude"), CLAUDE)
+    assert found is not None
+    assert (found.home, found.directory) == (None, None)
 
 
 def test_a_random_name_of_a_container_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from redis_sessions.cli.run import process as child
 from redis_sessions.cli.run.process import Child, Outcome
 from redis_sessions.cli.run.streams import OutputBuffer
 from redis_sessions.cli.signals import Signals
-from tests.run.stage import FAMILY, HANG, REFUSED, Stage
+from tests.run.stage import FAMILY, HANG, MIB, REFUSED, SAID, TURN, E, Stage
 
 
 @pytest.mark.parametrize("option", ["--on-outage=run", "--verbose", "--quiet"])
@@ -47,6 +48,18 @@ def test_a_refusal_after_the_time_limit_is_ignored(stage: Stage, time_is_over: C
     assert stage.finish(process).code == 124
     assert len(stage.starts) == 1
     assert stage.kept()
+
+
+def test_an_agent_that_ends_its_turn_on_sigterm_has_time_to_exit(stage: Stage, time_is_over: Callable[[], None]) -> None:
+    saves = [["flood", "err", "saving\n", 20 * MIB], ["tell", "flushed"], ["exit", 0]]
+    stage.script(fresh=[["on", "SIGTERM", [*SAID, *saves]], *HANG])
+    process = stage.start("--timeout", "30m", stderr=subprocess.DEVNULL)
+    stage.hear("ready")
+    time_is_over()
+    done = stage.finish(process)
+    assert len(stage.told("flushed")) == 1
+    assert (done.code, done.out) == (0, TURN.encode())
+    assert stage.saved(E)
 
 
 def test_an_agent_that_hangs_and_ignores_sigterm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

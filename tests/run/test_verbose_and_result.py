@@ -37,12 +37,16 @@ def test_a_fresh_run_that_fails_after_a_refusal_reports_both(stage: Stage) -> No
 
 
 def test_a_result_that_cannot_be_written_at_the_end(stage: Stage, tmp_path: Path) -> None:
-    """The turn was run: its exit code stands."""
-    (tmp_path / "taken").mkdir()
-    stage.script(fresh=[*SAID, ["exit", 0]])
-    done = stage.run("--result", str(tmp_path / "taken"))
+    """The turn was run, and its exit code is the agent's."""
+    (tmp_path / "there").mkdir()
+    stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID])
+    process = stage.start("--result", str(tmp_path / "there" / "result.json"))
+    stage.hear("ready")
+    (tmp_path / "there").rmdir()
+    stage.go("go")
+    done = stage.finish(process)
     assert (done.code, done.out) == (0, TURN.encode())
-    assert len(done.said) == 1
+    assert "can't be written" in done.said[0]
     assert stage.saved(E)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,6 +184,14 @@ WRITE = "write redis-sessions run KEY -- AGENT-COMMAND"
 )
 def test_words_that_are_missing(refused: Any, words: list[str], said: str) -> None:
     assert refused(*words) == f"redis-sessions: {said}: {WRITE}\n"
+
+
+def test_a_result_file(stage: Stage, refused: Any, tmp_path: Path) -> None:
+    """A place that can't be written is refused before anything runs; a stream can be written, whoever owns /dev."""
+    assert f"{tmp_path} can't be written (Is a directory)" in refused("k", "--result", str(tmp_path), "--", *CLAUDE)
+    assert "can't be written" in refused("k", "--result", str(tmp_path / "no" / "x"), "--", *CLAUDE)
+    stage.script(fresh=SAID)
+    assert json.loads(stage.run("--quiet", "--result", "/dev/stderr").err)["saved"] is True
 
 
 def test_later_dashes_belong_to_the_agent(stage: Stage) -> None:

@@ -128,6 +128,9 @@ class Attempts:
         judgement = self._judge(observer, outcome)
         if self.ephemeral:
             judgement = replace(judgement, session_id=None)
+        if output.cut and judgement.verdict is Verdict.other:
+            # Whoever reads it has stopped, or the disk is full: nothing of the session's.
+            judgement = replace(judgement, cut_short=True)
         if judgement.verdict.refused and not judgement.turn_began and not output.passed and not self._input_lost():
             self._refused = output
         else:
@@ -169,8 +172,7 @@ class Attempts:
     @property
     def ephemeral(self) -> str | None:
         """The option of the command by which nothing can be resumed later, if it has one."""
-        words = self.command[: self.command.index("--")] if "--" in self.command else self.command
-        return next((word for word in words if word in self.runtime.ephemeral), None)
+        return next((word for word in self.runtime.own_words(self.command) if word in self.runtime.ephemeral), None)
 
     def _judge(self, observer: RunObserver, outcome: Outcome) -> Judgement:
         """Judge a run, and set its exit code."""

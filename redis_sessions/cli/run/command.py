@@ -1,7 +1,6 @@
 """`run`: put before an agent's command, it resumes the conversation's session or starts fresh, under a lease."""
 
 import json
-import os
 import re
 import sys
 from contextlib import nullcontext, suppress
@@ -36,7 +35,7 @@ from redis_sessions.errors import (
     SessionElsewhere,
     StoreUnavailable,
 )
-from redis_sessions.legacy.atomic_file import replace_file
+from redis_sessions.legacy.atomic_file import check_writable, replace_file
 from redis_sessions.operations.text import parse_duration_ms
 from redis_sessions.resume.turn import OnElsewhere, OnOutage, ResumeResult, Verdict
 from redis_sessions.settings import StoreSettings
@@ -243,8 +242,8 @@ def run(
         gone=gone,
     )
     open_standard_streams()
-    if result is not None and not os.access(result.parent, os.W_OK):
-        raise FileNotWritten(f"{result} can't be written", remedy="name a place for --result that exists and is writable")
+    if result is not None:
+        check_writable(result)
     # A command that could not be resumed, or would wait for a person, is refused before anything is run.
     attempts.place(None)
     _refuse_interactive(attempts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -29,9 +30,16 @@ def place_of(runtime: Agent, command: list[str]) -> Place | None:
     home, words = runtime.home(os.environ), {word.partition("=")[0] for word in command}
     return Place(
         _host(),
-        None if home is None else os.path.realpath(home),
+        None if home is None else _resolved(home),
         None if words.intersection(runtime.directory_options) else _directory(),
     )
+
+
+def _resolved(path: str) -> str | None:
+    # A relative one is unknown where the working directory was deleted.
+    with suppress(OSError):
+        return os.path.realpath(path)
+    return None
 
 
 def _directory() -> str | None:

@@ -44,7 +44,7 @@ _SLICE_S: Final = 0.5
 _LEFTOVERS_S: Final = 1.0
 # It closes its output when it ignores signals. Its input: a line with the agent's process ID, and one that makes it exit. If
 # that ends before, it ends them all; with the group alone if Python is gone.
-LEADER: Final = """trap '' HUP INT QUIT TERM USR1 USR2 TSTP; exec >/dev/null 2>&1; read -r agent; read -r _ && exit
+LEADER: Final = """trap '' HUP INT QUIT TERM USR1 USR2 TSTP TTIN TTOU; exec >/dev/null 2>&1; read -r agent; read -r _ && exit
 "$0" -IS "$1" $$ "$2" "$3" $agent || { kill -TERM 0; kill -CONT 0; sleep "$3"; kill -KILL 0; }"""
 
 
@@ -107,6 +107,7 @@ class Child:
     _ended: bool = False
     _spoke_s: float | None = None
     _answered: bool = False
+    _asked_s: float | None = None
     _signal: int | None = None
     _closed: str | None = None
 
@@ -120,6 +121,8 @@ class Child:
                 stderr=subprocess.PIPE,
                 env={**self.environment, descendants.VARIABLE: _tokens(self.environment, token)},
                 process_group=group,
+                # What a shell has opened for it, as by `<(…)` or `3<file`. Python's own are not inherited.
+                close_fds=False,
             )
             family = Family(group, token)
             tell_leader(f"{process.pid} {family.add(process.pid)}\n")
@@ -132,9 +135,11 @@ class Child:
             # It ends who doesn't expect it.
             send(group, number)
             return
+        self._asked_s = self._asked_s or time.monotonic()
         if not self._ended and self._signal is None:
             self._signal, self._closed = number, self.observer.closed
-        family.send(number)
+        # What is stopped would receive it only when it continues.
+        family.send(number, signal.SIGCONT)
 
     def _follow(self, process: subprocess.Popen[bytes], family: Family) -> Outcome:
         if self.spool is not None and process.stdin is not None:
@@ -154,9 +159,10 @@ class Child:
                 family.end(None)
             process.wait()
             os.close(exit_reported)
-            for pump in pumps:
-                pump.join()
-            os.close(exited)
+            if self._passed_on(pumps):
+                os.close(exited)
+            else:
+                self.output.give_up()
         return Outcome(code=process.returncode, ended_for=ended_for, signal=self._signal, closed=self._closed)
 
     def _await(self, process: subprocess.Popen[bytes]) -> None:
@@ -178,9 +184,9 @@ class Child:
             if ended_for == "linger" or self._signal is None:
                 self._closed = self.observer.closed
             family.send(signal.SIGTERM, signal.SIGCONT)
-            if not self._next_event(until_s=now_s + TERMINATED_AFTER_S):
+            if not self._next_event(until_s=now_s + TERMINATED_AFTER_S, closing=False):
                 family.end(None)
-                self._next_event(until_s=None)
+                self._next_event(until_s=None, closing=False)
             break
         self._ended = True
         if ended_for or self._signal:
@@ -189,15 +195,29 @@ class Child:
 
     @property
     def _lingers_until_s(self) -> float | None:
-        return None if self._spoke_s is None else self._spoke_s + self.linger_s
+        spoke_s = self._spoke_s
+        return None if spoke_s is None else spoke_s + self.linger_s
 
-    def _next_event(self, *, until_s: float | None) -> bool:
-        """Wait until it has ended, or until then; also returns if it has closed its turn. Whether it has ended."""
+    def _next_event(self, *, until_s: float | None, closing: bool = True) -> bool:
+        """Wait until it has ended, or until then, or, with `closing`, until it closes its turn. Whether it has ended."""
         while until_s is None or time.monotonic() < until_s:
             left_s = _SLICE_S if until_s is None else min(_SLICE_S, max(0.0, until_s - time.monotonic()))
             with contextlib.suppress(queue.Empty):
-                return self._events.get(timeout=left_s) == "ended"
+                ended = self._events.get(timeout=left_s) == "ended"
+                if ended or closing:
+                    return ended
         return False
+
+    def _passed_on(self, pumps: list[threading.Thread]) -> bool:
+        """Wait until all output is passed on; after a signal or the time limit GRACE_S at most. Whether all is."""
+        ended_s = time.monotonic()
+        for pump in pumps:
+            while pump.is_alive():
+                asked_s = min(filter(None, (self._asked_s, self.deadline_s)), default=None)
+                if asked_s is not None and time.monotonic() >= max(ended_s, asked_s) + GRACE_S:
+                    return False
+                pump.join(_SLICE_S)
+        return True
 
     def _pump(self, stream: IO[bytes], number: int, observe: Callable[[bytes], None], exited: int) -> None:
         with stream, selectors.DefaultSelector() as ready, contextlib.suppress(OSError):
@@ -228,6 +248,9 @@ class Child:
                 first, self._spoke_s = self._spoke_s is None, time.monotonic()
                 if first:
                     self._events.put("closed")
+            else:
+                # A further turn has begun.
+                self._spoke_s = None
             session_id = None if self._answered else self.observer.answered_id
             self._answered = self._answered or session_id is not None
         if session_id is not None:
@@ -286,8 +309,9 @@ def job_control(family: Family, group: int, agent: int, *, shared: bool) -> Iter
         agent: its process ID.
         shared: whether its standard input is this process's own.
     """
-    terminal = sys.stdin.fileno() if shared and sys.stdin is not None and sys.stdin.isatty() else None
-    job = _Job(family, group, agent, terminal)
+    reads = shared and sys.stdin is not None and sys.stdin.isatty()
+    terminal = sys.stdin.fileno() if reads else _controlling_terminal()
+    job = _Job(family, group, agent, terminal, asks=reads)
     handlers: dict[signal.Signals, Any] = {signal.SIGTSTP: job.stop, signal.SIGCONT: job.go_on}
     # A process in the background is stopped by SIGTTOU if it sets the terminal's group.
     handlers |= {} if terminal is None else {signal.SIGCHLD: job.follow, signal.SIGTTOU: signal.SIG_IGN}
@@ -306,6 +330,8 @@ def job_control(family: Family, group: int, agent: int, *, shared: bool) -> Iter
         job.take_back()
         for number, handler in before.items():
             signal.signal(number, handler)
+        if terminal is not None and not reads:
+            os.close(terminal)
 
 
 @dataclass
@@ -313,13 +339,15 @@ class _Job:
     """The shell's job: this process, which waits, and the agent, in a process group of its own.
 
     Attributes:
-        terminal: the agent's standard input, if that is a terminal.
+        terminal: the agent's standard input, if that is a terminal, or else the controlling one.
+        asks: whether the agent reads from the terminal, also one that asks for a password there whatever its input is.
     """
 
     family: Family
     group: int
     agent: int
     terminal: int | None
+    asks: bool
     stopping: bool = False
 
     def go_on(self, *_: object) -> None:
@@ -328,8 +356,8 @@ class _Job:
         self.family.send(signal.SIGCONT)
 
     def to_the_foreground(self) -> None:
-        """Give the agent the terminal, if this job has it."""
-        if self.terminal is not None and _foreground(self.terminal) == os.getpgrp():
+        """Give the agent the terminal, if it asks for it and this job has it."""
+        if self.asks and self.terminal is not None and _foreground(self.terminal) == os.getpgrp():
             _give(self.terminal, self.group)
 
     def take_back(self) -> None:
@@ -338,8 +366,18 @@ class _Job:
             _give(self.terminal, os.getpgrp())
 
     def follow(self, *_: object) -> None:
-        """Stop this job, a pipeline's other programs too, if the agent has stopped: only the agent received the Ctrl-Z."""
-        if not self.stopping and _has_stopped(self.agent):
+        """Stop this job, a pipeline's other programs too, if the agent has stopped: only the agent received the Ctrl-Z.
+
+        If it has stopped because it needs the terminal, which this job has, it gets the terminal.
+        """
+        number = None if self.stopping else _stopped_by(self.agent)
+        needs = number in (signal.SIGTTIN, signal.SIGTTOU)
+        if number is None or not (needs or self.asks):
+            return
+        self.asks = True
+        if needs and self.terminal is not None and _foreground(self.terminal) in (os.getpgrp(), self.group):
+            self.go_on()
+        else:
             self._stop(os.getpgrp())
 
     def stop(self, *_: object) -> None:
@@ -362,10 +400,18 @@ class _Job:
         self.go_on()
 
 
-def _has_stopped(process: int) -> bool:
+def _stopped_by(process: int) -> int | None:
+    """The signal by which a child has stopped, each stop once; None if it has not."""
     with contextlib.suppress(ChildProcessError):
-        return os.waitid(os.P_PID, process, os.WSTOPPED | os.WNOHANG) is not None
-    return False
+        stopped = os.waitid(os.P_PID, process, os.WSTOPPED | os.WNOHANG)
+        return stopped and stopped.si_status
+    return None
+
+
+def _controlling_terminal() -> int | None:
+    with contextlib.suppress(OSError):
+        return os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+    return None
 
 
 def _foreground(terminal: int) -> int | None:

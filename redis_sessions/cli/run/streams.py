@@ -24,8 +24,9 @@ class InputSpool:
     def __init__(self, source: int) -> None:
         self.failed: OSError | None = None
         self._source = source
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - it lives as long as the spool
+        self._file = _unlinked_file()
         self._size = 0
+        self._taken = 0
         self._unkept = b""
         self._ended = False
         self._grown = threading.Condition()
@@ -41,6 +42,9 @@ class InputSpool:
 
     def _fill(self) -> None:
         while not self._ended:
+            # What the agent doesn't ask for is left to whoever else reads it, and takes no room.
+            with self._grown:
+                self._grown.wait_for(lambda: self._taken == self._size)
             piece = self._read()
             with self._grown:
                 try:
@@ -74,6 +78,9 @@ class InputSpool:
             while self._wait_beyond(at):
                 piece = os.pread(self._file.fileno(), _PIECE_BYTES, at)
                 at += os.write(sink.fileno(), piece)
+                with self._grown:
+                    self._taken = max(self._taken, at)
+                    self._grown.notify_all()
             piece = self._unkept
             while piece:
                 piece = piece[os.write(sink.fileno(), piece) :] or self._read()
@@ -84,6 +91,16 @@ class InputSpool:
             return self._size > at
 
 
+def _unlinked_file() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile(buffering=0)
+    except OSError:
+        if not hasattr(os, "memfd_create"):
+            raise
+        # In memory, where no directory is writable, as in a container whose file system is read-only.
+        return os.fdopen(os.memfd_create("input"), "r+b", buffering=0)
+
+
 class OutputBuffer:
     """Holds output back until it is released, then writes it as it comes. Keeps the order of pieces, and every byte.
 
@@ -91,6 +108,7 @@ class OutputBuffer:
         passed: whether anything was written; then the run must not be repeated.
         seen: the descriptors that anything came for.
         lost: why some of it could not be written; None if all was, or nobody reads it any more.
+        cut: whether some of it could not be written for either reason, which may have made the agent fail.
     """
 
     def __init__(self, *, hold: bool) -> None:
@@ -98,11 +116,16 @@ class OutputBuffer:
         self.seen: set[int] = set()
         self.lost: OSError | None = None
         self._lost: set[int] = set()
+        self._given_up = False
         self._mid_line = False
         self._lock = threading.Lock()
         self._released = not hold
         self._held: list[tuple[int, bytes]] = []
         self._held_bytes = 0
+
+    @property
+    def cut(self) -> bool:
+        return bool(self._lost) or self._given_up
 
     def put(self, descriptor: int, piece: bytes) -> None:
         """Take a piece for stdout (1) or stderr (2). Raises OSError once that one can't be written any more."""
@@ -118,8 +141,20 @@ class OutputBuffer:
 
     def release(self) -> None:
         """Write what is held, and from now on everything."""
+        if self._given_up:
+            # A thread that can't write may hold the lock.
+            return
         with self._lock:
             self._release()
+
+    def give_up(self) -> None:
+        """Count as lost what a thread is still writing, since nobody reads it; so that what follows doesn't wait, too."""
+        self._given_up, self.lost = True, TimeoutError(errno.ETIMEDOUT, "nobody reads it")
+        writable = select.select([], [1, 2], [], 0)[1]
+        null = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in {1, 2}.difference(writable):
+            os.dup2(null, descriptor)
+        os.close(null)
 
     def end_line(self) -> None:
         """Start a new line on stderr if the last one written there is not complete."""
