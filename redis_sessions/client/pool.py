@@ -35,7 +35,7 @@ from hiredis import pack_command
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 
 from redis_sessions.client.translate import answers, cut_off
-from redis_sessions.forks import check_fork, forgetful
+from redis_sessions.forks import forgetful, process_id
 
 C = TypeVar("C")
 BROKEN: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
@@ -204,7 +204,7 @@ class SafePool:
 
     def get_connection(self, *_: Any, **__: Any) -> Any:
         """A connection that is connected and was used or checked lately. Checked: it has nothing to read."""
-        check_fork()
+        process_id()
         try:
             connection, since_s = self._spare.pop()
             idle_s = time.monotonic() - since_s
@@ -244,11 +244,13 @@ class SafePool:
 
     def release(self, connection: Any) -> None:
         """Keep a connection for the next call if this one ended in order."""
-        error, connection.lent_under = own_error(connection), None
+        error = sys.exception()
+        if error is not None or connection.lent_under is not None:
+            error, connection.lent_under = own_error(connection), None
         # One that was made under another lock is of the parent process, or of before a reset. A forked child that has not
         # noticed it yet may keep one here, and forgets it before it lends any.
         usable = connection.made_under is self._making and not connection.should_reconnect()
-        if usable and not _spoils(error) and self._leads_there(connection):
+        if usable and (error is None or not _spoils(error)) and self._leads_there(connection):
             self._spare.append((connection, time.monotonic()))
         else:
             self._drop(connection)

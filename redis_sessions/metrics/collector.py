@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import threading
 import time
 import weakref
@@ -15,7 +14,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from redis_sessions.client.execute import side_by_side
 from redis_sessions.errors import CorruptValue, InvalidSettings, MissingExtra, SessionStoreError
-from redis_sessions.forks import check_fork, forgetful
+from redis_sessions.forks import forgetful, process_id
 from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
 from redis_sessions.operations.records import Bucket
 from redis_sessions.operations.report import Report
@@ -102,10 +101,10 @@ class ForkSafeLock:
         self._locks: dict[int, threading.Lock] = {}
 
     def __enter__(self) -> None:
-        self._locks.setdefault(os.getpid(), threading.Lock()).acquire()
+        self._locks.setdefault(process_id(), threading.Lock()).acquire()
 
     def __exit__(self, *_: object) -> None:
-        self._locks[os.getpid()].release()
+        self._locks[process_id()].release()
 
 
 class _Closed(Exception):
@@ -151,7 +150,7 @@ class StoreMonitor:
 
     def read(self) -> Reading:
         """Read the counters, and scan if the last scan is too old. If Redis is away, return what is known."""
-        check_fork()
+        process_id()
         counters, namespace = None, self.store.settings.namespace
         error: SessionStoreError | None = None
         try:
@@ -170,7 +169,7 @@ class StoreMonitor:
 
     def close(self) -> None:
         """Let a running scan end with its current page, log no more problems, and start no further scan."""
-        check_fork()
+        process_id()
         self._closed = True
         with self._lock:
             scan = self._scan

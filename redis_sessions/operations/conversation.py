@@ -23,6 +23,7 @@ from redis_sessions.errors import (
     SessionStoreError,
     is_away,
 )
+from redis_sessions.forks import process_id
 from redis_sessions.keys import COUNTERS, LEASE_GRACE_MS, PROBES, RECORD_FIELDS, Keys, check_session_id, is_session_id
 from redis_sessions.operations import scripts
 from redis_sessions.operations.command import Command, Op, Resent, Script
@@ -605,7 +606,7 @@ def checked_token(token: str | None) -> str | None:
 
 def new_token() -> str:
     """A token that names one claim, `host:pid:random`: host, process and 64 random bits."""
-    return f"{_host()}:{os.getpid()}:{os.urandom(8).hex()}"
+    return f"{_host()}:{process_id()}:{os.urandom(8).hex()}"
 
 
 @cache

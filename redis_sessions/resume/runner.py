@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-import os
 import threading
 import time
 import weakref
@@ -22,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from redis_sessions.errors import LeaseHeld, SessionStoreError
-from redis_sessions.forks import check_fork, forgetful
+from redis_sessions.forks import forgetful, process_id
 from redis_sessions.operations.command import Op
 from redis_sessions.operations.conversation import Held, Lease, Operations, new_token
 from redis_sessions.operations.text import duration
@@ -54,45 +53,32 @@ def drive(
 ) -> ResumeResult[V]:
     """Drive a resume flow to its result. Raises what the flow raises."""
     _check_run(run)
-    parent, error = os.getpid(), None
+    parent, reply, error = process_id(), None, None
     while True:
         try:
-            return _drive(ops, renewer, flow, run, error, parent=parent)
+            while True:
+                try:
+                    step = flow.send(reply) if error is None else flow.throw(error)
+                except StopIteration as done:
+                    result: ResumeResult[V] = done.value
+                    return result
+                reply = error = None
+                try:
+                    match step:
+                        case Do(op):
+                            reply = renewer.execute(op)
+                        case Run(session_id, lease):
+                            with renewer.renewing(ops, lease) if lease else nullcontext():
+                                reply = step.came_back = run(session_id)
+                        case Pause(seconds):
+                            time.sleep(seconds)
+                except BaseException as raised:
+                    if process_id() != parent:
+                        raise
+                    error = raised
         except BaseException as raised:
             # By the flow, which has ended then, or by a signal handler between two steps.
-            if getattr(flow, "gi_frame", None) is None or os.getpid() != parent:
-                raise
-            error = raised
-
-
-def _drive(
-    ops: Operations,
-    renewer: LeaseRenewer,
-    flow: Flow[ResumeResult[V]],
-    run: Callable[[str | None], Any],
-    error: BaseException | None,
-    *,
-    parent: int,
-) -> ResumeResult[V]:
-    reply: Any = None
-    while True:
-        try:
-            step = flow.send(reply) if error is None else flow.throw(error)
-        except StopIteration as done:
-            result: ResumeResult[V] = done.value
-            return result
-        reply = error = None
-        try:
-            match step:
-                case Do(op):
-                    reply = renewer.execute(op)
-                case Run(session_id, lease):
-                    with renewer.renewing(ops, lease) if lease else nullcontext():
-                        reply = step.came_back = run(session_id)
-                case Pause(seconds):
-                    time.sleep(seconds)
-        except BaseException as raised:
-            if os.getpid() != parent:
+            if getattr(flow, "gi_frame", None) is None or process_id() != parent:
                 raise
             error = raised
 
@@ -105,7 +91,7 @@ async def adrive(
 ) -> ResumeResult[V]:
     """Same as drive, for asyncio. A cancellation takes effect once the current operation on Redis has ended."""
     _check_run(run)
-    parent = os.getpid()
+    parent = process_id()
     try:
         step = next(flow)
         while True:
@@ -120,7 +106,7 @@ async def adrive(
                     case Pause(seconds):
                         await asyncio.sleep(seconds)
             except BaseException as error:
-                if os.getpid() != parent:
+                if process_id() != parent:
                     raise
                 step = flow.throw(error)
             else:
@@ -189,7 +175,7 @@ class LeaseRenewer:
 
     def close(self) -> None:
         """Let the thread end, and start no other. Leases are renewed no more."""
-        check_fork()
+        process_id()
         with self._lock:
             self._closed = True
         self._closing.put(None)
@@ -201,7 +187,7 @@ class LeaseRenewer:
         return _Renewal(self, ops, lease)
 
     def add(self, renewal: _Renewal) -> None:
-        check_fork()
+        process_id()
         with self._lock:
             self._put(renewal)
             error = self._start() if self._waiting is None else None
@@ -215,7 +201,7 @@ class LeaseRenewer:
             )
 
     def remove(self, token: str) -> None:
-        check_fork()
+        process_id()
         with self._lock:
             self._due.pop(token, None)
 
@@ -437,7 +423,7 @@ def _leave(ops: Operations, lease: Lease) -> Op[None]:
 def leased(renewer: LeaseRenewer, ops: Operations, renewals: Renewals, key: str) -> Iterator[Lease]:
     """Hold the lease of a conversation for a block, renewed, and release it at the end if it was not. Raises LeaseHeld."""
     # Its token is chosen here, so that a claim that was interrupted before its reply came is released as well.
-    claim, held, parent = Lease(key, new_token()), True, os.getpid()
+    claim, held, parent = Lease(key, new_token()), True, process_id()
     try:
         try:
             lease = renewer.execute(_claim(ops, claim))
@@ -451,14 +437,14 @@ def leased(renewer: LeaseRenewer, ops: Operations, renewals: Renewals, key: str)
             finally:
                 held = not renewal.over
     finally:
-        if held and os.getpid() == parent:
+        if held and process_id() == parent:
             renewer.execute(_leave(ops, claim))
 
 
 @asynccontextmanager
 async def aleased(execute: AsyncExecute, ops: Operations, renewals: Renewals, key: str) -> AsyncIterator[Lease]:
     """Same as leased, for asyncio. A cancellation takes effect once the current operation on Redis has ended."""
-    claim, held, parent = Lease(key, new_token()), True, os.getpid()
+    claim, held, parent = Lease(key, new_token()), True, process_id()
     try:
         try:
             lease = await _uncancelled(execute(_claim(ops, claim)))
@@ -472,5 +458,5 @@ async def aleased(execute: AsyncExecute, ops: Operations, renewals: Renewals, ke
             finally:
                 held = not renewal.over
     finally:
-        if held and os.getpid() == parent:
+        if held and process_id() == parent:
             await _uncancelled(execute(_leave(ops, claim)))
