@@ -38,6 +38,7 @@ _SHARED: Final = re.compile(r"([0-9]{1,4}):")
 _MAX_AGE: Final = "max_age_ms"
 # How soon a store that could not reach the namespace's settings asks for them again, as each time may delay a save.
 _SETTINGS_PAUSE_S: Final = 60
+_NEVER: Final = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,7 +387,7 @@ class Operations:
         max_age = Command(("HGET", self.keys.settings(), _MAX_AGE), optional=True, even_away=True)
         [raw, *replies] = yield [max_age, *looks]
         if isinstance(raw, bytes | str) and _max_age(raw) == self.settings.session_max_age_ms:
-            self._compare_at_s = float("inf")
+            self._compare_at_s = _NEVER
         seen = [found in (token, token.encode()) for found in replies]
         if not all(seen):
             self.counts_in_scripts = False
@@ -463,14 +464,14 @@ class Operations:
 
     def compares_max_age(self) -> bool:
         """Whether `compare_max_age` is due: after this store's first save, and again after it has failed."""
-        return time.monotonic() >= self._compare_at_s
+        return self._compare_at_s < _NEVER and time.monotonic() >= self._compare_at_s
 
     def compare_max_age(self) -> Op[None]:
         """Write the max age for all workers, or warn that it is not that of the others.
 
         Whatever becomes of it, the save before it was carried out and must not fail.
         """
-        self._compare_at_s = float("inf")
+        self._compare_at_s = _NEVER
         mine_ms, redis_key, args = self.settings.session_max_age_ms, self.keys.settings(), (_MAX_AGE, self._max_age_ms)
         [raw] = yield [Command(args, None, scripts.SETTINGS, (redis_key,), resend=False, optional=True, even_away=True)]
         if isinstance(raw, SessionStoreError):

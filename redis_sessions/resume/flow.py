@@ -81,6 +81,7 @@ _COUNTERS: Final[dict[How, list[str]]] = {
 }
 # How long to wait between two claims of a conversation that another worker holds: at first, and at most.
 _POLL_S: Final = (0.02, 0.5)
+_UNKNOWN: Final = Record()
 
 
 @dataclass(slots=True)
@@ -119,31 +120,30 @@ def resume(ops: Operations, request: Request) -> Flow[ResumeResult[Any]]:
 class _RunningTurn:
     """The state of one turn while it goes through the table."""
 
-    # What is known of the session that was found.
-    record = Record()
-    claimed = False
-    ran = False
-    # The last run, until what came back is being saved.
-    run: Run | None = None
-    away = False
-    warned = False
-    previous: str | None = None
-    how: How = "fresh"
-    moved = False
-    # In which session the model has answered, while that is not saved for good.
-    answered: str | None = None
-    saved_early: str | None = None
-    undecided = False
-    # Whether a save or release that ends the turn has begun and its outcome is not known.
-    unsure = False
-    replicated: bool | None = None
-
     def __init__(self, ops: Operations, request: Request) -> None:
         self.ops = ops
         self.key = request.key
         self.request = request
         # Its token is chosen here, so that a claim whose reply never came can still be released.
         self.claim = Lease(request.key, new_token())
+        self.claimed = False
+        # What is known of the session that was found.
+        self.record = _UNKNOWN
+        self.previous: str | None = None
+        self.how: How = "fresh"
+        # The last run, until what came back is being saved.
+        self.run: Run | None = None
+        self.ran = False
+        # In which session the model has answered, while that is not saved for good.
+        self.answered: str | None = None
+        self.saved_early: str | None = None
+        self.undecided = False
+        self.moved = False
+        self.away = False
+        self.warned = False
+        # Whether a save or release that ends the turn has begun and its outcome is not known.
+        self.unsure = False
+        self.replicated: bool | None = None
         self.uncounted: list[str] = []
         self.reasons: list[str] = []
 
@@ -188,15 +188,6 @@ class _RunningTurn:
             self.saved_early = session_id
         return written.mine
 
-    def _do(self, op: Op[T]) -> Flow[T]:
-        try:
-            result: T = yield Do(op)
-        except StoreUnavailable:
-            self.away = True
-            raise
-        self.away = False
-        return result
-
     def _look_up(self) -> Flow[None]:
         try:
             if self.request.lease:
@@ -204,12 +195,13 @@ class _RunningTurn:
                 found, unusable = lease.session_id, lease.unusable
             else:
                 try:
-                    peek = yield from self._do(self.ops.peek(self.key))
+                    peek = yield Do(self.ops.peek(self.key))
                     found, unusable = peek and peek.session_id, False
                     self.record = (peek and peek.record) or self.record
                 except (InvalidSessionID, CorruptValue):
                     found, unusable = None, True
         except StoreUnavailable as error:
+            self.away = True
             if self.request.on_outage == "raise":
                 raise
             self.claimed = False
@@ -253,16 +245,17 @@ class _RunningTurn:
         return "resumed", ""
 
     def _acquire(self) -> Flow[Lease]:
-        deadline_s = time.monotonic() + self.request.wait_ms / 1000
-        pause_s = _POLL_S[0]
+        deadline_s, pause_s = None, _POLL_S[0]
         while True:
             self.claimed = True
-            found = yield from self._do(self.ops.acquire(self.key, self.claim.token))
+            found = yield Do(self.ops.acquire(self.key, self.claim.token))
             if isinstance(found, Lease):
                 self.claim, self.record = found, found.record
                 return found
             self.claimed = False
-            left_s = deadline_s - time.monotonic()
+            now_s = time.monotonic()
+            deadline_s = now_s + self.request.wait_ms / 1000 if deadline_s is None else deadline_s
+            left_s = deadline_s - now_s
             if left_s <= 0:
                 raise LeaseHeld(self.key, holder=found.holder, remaining_ms=found.remaining_ms)
             # Jitter, so that workers that wait for the same conversation don't ask at the same moments.
@@ -337,12 +330,14 @@ class _RunningTurn:
             try:
                 if self.claimed:
                     lease = self.claim._replace(session_id=refused)
-                    written = yield from self._do(self.ops.reject(lease, self._counted_in_script(counters)))
+                    written = yield Do(self.ops.reject(lease, self._counted_in_script(counters)))
                     mine = written.mine
                     counters = self._left(counters, written)
                 else:
-                    yield from self._do(self.ops.delete(self.key, refused))
+                    yield Do(self.ops.delete(self.key, refused))
+                self.away = False
             except StoreUnavailable as outage:
+                self.away = True
                 if self.request.on_outage == "raise" and asked is not None and not judgement.turn_began:
                     raise outage from error
                 self._say(f"{_describe(outage)}; session {refused} may be tried once more")
@@ -444,6 +439,7 @@ class _RunningTurn:
         return saved
 
     def _say_unsaved(self, session_id: str, error: SessionStoreError) -> None:
+        self.away = isinstance(error, StoreUnavailable)
         lost = "may expire as if unused" if session_id == self.previous else "may never be resumed"
         # An outage that lasted from start to end was logged at its start.
         level = logging.INFO if self.warned and self.away else logging.WARNING
@@ -451,19 +447,20 @@ class _RunningTurn:
 
     def _save(self, session_id: str, *, complete: bool, context_tokens: int | None) -> Flow[bool]:
         if not self.request.lease:
-            self._note_replicas((yield from self._do(self.ops.set(self.key, session_id))))
+            self._note_replicas((yield Do(self.ops.set(self.key, session_id))))
+            self.away = False
             return True
         if not self.claimed:
             # The turn ran without a lease, since Redis was away. What another worker has saved or runs now takes precedence.
-            found = yield from self._do(self.ops.acquire(self.key, self.claim.token))
-            self.claimed = isinstance(found, Lease)
+            found = yield Do(self.ops.acquire(self.key, self.claim.token))
+            self.claimed, self.away = isinstance(found, Lease), False
             theirs = found.session_id if isinstance(found, Lease) else None
             if isinstance(found, Held) or (theirs and theirs != session_id and not self.request.objection(theirs)):
                 self._say("not saved: while Redis was away, the conversation went on elsewhere or kept its old session")
                 return False
         again, self.unsure = self.unsure, True
         op = self._saving(session_id, complete=complete, context_tokens=context_tokens, again=again)
-        written = yield from self._do(op)
+        written = yield Do(op)
         # In this order: after an interrupt between two of them, what is left is sent again, and finds that it was done.
         self.uncounted = self._left(self.uncounted, written)
         self.answered = None
@@ -473,7 +470,7 @@ class _RunningTurn:
             return False
         self._note_replicas(written)
         if self.ops.compares_max_age():
-            yield from self._do(self.ops.compare_max_age())
+            yield Do(self.ops.compare_max_age())
         return True
 
     def _note_replicas(self, written: Written) -> None:
@@ -528,18 +525,19 @@ class _RunningTurn:
                 if not released.mine and not released.resent and self.ran:
                     log.error("conversation %r was taken over before its turn ended", self.key)
             except SessionStoreError as error:
-                self.claimed = False
+                self.claimed, self.away = False, isinstance(error, StoreUnavailable)
                 log.warning("lease of %r was not released, it will expire: %s", self.key, error)
         if self.uncounted:
             yield from self._count_all()
 
     def _release(self) -> Flow[Written]:
         again, self.unsure = self.unsure, True
+        written: Written
         if self.undecided:
-            written = yield from self._do(self.ops.fail(self.claim, again=again))
+            written = yield Do(self.ops.fail(self.claim, again=again))
         else:
             op = self.ops.release(self.claim, self._counted_in_script(self.uncounted), again=again)
-            written = yield from self._do(op)
+            written = yield Do(op)
             self.uncounted = self._left(self.uncounted, written)
         self.claimed = self.unsure = False
         return written
@@ -570,7 +568,7 @@ class _RunningTurn:
         if self.away:
             return
         try:
-            yield Do(self.ops.increment(name))  # not by `_do`: it is sent only once, so losing it doesn't show an outage
+            yield Do(self.ops.increment(name))  # sent only once, so losing it doesn't show an outage
         except SessionStoreError as error:
             log.warning("%s was not counted: %s", name, error)
 
