@@ -292,7 +292,7 @@ class SessionStore(BaseStore[SyncClient]):
         `token` repeats an earlier claim whose outcome is unknown; without it the claim is a new one. Raises TypeError if it
         is not a str, and InvalidSettings unless it has 1 to 200 printable ASCII characters.
         """
-        return self._run(self._ops.acquire(key, checked_token(token)))
+        return self._run(self._ops.acquire(key, None if token is None else checked_token(token)))
 
     def lease(self, key: str) -> AbstractContextManager[Lease]:
         """Hold a conversation's lease for a block: `with store.lease(key) as lease: …`, for turns that `resume` doesn't fit.
@@ -594,7 +594,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
 
     async def acquire(self, key: str, token: str | None = None) -> Lease | Held:
         """Claim a conversation for `lease_ms`. Same as SessionStore.acquire."""
-        return await self._run(self._ops.acquire(key, checked_token(token)))
+        return await self._run(self._ops.acquire(key, None if token is None else checked_token(token)))
 
     def lease(self, key: str) -> AbstractAsyncContextManager[Lease]:
         """Hold a conversation's lease for a block. Same as SessionStore.lease.

@@ -150,7 +150,8 @@ def execution(op: Op[T], link: Link) -> Plan[T]:
             if len(commands) == 1:
                 # Without a generator of its own for what nearly always succeeds at once: a tenth of what a call costs here.
                 step, began_s = _step(commands[0], link), time.monotonic()
-                sent_once.set(not commands[0].resend)
+                if sent_once.get() is commands[0].resend:
+                    sent_once.set(not commands[0].resend)
                 replies = [(yield step)]
                 if not isinstance(step, Send) or isinstance(replies[0], Failed):
                     reply, resent = yield from _persistently(step, commands, link, replies.pop(), began_s)

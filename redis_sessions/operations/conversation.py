@@ -590,10 +590,8 @@ def _found(key: str, raw: bytes | None) -> str | None:
     return str(raw, "ascii")
 
 
-def checked_token(token: str | None) -> str | None:
+def checked_token(token: str) -> str:
     """A token that a caller gives for a claim. Raises TypeError, and InvalidSettings if it can't be read back whole."""
-    if token is None:
-        return None
     if not isinstance(token, str):
         raise TypeError(f"a token must be a str, not {type(token).__name__}: pass str(token), or that of a Lease")
     if not (0 < len(token) <= _MAX_TOKEN_CHARS and token.isascii() and token.isprintable()):
