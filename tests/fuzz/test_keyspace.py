@@ -30,12 +30,12 @@ def test_nothing_but_the_keys_that_were_meant(store, amount):
             try:
                 store.set(text, f"ID-{number}")
                 saved[text] = f"ID-{number}"
-                leased[text] = store.acquire(text, f"{text}")
+                leased[text] = store.acquire(text, f"token {number}")
             except InvalidKey:
                 continue
             assert leased[text].session_id == saved[text]
-            assert leased[text].token == text
-            assert isinstance(store.acquire(text, text + "!"), Held)
+            assert leased[text].token == f"token {number}"
+            assert isinstance(store.acquire(text, f"token {number}!"), Held)
             assert store.renew(leased[text])
         assert {row.key: row.session_id for row in store.sessions()} == saved
         report = store.report()

@@ -53,8 +53,9 @@ class Interrupts:
     def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
-        # At a `try` Python handles no signal, and it may stand outside of the block before it.
-        if event == "line" and linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() != "try:":
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        # As these are reached Python handles no signal: an exception there would leave a lock held, or another one handled.
+        if event == "line" and not line.startswith(("try:", "with ", "except ")):
             self._left -= 1
             if self._left == 0:
                 self.at = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_qualname}"
@@ -112,6 +113,7 @@ def test_a_turn(found, answers, begin_at, saved, counted, caplog):
                 if begin_at == 0:
                     interrupts.begin()
                 store.resume(KEY, agent, judge=says(Verdict.gone))
+            assert sys.exception() is None, interrupts.at
             if interrupts.at is None:
                 break
             done = {name: count - warm[name] for name, count in store.counters().items() if count != warm[name]}
@@ -138,6 +140,7 @@ def test_an_undecided_failure():
             store.resume(KEY, lambda _: Turn("R"))
             with interrupts.ending(), pytest.raises(AgentError):
                 store.resume(KEY, Agent(interrupts, 1, AgentError()), judge=says(Verdict.other))
+            assert sys.exception() is None, interrupts.at
             if interrupts.at is None:
                 break
             assert isinstance(store.acquire(KEY), Lease), f"the lease is held: {interrupts.at}"
