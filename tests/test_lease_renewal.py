@@ -16,7 +16,7 @@ from redis_sessions.resume import runner
 from redis_sessions.resume.runner import LeaseRenewer
 from redis_sessions.testing import fake_store
 from tests.faults.steps import Alarm, Interrupted
-from tests.forks import FORKS, harm_of, in_child
+from tests.forks import FORKS, alone, harm_of, in_child
 from tests.servers import wait_until
 
 
@@ -135,6 +135,7 @@ def test_a_failure_is_tried_again_and_a_loss_is_not(caplog):
 
 
 @pytest.mark.parametrize("fork", FORKS)
+@alone
 def test_a_forked_child_renews_nothing_of_its_parents_and_keeps_its_own(fork, monkeypatch):
     """It lacks the parent's thread, and the one that may hold the lock. It may leave the turn, and close the store."""
     renewals = Renewals()

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from redis_sessions import SessionStore
 from redis_sessions.metrics import Collector
 from tests import test_metrics
-from tests.forks import FORKS, harm_of, in_child
+from tests.forks import FORKS, alone, harm_of, in_child
 from tests.servers import wait_until
 from tests.test_metrics import AGE, FAILURES, LIVE, UP, Slow, a_store, calls, register, scrape
 
@@ -88,6 +88,7 @@ print(live())
 
 
 @pytest.mark.parametrize("fork", FORKS)
+@alone
 def test_a_child_waits_for_no_scan_of_its_parents(server, registry, fork):
     """After a fork without hooks its thread seems to be alive."""
 

@@ -51,7 +51,7 @@ def test_a_refusal_after_the_time_limit_is_ignored(stage: Stage, time_is_over: C
 
 
 def test_an_agent_that_ends_its_turn_on_sigterm_has_time_to_exit(stage: Stage, time_is_over: Callable[[], None]) -> None:
-    saves = [["flood", "err", "saving\n", 20 * MIB], ["tell", "flushed"], ["exit", 0]]
+    saves = [["flood", "err", "saving\n", 2 * MIB], ["tell", "flushed"], ["exit", 0]]
     stage.script(fresh=[["on", "SIGTERM", [*SAID, *saves]], *HANG])
     process = stage.start("--timeout", "30m", stderr=subprocess.DEVNULL)
     stage.hear("ready")

@@ -13,7 +13,7 @@ import pytest
 from redis_sessions import AsyncSessionStore, Held, SessionStore, StoreSettings, Turn
 from redis_sessions.keys import Keys
 from tests.faults.clients.own_keys import aread, read
-from tests.forks import CHILD_DEADLINE_S, FORKS, harm_of, in_child
+from tests.forks import CHILD_DEADLINE_S, FORKS, alone, harm_of, in_child
 
 forking = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -118,6 +118,7 @@ def fork(request):
 
 @forking
 class TestWithoutHooks:
+    @alone
     def test_after_calls(self, place, settings, ledger, fork):
         """By the store, and by its client, of which the child may have taken hold before."""
         tally = ledger("process forked in the middle of calls")
@@ -138,6 +139,7 @@ class TestWithoutHooks:
         tally.check()
 
     @pytest.mark.parametrize("first", ["returns", "calls"])
+    @alone
     def test_in_the_middle_of_a_call(self, valkey, clean, settings, ledger, fork, first):
         """As in a signal handler. The child may end the call, or make another one before."""
         tally = ledger("process forked in the middle of calls")
