@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -99,31 +100,29 @@ class Agent:
 )
 def test_a_turn(found, answers, begin_at, saved, counted, caplog):
     caplog.set_level(logging.ERROR, "redis_sessions")
-    nth, lost = 0, []
-    while True:
-        nth += 1
-        interrupts = Interrupts(nth)
-        agent = Agent(interrupts, begin_at, *answers)
-        with fake_store() as store:
-            store.resume("warm-up", lambda _: Turn("W"))  # loads the scripts, and compares the max age
-            warm = store.counters()
+    lost = []
+    with fake_store() as store:
+        store.resume("warm-up", lambda _: Turn("W"))  # loads the scripts, and compares the max age
+        for nth in count(1):
+            key, before, interrupts = f"{KEY} {nth}", store.counters(), Interrupts(nth)
+            agent = Agent(interrupts, begin_at, *answers)
             if found is not None:
-                store.set(KEY, found)
+                store.set(key, found)
             with interrupts.ending():
                 if begin_at == 0:
                     interrupts.begin()
-                store.resume(KEY, agent, judge=says(Verdict.gone))
+                store.resume(key, agent, judge=says(Verdict.gone))
             assert sys.exception() is None, interrupts.at
             if interrupts.at is None:
                 break
-            done = {name: count - warm[name] for name, count in store.counters().items() if count != warm[name]}
-            assert isinstance(store.acquire(KEY), Lease), f"the lease is held: {interrupts.at}"
+            done = {name: after - before[name] for name, after in store.counters().items() if after != before[name]}
+            assert isinstance(store.acquire(key), Lease), f"the lease is held: {interrupts.at}"
             if agent.runs == len(answers):
-                assert store.get(KEY) == saved, interrupts.at
+                assert store.get(key) == saved, interrupts.at
                 if done != counted:
                     lost.append(interrupts.at)
             else:
-                assert store.get(KEY) == (None if done else found), interrupts.at
+                assert store.get(key) == (None if done else found), interrupts.at
             assert done.items() <= counted.items(), f"counted {done}: {interrupts.at}"
     assert nth > 100
     assert not caplog.records
@@ -132,20 +131,18 @@ def test_a_turn(found, answers, begin_at, saved, counted, caplog):
 
 
 def test_an_undecided_failure():
-    nth = 0
-    while True:
-        nth += 1
-        interrupts = Interrupts(nth)
-        with fake_store() as store:
-            store.resume(KEY, lambda _: Turn("R"))
+    with fake_store() as store:
+        for nth in count(1):
+            key, interrupts = f"{KEY} {nth}", Interrupts(nth)
+            store.resume(key, lambda _: Turn("R"))
             with interrupts.ending(), pytest.raises(AgentError):
-                store.resume(KEY, Agent(interrupts, 1, AgentError()), judge=says(Verdict.other))
+                store.resume(key, Agent(interrupts, 1, AgentError()), judge=says(Verdict.other))
             assert sys.exception() is None, interrupts.at
             if interrupts.at is None:
                 break
-            assert isinstance(store.acquire(KEY), Lease), f"the lease is held: {interrupts.at}"
-            assert store.peek(KEY).session_id == "R"
-            assert store.peek(KEY).record.failures <= 1, interrupts.at
+            assert isinstance(store.acquire(key), Lease), f"the lease is held: {interrupts.at}"
+            assert store.peek(key).session_id == "R"
+            assert store.peek(key).record.failures <= 1, interrupts.at
     assert nth > 50
 
 
