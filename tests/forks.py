@@ -39,7 +39,7 @@ def alone(test: Callable[..., None]) -> Callable[..., None]:
     """Have a test run in a forked process, which has one thread.
 
     Where others wait for the interpreter's lock as a process forks without Python's hooks, the child's may never be given:
-    that no library can mend.
+    a library can't change that.
     """
 
     @functools.wraps(test)

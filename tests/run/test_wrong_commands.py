@@ -187,7 +187,7 @@ def test_words_that_are_missing(refused: Any, words: list[str], said: str) -> No
 
 
 def test_a_result_file(stage: Stage, refused: Any, tmp_path: Path) -> None:
-    """A place that can't be written is refused before anything runs; a stream can be written, whoever owns /dev."""
+    """A place that can't be written is refused before anything runs; a stream can be written, also if others own /dev."""
     assert f"{tmp_path} can't be written (Is a directory)" in refused("k", "--result", str(tmp_path), "--", *CLAUDE)
     assert "can't be written" in refused("k", "--result", str(tmp_path / "no" / "x"), "--", *CLAUDE)
     stage.script(fresh=SAID)

@@ -195,7 +195,7 @@ class Child:
 
     @property
     def _lingers_until_s(self) -> float | None:
-        spoke_s = self._spoke_s
+        spoke_s = self._spoke_s  # looked at once: a thread that reads output may set it to None
         return None if spoke_s is None else spoke_s + self.linger_s
 
     def _next_event(self, *, until_s: float | None, closing: bool = True) -> bool:

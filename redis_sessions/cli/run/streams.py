@@ -42,7 +42,7 @@ class InputSpool:
 
     def _fill(self) -> None:
         while not self._ended:
-            # What the agent doesn't ask for is left to whoever else reads it, and takes no room.
+            # What the agent doesn't ask for stays there for other programs to read, and takes no room.
             with self._grown:
                 self._grown.wait_for(lambda: self._taken == self._size)
             piece = self._read()
