@@ -179,8 +179,8 @@ def test_idle_times_count_from_the_last_save_of_any_kind(store, raw, namespace):
     assert idle_hours() == [used] * 3
     assert store.retime(6 * hour_ms).shortened == 3
     assert idle_hours() == [used, dict.fromkeys(used, 0.0), used]
-    for key in used:
-        assert 0 <= raw.pttl(keys.session_id(key)) - raw.pttl(keys.record(key)) < 60_000 < raw.pttl(keys.record(key))
+    for key in used:  # a script's commands may read the clock one by one (Redis 6.2), so the record may live 1 ms longer
+        assert abs(raw.pttl(keys.session_id(key)) - raw.pttl(keys.record(key))) < 60_000 < raw.pttl(keys.record(key))
         assert raw.pttl(keys.record(key)) <= 6 * hour_ms
 
 
