@@ -20,6 +20,9 @@ from tests.faults.ledger import LEDGER
 from tests.servers import Cluster, find_redis_server, other_servers, standalone
 from tests.stores import AclPlace, Blocking, DecodingPlace, FakePlace, Loop, Place
 
+# On a busy machine a reply may be late, and what is sent again then counts differently.
+PATIENT = {"socket_timeout_ms": 10_000, "connect_timeout_ms": 10_000, "deadline_ms": 30_000}
+
 # The duration of one example depends more on the machine than on the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
@@ -149,7 +152,7 @@ def make_store(
     opened: list[Any] = []
 
     def make(**settings: Any) -> Any:
-        chosen = StoreSettings(**{"namespace": namespace} | settings)
+        chosen = StoreSettings(**{"namespace": namespace, **PATIENT} | settings)
         store = place.sync(chosen) if request.param == "sync" else Blocking(place.asynchronous(chosen), loop)
         opened.append(store)
         return store

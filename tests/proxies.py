@@ -81,13 +81,16 @@ def find_twemproxy() -> str:
 
 @contextlib.contextmanager
 def twemproxy(servers: list[EmbeddedServer], directory: Path, *, hash_tag: str = "") -> Iterator[str]:
-    """The URL of a twemproxy before these servers, which hashes whole keys, or only what stands in `hash_tag`."""
+    """The URL of a twemproxy before these servers, which hashes whole keys, or only what stands in `hash_tag`.
+
+    Which server has a key depends on their names, not on their ports.
+    """
     program = find_twemproxy()
     port, stats_port = _free_ports(2)
     config: dict[str, Any] = {"listen": f"127.0.0.1:{port}", "hash": "fnv1a_64", "distribution": "ketama", "redis": "true"}
     config |= {"hash_tag": f'"{hash_tag}"'} if hash_tag else {}
     lines = [f"  {name}: {value}" for name, value in config.items()]
-    lines += ["  servers:", *(f"   - 127.0.0.1:{server.port}:1" for server in servers)]
+    lines += ["  servers:", *(f"   - 127.0.0.1:{server.port}:1 server{n}" for n, server in enumerate(servers))]
     file = directory / f"twemproxy-{port}.yml"
     file.write_text("\n".join(["pool:", *lines, ""]))
     log = directory / f"twemproxy-{port}.log"

@@ -28,7 +28,8 @@ SLOTS: Final = 16_384
 CLUSTER_SETTINGS: Final = {
     "cluster-enabled": "yes",
     "cluster-config-file": "nodes.conf",
-    "cluster-node-timeout": "1000",
+    # Where no failover is waited for: a node that gets no processor time for longer is taken for dead.
+    "cluster-node-timeout": "5000",
     "repl-diskless-sync-delay": "0",
     # CLUSTER SLOTS leaves out a replica whose offset is 0, as an empty primary's is until its first ping.
     "repl-ping-replica-period": "1",

@@ -32,7 +32,7 @@ def test_set_writes_the_bare_id_with_the_whole_max_age(cli: Cli) -> None:
     result = cli("set", "--max-age", "90m", "acme/shop#42", "id-1")
     assert (result.stdout, result.stderr) == ("", "")
     assert cli.value("acme/shop#42") == b"id-1"
-    assert 0 <= 90 * 60_000 - cli.pttl_ms("acme/shop#42") < 5_000
+    assert 0 <= 90 * 60_000 - cli.pttl_ms("acme/shop#42") < 60_000
     assert cli.json("set", "acme/shop#42", "id-2") == {"key": "acme/shop#42", "session_id": "id-2", "expires_in_ms": DAY_MS}
 
 
@@ -42,7 +42,7 @@ def test_get_prints_the_bare_id(cli: Cli) -> None:
     assert (result.stdout, result.stderr) == ("id-1\n", "")
     found = cli.json("get", "k")
     assert found == {"key": "k", "session_id": "id-1", "expires_in_ms": found["expires_in_ms"]}
-    assert 0 <= DAY_MS - found["expires_in_ms"] < 5_000
+    assert 0 <= DAY_MS - found["expires_in_ms"] < 60_000
 
 
 def test_get_of_a_missing_key(cli: Cli) -> None:
@@ -94,7 +94,7 @@ def test_list(cli: Cli) -> None:
     unknown = dict.fromkeys(("idle_ms", "expires_in_ms", "record"))
     assert rows["forever"] == {"key": "forever", "session_id": "id-2"} | unknown
     assert rows["k"]["idle_ms"] + rows["k"]["expires_in_ms"] == DAY_MS
-    assert 0 <= DAY_MS // 2 - rows["k"]["expires_in_ms"] < 5_000
+    assert 0 <= DAY_MS // 2 - rows["k"]["expires_in_ms"] < 60_000
     lines = sorted(line.split("\t") for line in cli("list").stdout.splitlines())
     assert lines[0] == ["forever", "id-2", *("-" * 7)]
     assert lines[1][:2] == ["k", "id-1"]
@@ -262,7 +262,7 @@ def test_common_options_stand_before_the_command_or_after_it(cli: Cli) -> None:
     assert cli.result(
         run("--max-age=90m", "--url", cli.url, "set", f"--namespace={cli.namespace}", "--json", "k", "x").stdout
     )
-    assert 0 <= 90 * 60_000 - cli.pttl_ms("k") < 5_000
+    assert 0 <= 90 * 60_000 - cli.pttl_ms("k") < 60_000
     lines = run(*cli.options, "--namespace", "other", "metrics", "--namespace", "third").stdout
     assert 'claude_session_resume_failures_total{namespace="other"}' in lines
     assert 'claude_session_resume_failures_total{namespace="third"}' in lines

@@ -14,6 +14,7 @@ from redis_sessions import errors
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli.app import app
+from redis_sessions.cli.options import Options
 from redis_sessions.client import execute
 from tests import test_cli_support
 from tests.test_cli_support import Cli, run
@@ -142,11 +143,12 @@ def test_an_error_names_the_option_or_the_variable(variable: str, given: str, co
     assert run(option, given, *command, code=exits.USAGE).stderr == text
 
 
-@pytest.mark.usefixtures("hasty")
 def test_a_person_is_told_that_it_still_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Options.settings
+    monkeypatch.setattr(Options, "settings", lambda self: settings(self).model_copy(update={"deadline_ms": 2_000}))
     monkeypatch.setattr(execute, "_TELL_AFTER_S", 0)
     told, refused = CliRunner().invoke(app, ["get", "k", "--url", "unix:///nowhere"]).stderr.splitlines()
-    assert told == "redis-sessions: /nowhere can't be reached (No such file or directory): trying for up to 0.1 s"
+    assert told == "redis-sessions: /nowhere can't be reached (No such file or directory): trying for up to 2 s"
     assert refused.startswith("redis-sessions: /nowhere can't be reached (No such file or directory): check")
 
 

@@ -54,7 +54,7 @@ def test_import(cli: Cli, mixed: Path) -> None:
     assert "text, not a time" in reasons[0]
     assert "can't be the session ID" in reasons[1]
     assert (cli.value("new"), cli.value("live"), cli.value("old")) == (b"id-new", b"id-redis", None)
-    assert 0 <= DAY_MS - 3_600_000 - cli.pttl_ms("new") < 5_000
+    assert 0 <= DAY_MS - 3_600_000 - cli.pttl_ms("new") < 60_000
 
 
 def test_import_shows_the_verdicts(cli: Cli, mixed: Path) -> None:
@@ -126,7 +126,7 @@ def test_export_and_import_give_the_same_sessions(cli: Cli, url: str, tmp_path: 
     assert cli.json("export", file) == {"exported": 7, "not_timed": 1, "skipped": 1, "approximate": False}
     other = Cli(url, f"{cli.namespace}-other")
     assert other.json("import", file)["imported"] == 7
-    assert all(abs(ages_ms[key] - other.pttl_ms(key)) < 5_000 for key in ages_ms)
+    assert all(abs(ages_ms[key] - other.pttl_ms(key)) < 60_000 for key in ages_ms)
     other.raw.close()
 
 

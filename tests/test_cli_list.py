@@ -190,7 +190,7 @@ class TestRetime:
         assert cli.raw.hget(cli.keys.settings(), "max_age_ms") == b"3600000"
         cli.raw.pexpire(cli.keys.session_id("k"), HOUR_MS // 2)
         [row] = map(cli.result, cli("list", "--json").stdout.splitlines())
-        assert abs(row["idle_ms"] - HOUR_MS // 2) < 5_000
+        assert abs(row["idle_ms"] - HOUR_MS // 2) < 60_000
         assert cli.json("report")["idle_histogram"][-1]["up_to_ms"] == HOUR_MS
         assert cli.json("report", "--max-age", "2h")["idle_histogram"][-1]["up_to_ms"] == 2 * HOUR_MS
         # Its exit code is that of other checks.

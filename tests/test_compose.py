@@ -257,7 +257,7 @@ def test_a_worker_survives_an_outage(tmp_path):
 
 
 def test_a_stopped_worker_ends_its_turn_and_releases_the_lease(tmp_path):
-    options = ["--agent-works-ms=30000", "--conversations=1", "--namespace=n"]
+    options = ["--agent-works-ms=600000", "--conversations=1", "--namespace=n"]
     with EmbeddedServer() as server, endless_worker(tmp_path, server.url, *options) as worker:
         locks = tmp_path / "agent" / "locks"
         give_up_at_s = time.monotonic() + DEADLINE_S
@@ -265,10 +265,8 @@ def test_a_stopped_worker_ends_its_turn_and_releases_the_lease(tmp_path):
             assert time.monotonic() < give_up_at_s
             time.sleep(0.02)
         assert agents(tmp_path)
-        began_s = time.monotonic()
         worker.terminate()
-        assert worker.wait(10) == 0
-        assert time.monotonic() - began_s < 3  # a fraction of a second on a quiet machine
+        assert worker.wait(60) == 0  # the agent would work for ten minutes
         assert not agents(tmp_path)
         with SessionStore.from_url(server.url, StoreSettings(namespace="n")) as store:
             assert isinstance(store.acquire(*conversations(1)), Lease)

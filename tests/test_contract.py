@@ -282,8 +282,8 @@ class TestCounter:
                 operation()
 
 
-def test_namespaces_do_not_see_each_other(make_store, raw):
-    mine, other = make_store(), make_store(namespace="test-other-namespace")
+def test_namespaces_do_not_see_each_other(make_store, raw, namespace):
+    mine, other = make_store(), make_store(namespace=f"{namespace}.other")
     mine.set("a", "ID-1")
     lease = other.acquire("a")
     try:

@@ -66,8 +66,9 @@ def test_every_lease_is_renewed_repeatedly():
         renewals.wait(a=3, b=3, c=3)
     before = dict(renewals.seen)
     with renewals.renewing(*leases("d")):
-        renewals.wait(d=3)
-    assert {key: renewals.seen[key] for key in "abc"} == before
+        renewals.wait(d=5)
+    # One may have begun before its turn ended.
+    assert all(renewals.seen[key] <= before[key] + 1 for key in "abc")
 
 
 def test_a_renewal_that_hangs_delays_no_other_lease():
@@ -129,9 +130,10 @@ def test_a_failure_is_tried_again_and_a_loss_is_not(caplog):
     failing, lost = leases("failing", "lost")
     with renewals.renewing(failing), renewals.renewing(lost):
         renewals.wait(failing=3, lost=1)
+        for said in ("lease of 'failing' was not renewed", "conversation 'lost' was taken over"):
+            wait_until(lambda said=said: said in caplog.text, said)
+        renewals.wait(failing=5)
     assert renewals.seen["lost"] == 1
-    assert "lease of 'failing' was not renewed" in caplog.text
-    assert "conversation 'lost' was taken over" in caplog.text
 
 
 @pytest.mark.parametrize("fork", FORKS)
@@ -181,7 +183,7 @@ def threads(monkeypatch):
 
 @pytest.mark.parametrize("end", [SessionStore.close, None])
 def test_one_thread_serves_all_turns_of_a_store_until_it_is_closed_or_dropped(valkey, namespace, threads, end):
-    store = SessionStore.from_url(valkey.url, StoreSettings(namespace=namespace, lease_ms=600_000 if end else 300))
+    store = SessionStore.from_url(valkey.url, StoreSettings(namespace=namespace, lease_ms=600_000 if end else 6_000))
     for n in range(50):
         store.resume("a", lambda _: Turn("E", None))
         store.for_namespace(f"{namespace}.{n % 3}").resume("a", lambda _: Turn("E", None))
@@ -199,7 +201,7 @@ def test_one_thread_serves_all_turns_of_a_store_until_it_is_closed_or_dropped(va
 
 def test_no_turn_starts_a_thread_after_renewals(threads):
     """A thread that renews is replaced by the one that waits next, even if no other lease is there."""
-    renewals = Renewals()
+    renewals = Renewals(lease_ms=3_000)
     hanging = renewals.outcomes["a"] = threading.Event()
     a, b = leases("a", "b")
     with renewals.renewing(a):
@@ -222,7 +224,7 @@ def test_a_signal_as_the_thread_is_started_leaves_one_that_renews(monkeypatch, t
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "start_new_thread", interrupted)
-    renewals = Renewals()
+    renewals = Renewals(lease_ms=1_500)
     a, b = leases("a", "b")
     with pytest.raises(KeyboardInterrupt), renewals.renewing(a):
         pytest.fail("must not run")

@@ -139,8 +139,14 @@ def test_it_shows_a_store(cli: Cli):
         store.resume("chat:7", lambda _: Turn(UUID, None, context_tokens=61_000), agent="claude", place=place)
         store.acquire("chat:8")
         with exporting(*cli.options, "--scan-max-age", "0s", "--show-keys") as exporter:
-            wait_until(lambda: "chat:8" in served(exporter)[1], "the lease is listed")
-            headers, shown = served(exporter)
+            said = []
+
+            def scanned():
+                said[:] = served(exporter)
+                return "chat:8" in said[1] and "<title>1 live" in said[1]
+
+            wait_until(scanned, "both scans have ended")
+            headers, shown = said
             assert dict(page.HEADERS).items() <= dict(headers).items()
             text = "\n".join(Tags(shown).texts)
             for part in (

@@ -150,7 +150,8 @@ def test_a_registry_made_for_each_scrape(server, monkeypatch):
 # The end
 
 
-def test_close_ends_a_scan_and_logs_nothing(server, registry, caplog):
+def test_close_ends_a_scan_and_logs_nothing(server, registry, caplog, monkeypatch):
+    monkeypatch.setattr("redis_sessions.metrics.collector.CLOSE_WAIT_S", 20)
     began = threading.Event()
 
     class Endless(SessionStore):

@@ -91,7 +91,11 @@ def test_prometheus_scrapes_it(cli: Cli, tmp_path: Path) -> None:
         with log.open("w") as said:
             process = subprocess.Popen([program("prometheus"), *options, "--web.listen-address=127.0.0.1:0"], stderr=said)
         try:
-            wait_until(lambda: "ready to receive web requests" in log.read_text(), "Prometheus is ready", DEADLINE_S)
+            wait_until(
+                lambda: all(words in log.read_text() for words in ("ready to receive web requests", "Listening on")),
+                "Prometheus is ready",
+                DEADLINE_S,
+            )
             place = re.findall(r"127\.0\.0\.1:[1-9]\d+", log.read_text().partition("Listening on")[2])[0]
 
             def ask(path: str, **parameters: str) -> Any:
@@ -105,9 +109,14 @@ def test_prometheus_scrapes_it(cli: Cli, tmp_path: Path) -> None:
 
             mine = f'{{namespace="{cli.namespace}", job="sessions"}}'
             wait_until(lambda: value(f"claude_session_resume_failures_total{mine}") == "1", "scraped", DEADLINE_S)
-            assert value("up") == "1"
-            assert value(f"redis_sessions_up{mine}") == "1"
-            assert value(f"histogram_quantile(1, redis_sessions_idle_seconds_bucket{mine}) <= 60") is not None
+            wait_until(
+                lambda: (
+                    value("up") == value(f"redis_sessions_up{mine}") == "1"
+                    and value(f"histogram_quantile(1, redis_sessions_idle_seconds_bucket{mine}) <= 60") is not None
+                ),
+                "all of a scrape is there",
+                DEADLINE_S,
+            )
             cli("failures", "--increment")
             cli.plant("b", px=None)
             wait_until(lambda: value(f"claude_session_resume_failures_total{mine}") == "2", "scraped again", DEADLINE_S)

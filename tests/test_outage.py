@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 
@@ -37,7 +36,7 @@ def server():
 
 @pytest.fixture(params=["sync", "async"])
 def store(request, server, loop):
-    settings = StoreSettings(deadline_ms=200, socket_timeout_ms=300)
+    settings = StoreSettings(deadline_ms=200, socket_timeout_ms=20_000)
     kind = SessionStore if request.param == "sync" else AsyncSessionStore
     store = kind.from_url(server.url, settings)
     store = store if request.param == "sync" else Blocking(store, loop)
@@ -253,14 +252,11 @@ class TestRefusals:
             store.get(KEY)
 
     def test_full_memory_refuses_writes_but_not_reads(self, loop):
-        full = {"maxmemory": "3mb", "maxmemory-policy": "noeviction"}
+        full = {"maxmemory-policy": "noeviction"}
         with EmbeddedServer(extra=full) as server, SessionStore.from_url(server.url) as store:
             store.set(KEY, "R")
             lease = store.acquire(KEY)
-            for size in (100_000, 1_000, 10):  # ever smaller, until nothing fits any more
-                with pytest.raises(redis.exceptions.OutOfMemoryError):  # noqa: PT012
-                    for n in itertools.count():
-                        store.client.set(f"ballast{size}:{n}", "x" * size)
+            store.client.config_set("maxmemory", 1)
             assert store.get(KEY) == "R"
             for operation in (lambda: store.set(KEY, "E"), lambda: store.save(lease, "E")):
                 with pytest.raises(StoreUnavailable, match="OOM"):

@@ -20,7 +20,7 @@ from tests.servers import standalone, stopped, wait_until
 from tests.stores import Blocking, wait_for_renewal
 
 # How long a replica is waited for is half of this: one that is stopped, and one on a busy machine.
-QUICK_MS, PATIENT_MS = 300, 4_000
+QUICK_MS, PATIENT_MS = 300, 30_000
 
 
 class Pair:
@@ -98,12 +98,12 @@ def test_a_save_says_whether_replicas_have_it(pair, stores, caplog):
 @pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
 def test_the_timeout_of_a_callers_client_counts_if_it_is_shorter(pair, loop, namespace, kind):
     """Half of the settings' would be longer than such a client waits for the reply."""
-    timeout_ms = 2_000
+    timeout_ms = 6_000
     module = redis if kind is SessionStore else redis.asyncio
     client = module.Redis.from_url(pair.servers[0].url, socket_timeout=timeout_ms / 1000)
     store = kind(client, StoreSettings(namespace=namespace, replicas=1, socket_timeout_ms=10 * timeout_ms))
     store = store if kind is SessionStore else Blocking(store, loop)
-    with closing(store), pair.behind(), pytest.raises(NotReplicated, match="after 1000 ms 0 replicas have it, not 1"):
+    with closing(store), pair.behind(), pytest.raises(NotReplicated, match="after 3000 ms 0 replicas have it, not 1"):
         store.set("one", "ID-1")
 
 

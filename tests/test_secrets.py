@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import socket
 import traceback
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
@@ -19,6 +21,7 @@ from tests.stores import Blocking
 
 PASSWORDS = ["s3cret", "s3/c@r:e#t%", "s3'c\"ret\\n", "s3%2Fcret", "s3 c?r&e=t;", "s3çrét\N{SNOWMAN}"]
 SETTINGS = StoreSettings(deadline_ms=250, socket_timeout_ms=200, connect_timeout_ms=200)
+PATIENT = StoreSettings(deadline_ms=60_000, socket_timeout_ms=20_000, connect_timeout_ms=20_000)
 
 
 def spellings(password: str) -> set[str]:
@@ -65,15 +68,16 @@ def guarded():
 
 @pytest.fixture(scope="module")
 def dead():
-    with EmbeddedServer() as server:
-        server.kill()
-        yield server
+    """A port that refuses connections, and that nobody else can take."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield SimpleNamespace(port=bound.getsockname()[1])
 
 
-def open_store(flavour, url, loop):
+def open_store(flavour, url, loop, settings=SETTINGS):
     if flavour == "sync":
-        return SessionStore.from_url(url, SETTINGS)
-    return Blocking(AsyncSessionStore.from_url(url, SETTINGS), loop)
+        return SessionStore.from_url(url, settings)
+    return Blocking(AsyncSessionStore.from_url(url, settings), loop)
 
 
 def url_of(kind: str, server: EmbeddedServer, password: str) -> str:
@@ -147,7 +151,7 @@ class TestAWrongPasswordIsTriedOnce:
     @pytest.mark.parametrize("flavour", ["sync", "async"])
     def test_at_one_server(self, flavour, loop):
         with EmbeddedServer(extra={"requirepass": "right"}) as server:
-            store = open_store(flavour, f"redis://:wrong@127.0.0.1:{server.port}", loop)
+            store = open_store(flavour, f"redis://:wrong@127.0.0.1:{server.port}", loop, PATIENT)
             with redis.Redis(port=server.port, password="right") as raw:
                 for operation in (
                     lambda: store.get("a"),
@@ -169,7 +173,7 @@ class TestAWrongPasswordIsTriedOnce:
             for flavour in ("sync", "async"):
                 for raw in raws:
                     raw.acl_log_reset()
-                store = open_store(flavour, cluster.url.replace("://", "://:wrong@"), loop)
+                store = open_store(flavour, cluster.url.replace("://", "://:wrong@"), loop, PATIENT)
                 with pytest.raises(AccessDenied, match="WRONGPASS"):
                     store.get("a")
                 store.close()
@@ -181,7 +185,7 @@ class TestAWrongPasswordIsTriedOnce:
     def test_a_wrong_password_is_not_retried_as_an_outage(self, flavour, loop):
         """The right one, set later, is taken at the next call."""
         with EmbeddedServer(extra={"requirepass": "right"}) as server:
-            store = open_store(flavour, f"redis://:late@127.0.0.1:{server.port}", loop)
+            store = open_store(flavour, f"redis://:late@127.0.0.1:{server.port}", loop, PATIENT)
             with pytest.raises(AccessDenied):
                 store.get("a")
             with redis.Redis(port=server.port, password="right") as raw:
@@ -195,7 +199,7 @@ def test_a_refused_command_is_not_quoted(flavour, guarded, loop):
     """redis-py's pipelines and the server itself quote arguments."""
     with redis.Redis(port=guarded.port, password="the right one") as raw:
         raw.acl_setuser("narrow", enabled=True, passwords=["+p"], keys=["*"], commands=["+hello", "+auth"])
-    store = open_store(flavour, f"redis://narrow:p@127.0.0.1:{guarded.port}", loop)
+    store = open_store(flavour, f"redis://narrow:p@127.0.0.1:{guarded.port}", loop, PATIENT)
     secret = "ID-" + "s3cret"
     for name in ("set", "delete"):
         with pytest.raises(AccessDenied) as caught:

@@ -160,7 +160,8 @@ def test_a_line_a_scan_for_programs(server, store):
     try:
         first = json.loads(process.stdout.readline())
         store.increment_resume_failures()
-        second = json.loads(process.stdout.readline())
+        while not (second := json.loads(process.stdout.readline()))["window_failures"]:
+            pass
         server.kill()
         while "error" not in (away := json.loads(process.stdout.readline())):
             pass

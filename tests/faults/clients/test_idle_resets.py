@@ -97,7 +97,7 @@ async def _fill_nodes(client):
         await node.disconnect()
         for connection in [node.acquire_connection() for _ in range(IDLE)]:
             await connection.send_command("PING")
-            await connection.read_response()
+            assert await connection.read_response(timeout=30) == b"PONG"
             node.release(connection)
 
 
@@ -112,7 +112,7 @@ def test_no_turn_loses_its_context_and_no_count_is_lost(name, how, kind, worlds,
     monkeypatch.setattr(pools, "FRESH_S", 0.0)
     url, boxes = worlds(name)
     tally = ledger(ROW)
-    with opened(kind, url, loop, namespace=namespace, socket_timeout_ms=300, deadline_ms=6_000) as store:
+    with opened(kind, url, loop, namespace=namespace) as store:
         store.set("k", "LIVE")
 
         def forgotten():
