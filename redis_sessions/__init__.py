@@ -15,7 +15,8 @@ the only others are TypeError and what `run` itself raised. See also:
 
 The logger is `redis_sessions`. Its records are not shown until logging is configured, as by `logging.basicConfig()`.
 
-- ERROR: a conversation was taken over by another worker while its turn ran.
+- ERROR: a conversation was taken over by another worker while its turn ran, or could be, as the event loop was blocked for
+  longer than its lease.
 - WARNING: what an outage of Redis caused: a turn without a lease, not saved or not counted, a lease not renewed or not
   released, a failed scrape of the metrics; a save that came too late, as another worker had taken over, or that too few
   replicas have; a lease that is not renewed as no thread can be started; an ID that is invalid or another agent's; what is

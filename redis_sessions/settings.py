@@ -46,8 +46,8 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
     """How a store behaves. Immutable and checked: an unknown name or an invalid value raises InvalidSettings.
 
     Attributes:
-        namespace: first part of every key, 1 to 128 of `A-Z a-z 0-9 _ . @ -`; default: `"sessions"`. Workers that don't
-            share host, home and agent need separate ones.
+        namespace: first part of every key, 1 to 128 of `A-Z a-z 0-9 _ . @ -`; default: `"sessions"`. Workers that can't
+            resume each other's sessions need separate ones.
         session_max_age_ms: milliseconds that a session ID may stay unused before Redis drops it; default: 86400000 (24 h).
         lease_ms: milliseconds that a claim on a conversation lasts unless renewed; default: 30000 (30 s). A turn renews
             it every third of that.
@@ -74,9 +74,9 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
         max_connections: size of the connection pool, per node of a cluster and per event loop; default: 100. If all are
             in use, a call waits for one until its deadline.
 
-    Times are whole milliseconds up to a century, counts go up to 100000. The last four apply only to clients that this
-    package builds itself (`from_url`), except for the wait for replicas. `settings.model_copy(update={…})` returns changed
-    settings, also checked.
+    Times are whole milliseconds up to a century, counts go up to 100000, tokens to 1000000000. The last four apply only to
+    clients that this package builds itself (`from_url`), except for the wait for replicas.
+    `settings.model_copy(update={…})` returns changed settings, also checked.
     """
 
     namespace: Namespace = "sessions"

@@ -303,7 +303,7 @@ class SessionStore(BaseStore[SyncClient]):
         return leased(self._renewer, self._ops, self._renewals, key)
 
     def renew(self, lease: Lease) -> bool:
-        """Renew a lease for another `lease_ms`; False if another worker has taken the conversation over."""
+        """Renew a lease for another `lease_ms`; False if it was released or taken over."""
         return self._run(self._ops.renew(lease))
 
     def save(self, lease: Lease, session_id: str) -> bool:
@@ -391,9 +391,10 @@ class SessionStore(BaseStore[SyncClient]):
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> ImportResult:
-        """Import a sessions.json: what was used within the max age, with its remaining TTL. Run twice it changes nothing.
+        """Import a sessions.json: what was used within the max age, with its remaining TTL.
 
-        Live session IDs in Redis are kept as they are; `redis-sessions docs moving` lists the outcome for each entry.
+        Live session IDs in Redis are kept as they are, so it can be run again: that brings back only what was deleted or
+        refused meanwhile. `redis-sessions docs moving` lists the outcome for each entry.
 
         Args:
             path: the file.
@@ -561,7 +562,7 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
     """Session IDs of conversations in Redis, for asyncio: the methods of SessionStore, awaited; they raise the same errors.
 
     `AsyncSessionStore.from_url("redis://127.0.0.1:6379/0")` makes one; used in an `async with`, it closes its connections at
-    the end. Its client belongs to the event loop of its first command.
+    the end. It has a client for each event loop; one that you built belongs to the loop of its first command.
 
     Attributes:
         client: the redis-py client underneath.

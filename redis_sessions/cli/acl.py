@@ -62,9 +62,8 @@ def acl(
     but not the values, of other keys on that server.
 
     Examples:
-      redis-sessions acl > users.acl && redis-server --aclfile users.acl
-      redis-sessions acl --namespace sessions.claude@build-7 --cluster
       redis-sessions acl --generate passwords && redis-server --aclfile passwords/users.acl
+      redis-sessions acl --namespace sessions.claude@build-7 --cluster > users.acl
     """
     from redis_sessions.operations.acl import USERS, acl_lines
 

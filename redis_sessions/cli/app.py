@@ -143,7 +143,7 @@ _COMMANDS: Final[tuple[tuple[str, Callable[..., int], Mapping[int, str]], ...]] 
     ("report", report.report, {}),
     ("import", transfer.import_, {exits.PARTLY: "some entries were rejected"}),
     ("export", transfer.export, {exits.PARTLY: "some may have been missed"}),
-    ("doctor", doctor.doctor, {exits.PARTLY: "something is broken; with --strict, or not ok"}),
+    ("doctor", doctor.doctor, {exits.PARTLY: "something is broken (with --strict: or not ok)"}),
     ("retime", doctor.retime, {exits.PARTLY: "some may have been missed: run it again; or the answer was no"}),
     ("failures", conversations.failures, {exits.PARTLY: "the counter is not a number"}),
     ("agents", agents.agents, _NO_REDIS),

@@ -44,7 +44,7 @@ URL: Final = (
     "line: give a password in the environment."
 )
 PASSWORD: Final = "File with the password of the URL's user, if the URL has none."  # noqa: S105 - a help text
-NAMESPACE: Final = "First part of every key. Workers that don't share host, home and agent use separate ones."
+NAMESPACE: Final = "First part of every key. Workers that can't resume each other's sessions use separate ones."
 MAX_AGE: Final = f"How long an ID may stay unused: {DURATIONS}."
 CONFIG: Final = "JSON file with session_max_age_ms (or sessionMaxAgeMs), and max_turns and so on, at its top level."
 

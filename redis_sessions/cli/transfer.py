@@ -70,8 +70,9 @@ def import_(
 
     A sessions.json is an object from conversation keys to session IDs, or to records of "id" and "last_used_at". An entry
     that was used within the max age is imported for the rest of it; one that was used before that is expired; a live session
-    ID that Redis has already is kept; an invalid entry is rejected. Times may be seconds, milliseconds, microseconds or
-    ISO 8601, and are compared with the server's clock. Importing a file again changes nothing.
+    ID that Redis has already is kept; an invalid entry is rejected. Times may be seconds, milli-, micro- or nanoseconds, or
+    ISO 8601, and are compared with the server's clock. Importing a file again overwrites nothing, but brings back what was
+    deleted or refused meanwhile.
 
     A file of another shape is refused, with the options that read it.
 

@@ -97,11 +97,11 @@ MaxTurns = Annotated[
 ]
 MaxLifetime = Annotated[
     str | None,
-    value("--max-lifetime", "TIME", "The same, once it is this old.", envvar="REDIS_SESSIONS_MAX_LIFETIME"),
+    value("--max-lifetime", "TIME", "Start fresh once the session is this old.", envvar="REDIS_SESSIONS_MAX_LIFETIME"),
 ]
 MaxContext = Annotated[
     int | None,
-    value("--max-context", "TOKENS", "The same, once its context is this large.", envvar="REDIS_SESSIONS_MAX_CONTEXT"),
+    value("--max-context", "TOKENS", "Start fresh once its context is this large.", envvar="REDIS_SESSIONS_MAX_CONTEXT"),
 ]
 Replicas = Annotated[
     int | None,
@@ -192,7 +192,8 @@ def run(
     For agents that run one turn and end, in print mode: their output is read here while it is passed on.
 
     It takes the conversation's lease, looks up its session ID, adds the runtime's resume argument if there is one, and
-    passes on input, output, signals and exit code. The ID is saved once the model has answered, however the turn then ends.
+    passes on input, output, signals and exit code. The ID is saved once the output shows that the model has answered,
+    however the turn then ends.
     If the agent says that the session is gone, invalid or unusable, the ID is deleted, that is counted, and the command runs
     once more, fresh, with the same input; the output of the refused attempt is left out. Once a turn has begun, nothing is
     run again. Signals and time limits reach all that the agent started. Without Redis the agent still runs, fresh; stderr
@@ -211,7 +212,7 @@ def run(
       redis-sessions run "$KEY" -- claude -p --output-format json "Review the pull request"
       redis-sessions run "$KEY" --wait 30s --timeout 1h -- codex exec --json "Go on" > turn.jsonl
       redis-sessions run "$KEY" --max-turns 50 --max-context 150000 -- claude -p --output-format json "Go on"
-      redis-sessions run "$KEY" --agent claude -- ssh build-7 claude {resume} -p < prompt.txt
+      redis-sessions run "$KEY" --agent claude -- ssh build-7 claude {resume} -p --output-format json < prompt.txt
       redis-sessions run "$KEY" --agent-file bot.toml -- ./bot -p "Go on"
       redis-sessions run "$KEY" --resume-argument=--session={id} --id-field session.id -- ./bot {resume}
     """
