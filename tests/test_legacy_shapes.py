@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from redis_sessions import InvalidSettings, LegacyFileError
@@ -282,7 +282,7 @@ _parts = st.recursive(
     st.dictionaries(_names, _records | _nested, max_size=2)
     | st.lists(_nested, max_size=2)
     | _fields.map(lambda fields: {AN_ID: fields})
-    | st.sampled_from([7, "text", {}, [], {"mode": "plan"}, {"7": {"id": "user-0007"}}]),
+    | st.sampled_from([7, "text", {}, [], ["text"], {"mode": "plan"}, {"7": {"id": "user-0007"}}]),
     _maps,
     max_leaves=6,
 )
@@ -290,6 +290,7 @@ _parts = st.recursive(
 
 @settings(max_examples=300)
 @given(st.dictionaries(_names, _parts, min_size=1, max_size=3))
+@example({"sessions": [], "u1": {"a": {"sessionId": AN_ID}}, "u2": {"a": {"sessionId": AN_ID}}})
 def test_what_a_refusal_names_reads_every_session_or_nothing_is_named(tmp_path_factory, drawn):
     ids: list[str] = []
     path = tmp_path_factory.mktemp("legacy") / "in.json"
