@@ -133,6 +133,7 @@ def test_any_reply_to_any_command(kind, scheme, loop, tmp_path, amount):
             refused(operations)
             assert store.resume("k", lambda _: Turn("E", 1)).value == 1
 
+        check([[None, None, [None, b""]]])  # slots whose node has a port that is no number
         fuzz(amount, replies, check)
 
 
