@@ -6,4 +6,7 @@ from typing import Final
 from redis_sessions import server
 
 _PROCESS: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-server.FREE_PORTS = server.FREE_PORTS[_PROCESS :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
+_MINE: Final = slice(_PROCESS, None, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+# EmbeddedServer picks plain ports only.
+TLS_PORTS: Final = range(22_000, 22_768)[_MINE]
+server.FREE_PORTS = range(10_000, 22_000)[_MINE]

@@ -211,8 +211,8 @@ def _has(replica: redis.Redis, port: int, offset: int) -> bool:
     return state["master_port"] == port and state["master_link_status"] == "up" and state["slave_repl_offset"] >= offset
 
 
-def role(server: EmbeddedServer) -> str | None:
+def role(server: EmbeddedServer, patience_s: float = 0.5) -> str | None:
     """ "master" or "slave", as the server reports it; None if it does not answer."""
-    with contextlib.suppress(redis.RedisError), redis.Redis.from_url(server.url, socket_timeout=0.5) as client:
+    with contextlib.suppress(redis.RedisError), redis.Redis.from_url(server.url, socket_timeout=patience_s) as client:
         return str(client.info("replication")["role"])
     return None

@@ -90,8 +90,9 @@ class Blocking:
 
 @contextmanager
 def opened(kind: Any, url: str, loop: Loop, **settings: Any) -> Iterator[Any]:
-    """A store of either kind, called like a SessionStore."""
-    store = kind.from_url(url, StoreSettings(**settings))
+    """A store of either kind, called like a SessionStore. It waits long for a reply: on a busy machine that says nothing."""
+    patient = {"socket_timeout_ms": 10_000, "connect_timeout_ms": 10_000}
+    store = kind.from_url(url, StoreSettings(**patient | settings))
     store = store if kind is SessionStore else Blocking(store, loop)
     try:
         yield store

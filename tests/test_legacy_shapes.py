@@ -394,14 +394,14 @@ def test_usual_records_behave_the_same_in_long_runs(write, tmp_path):
 def test_an_interrupted_import_says_how_much_was_written(cli: Cli, tmp_path, monkeypatch):
     monkeypatch.setattr(test_cli_support, "PROGRAM", test_cli_support.program_with(batch_size=10))
     file = tmp_path / "in.json"
-    file.write_text(json.dumps({f"k{n}": {"id": f"ID-{n}", "last_used_at": NOW_MS} for n in range(300_000)}))
+    file.write_text(json.dumps({f"k{n}": {"id": f"ID-{n}", "last_used_at": NOW_MS} for n in range(100_000)}))
     process = spawn("import", str(file), *cli.options, stderr=subprocess.PIPE)
     while not cli.value("k600"):
         assert process.poll() is None
     os.kill(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == exits.INTERRUPTED
-    found = re.search(rb"ended early: of 300000 entries at least ([0-9]+) were written", said)
+    found = re.search(rb"ended early: of 100000 entries at least ([0-9]+) were written", said)
     there = sum(1 for _ in cli.raw.scan_iter(f"{cli.namespace}:id:*", count=10_000))
     assert 0 <= there - int(found[1]) <= 10
 

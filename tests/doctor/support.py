@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import redis
 
 from redis_sessions import SessionStore, StoreSettings
+from redis_sessions.doctor import connection
 from redis_sessions.doctor.findings import LOOK_RIGHTS, ClientFacts
 from redis_sessions.doctor.server import Examination, Server
 from redis_sessions.operations.acl import USERS
@@ -57,7 +59,8 @@ def healthy(directory, *, binary=None, rights=f"{NEEDED} {LOOK_RIGHTS}", user="s
     """A store on a server as `serve` runs it, with settings of its own, and a user that may look."""
     settings = {name.replace("_", "-"): value for name, value in extra.items()}
     server = EmbeddedServer(binary=binary, directory=directory, extra=settings)
-    with server, redis.Redis.from_url(server.url) as raw:
+    # A slow reply is the machine's here: test_slow_round_trips is about that.
+    with server, redis.Redis.from_url(server.url) as raw, patch.object(connection, "SLOW_MS", 5_000):
         raw.execute_command("ACL", "SETUSER", "sessions", "on", ">s3cret/x", "~sessions:*", "-@all", *rights.split())
         login = f"{user}:s3cret%2Fx@" if user else ""
         with SessionStore.from_url(server.url.replace("//", f"//{login}")) as store:

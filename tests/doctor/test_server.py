@@ -85,6 +85,7 @@ def test_replicas_not_needed_for_a_save(tmp_path):
             assert troubles(store.doctor()) == {"replicas": "warning"}
             assert troubles(replica.doctor()) == {"role": "broken"}
             raw.config_set("min-replicas-to-write", 1)
+            wait_until(lambda: raw.info("replication")["min_slaves_good_slaves"] == 1, "it counts as good")
             assert troubles(store.doctor()) == {}
 
 

@@ -223,7 +223,7 @@ def test_the_replicas_of_the_node_that_took_the_save_are_waited_for(cluster, slo
             store.set(key, "ID-3")  # MOVED
             with ExitStack() as stops:
                 for node in cluster.nodes:
-                    if role(node) == "slave":
+                    if role(node, 20) == "slave":
                         stops.enter_context(stopped(node.pid))
                 result = quick.resume(key, lambda asked: Turn("ID-4", asked))
                 assert (result.value, result.saved, result.replicated) == ("ID-3", True, False)

@@ -25,7 +25,7 @@ DEADLINE_MS = 1_500
 # Servers count whole milliseconds, and a key is still there in the one in which it expires.
 STILL_ALIVE_MS = 1
 # How long a thread may wait for a processor before it can read the clock, on a small machine with all workers busy.
-SLACK_S = 2.0
+SLACK_S = 5.0  # a busy machine may take that long for nothing at all
 
 
 @pytest.fixture(params=["valkey", "redis"])
@@ -53,7 +53,8 @@ def test_a_server_killed_under_load_has_all_that_it_acknowledged(durable, sync, 
     with both(durable.url, loop, namespace, lease_ms=1_000) as stores, short, redis.Redis.from_url(durable.url) as raw:
         stores[0].set("untouched", "ID-0")
         expires_at_ms = raw.pexpiretime(keys.session_id("untouched"))
-        clock_s = time.time() - time.monotonic()
+        # Whatever comes between the two makes it too small.
+        clock_s = max(time.time() - time.monotonic() for _ in range(100))
         with Load(stores) as load:
             for number in range(rounds):
                 load.goes_on()

@@ -105,7 +105,7 @@ def test_a_killed_import_that_is_run_again_has_the_same_result(server, client, s
         with SessionStore.from_url(server.url, StoreSettings(namespace="whole")) as store:
             undisturbed = store.import_legacy(path)
         before = client.dbsize()
-        for share in sorted(random.sample(range(95), 2)):
+        for share in sorted(random.sample(range(60), 2)):
             enough = before + undisturbed.imported * share // 100
             tally.injected += killed_once(start(*words), lambda enough=enough: client.dbsize() > enough)
         wait_until(lambda at_s=all_expired_at_ms / 1000: client.time()[0] > at_s, "some records have expired")
@@ -135,7 +135,10 @@ def test_a_killed_export_leaves_the_whole_old_or_new_file(server, client, start,
         keys = {row.key for row in store.sessions()} - {f"{n}" for n in SHORT}
 
     def begun():
-        drafts = [draft.stat().st_size for draft in tmp_path.glob(".sessions.json.*")]
+        drafts = []
+        for draft in tmp_path.glob(".sessions.json.*"):
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                drafts.append(draft.stat().st_size)
         return len(drafts), sum(drafts)
 
     for number in range(kills):

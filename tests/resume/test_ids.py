@@ -95,7 +95,8 @@ def test_after_an_outage_only_an_id_that_could_be_resumed_is_kept(held, saved):
 
         def run(session_id):
             server.start()
-            store.set(KEY, held)
+            with SessionStore.from_url(server.url) as other:
+                other.set(KEY, held)
             return Turn(E, None)
 
         result = store.resume(KEY, run, accepts=CAN_BE)

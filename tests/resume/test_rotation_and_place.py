@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import pytest
+import redis
 
-from redis_sessions import InvalidSettings, Judgement, LeaseHeld, Place, SessionElsewhere, StoreSettings, Turn, Verdict
+from redis_sessions import (
+    InvalidSettings,
+    Judgement,
+    LeaseHeld,
+    Place,
+    SessionElsewhere,
+    SessionStore,
+    StoreSettings,
+    Turn,
+    Verdict,
+)
 from redis_sessions.keys import RECORD_FIELDS, ROTATIONS, Keys
+from redis_sessions.server import EmbeddedServer
 from redis_sessions.testing import fake_store
 from tests.resume.stand_in import KEY, Agent, AgentError, says
 
@@ -278,13 +290,21 @@ class TestALeaseThatIsBroken:
         assert raw.pttl(Keys(namespace).lease(KEY)) > 0
 
 
-def test_a_record_fits_beside_its_id(valkey, namespace):
+def test_a_record_fits_beside_its_id(namespace):
     """As measured on Valkey 9, which shows the memory of a key with all that belongs to it.
 
     The embedded one allocates with libc, whose chunk is 16 bytes larger now and then: what is left of a free one is given
     along where it is too small for another. So each place is measured in several conversations, and the least counts.
     """
-    keys, store = Keys(namespace[:8]), valkey.sync(StoreSettings(namespace=namespace[:8]))
+    with (
+        EmbeddedServer() as server,
+        redis.Redis.from_url(server.url) as raw,
+        SessionStore.from_url(server.url, StoreSettings(namespace=namespace[:8])) as store,
+    ):
+        measure_records(store, Keys(namespace[:8]), raw)
+
+
+def measure_records(store, keys, raw):
     for place in (
         Place("build-worker", "/home/worker/.claude", "/home/worker/src/acme-shop"),
         Place("build-worker", "/home/worker/.claude", "/srv/agents/acme-shop-42"),
@@ -294,12 +314,10 @@ def test_a_record_fits_beside_its_id(valkey, namespace):
         for number in range(42, 50):
             conversation = f"acme/shop#{number}:r"
             record = keys.record(conversation)
-            valkey.raw.delete(*keys.leased(conversation))  # a record that was once larger keeps its room
+            raw.delete(*keys.leased(conversation))  # a record that was once larger keeps its room
             for _ in range(2):
                 store.resume(conversation, lambda _: Turn(R, context_tokens=145_123), agent="claude", place=place)
-            valkey.raw.hset(record, "u", 12_345_678)
-            assert {*valkey.raw.hkeys(record)} == {*map(str.encode, RECORD_FIELDS[:7])}
-            sizes.append(valkey.raw.memory_usage(record, samples=0))
+            raw.hset(record, "u", 12_345_678)
+            assert {*raw.hkeys(record)} == {*map(str.encode, RECORD_FIELDS[:7])}
+            sizes.append(raw.memory_usage(record, samples=0))
         assert min(sizes) <= 250, sizes
-    valkey.raw.delete(*valkey.raw.scan_iter(f"{namespace[:8]}:*"))
-    store.close()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from redis_sessions.agents import known_agents
 from tests import test_cli_support
@@ -269,7 +270,7 @@ class Stage:
 
     def wait_until_asked_in_vain(self) -> None:
         """Wait until somebody asks for a conversation that another one runs."""
-        with self.cli.raw.monitor() as monitor:
+        with redis.Redis.from_url(self.cli.url, socket_timeout=DEADLINE_S) as raw, raw.monitor() as monitor:
             for command in monitor.listen():
                 if "EVALSHA" in command["command"].upper() and self.cli.namespace in command["command"]:
                     return

@@ -83,6 +83,8 @@ def test_a_reader_that_stops_reading(stage: Stage, monkeypatch: pytest.MonkeyPat
     streams = {"stderr": subprocess.STDOUT if stderr == "the same pipe" else subprocess.PIPE}
     process = stage.start("--timeout", "30m", "--linger", "2h", **streams)
     agent = stage.hear("start")["pid"]
+    assert process.stdout is not None
+    assert process.stdout.readline() == TURN.encode()  # what is passed on has been understood
     if ends:
         stage.hear("ready")
     else:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+import pytest
+
+from tests import test_cli_support
 from tests.run.stage import Stage
 from tests.test_replicas import Pair
 
 
-def test_it_says_so_if_replicas_lack_the_session(stage: Stage) -> None:
+def test_it_says_so_if_replicas_lack_the_session(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as stack:
         pair = Pair(None, stack)
         options = ("--url", pair.servers[0].url, "--replicas", "1", "--result", str(stage.result_file))
-        done = stage.run(*options)
+        with monkeypatch.context() as patient:  # on a busy machine a replica may take its time
+            program = test_cli_support.program_with(socket_timeout_ms=20_000)
+            patient.setattr(test_cli_support, "PROGRAM", program)
+            done = stage.run(*options)
         assert (done.code, done.said, stage.result["replicated"]) == (0, [], True)
         with pair.behind():
             done = stage.run(*options)

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +15,6 @@ import pytest
 
 from redis_sessions.cli.signals import PASSED_ON, Signals, Stopped, send
 from redis_sessions.keys import LEASE_GRACE_MS
-from tests import test_cli_support
 from tests.run.stage import CLAUDE, FAMILY, HANG, KEY, REFUSED, SAID, TURN, E, R, Stage
 
 
@@ -219,16 +217,7 @@ def test_the_wrapper_is_killed(stage: Stage) -> None:
     assert stage.saved(E)
 
 
-SHORT_GRACE = """
-from redis_sessions.cli import main
-from redis_sessions.cli.run import process
-process.GRACE_S = 1.0
-main()
-"""
-
-
-def test_the_wrapper_is_killed_and_the_agent_ignores_sigterm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_cli_support, "PROGRAM", [sys.executable, "-c", SHORT_GRACE])
+def test_the_wrapper_is_killed_and_the_agent_ignores_sigterm(stage: Stage) -> None:
     stage.script(fresh=[["on", "SIGTERM", [["tell", "term"]]], *HANG])
     process = stage.start()
     stage.hear("ready")

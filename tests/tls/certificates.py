@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import random
 import socket
 
 import pytest
 
-from redis_sessions.server import FREE_PORTS
+from tests import TLS_PORTS
 
+_ports = itertools.cycle(random.sample(TLS_PORTS, len(TLS_PORTS)))  # each once, before any is used again
 LONG_AGO = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 EXPIRED = {"not_before": LONG_AGO, "not_after": LONG_AGO + dt.timedelta(days=1)}
 
@@ -52,8 +54,8 @@ class Certificates:
 
 def free_port():
     """A port for TLS; EmbeddedServer picks but the plain one."""
-    while True:
-        port = random.choice(FREE_PORTS)
+    for port in _ports:
         with socket.socket() as one, socket.socket() as bus:
             if one.connect_ex(("127.0.0.1", port)) and bus.connect_ex(("127.0.0.1", port + 10_000)):
                 return port
+    raise AssertionError("a cycle has no end")

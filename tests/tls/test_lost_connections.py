@@ -6,6 +6,7 @@ import pytest
 
 from redis_sessions import StoreUnavailable
 from redis_sessions.server import EmbeddedServer
+from tests.servers import wait_until
 from tests.stores import opened
 from tests.tls.ways import KINDS, door
 
@@ -37,7 +38,7 @@ def test_the_wrong_kind_of_port_is_suggested_in_the_remedy(serve, certificates, 
     ):
         store.get("a")
     assert "rediss://" in caught.value.remedy
-    assert came
+    wait_until(lambda: came, "the door has noted who came")
 
 
 @KINDS

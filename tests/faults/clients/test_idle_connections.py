@@ -102,7 +102,7 @@ class TestHungUp:
         tally = ledger("idle connection closed by the server")
         with (
             Middlebox(urlsplit(clean(valkey).url).port) as box,
-            opened(kind, box.url, loop, namespace=namespace) as store,
+            opened(kind, box.url, loop, namespace=namespace, socket_timeout_ms=1_000) as store,
         ):
             assert store.increment_resume_failures() == 1
             box.forget(Forget.SILENTLY)

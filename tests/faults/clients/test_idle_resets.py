@@ -112,7 +112,7 @@ def test_no_turn_loses_its_context_and_no_count_is_lost(name, how, kind, worlds,
     monkeypatch.setattr(pools, "FRESH_S", 0.0)
     url, boxes = worlds(name)
     tally = ledger(ROW)
-    with opened(kind, url, loop, namespace=namespace) as store:
+    with opened(kind, url, loop, namespace=namespace, socket_timeout_ms=1_000) as store:
         store.set("k", "LIVE")
 
         def forgotten():
@@ -225,6 +225,7 @@ def test_a_reply_too_many_is_nobodys(kind, calls, worlds, loop, namespace):
 
         async def received(connection, replies):
             if kind is SessionStore:
+                connection._sock.settimeout(30)
                 wait_until(lambda: connection._sock.recv(99, socket.MSG_PEEK) == replies, "all is there")
             while kind is AsyncSessionStore and connection._reader._buffer != replies:  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0)
