@@ -18,10 +18,7 @@ from redis_sessions import SessionStore, StoreSettings
 from redis_sessions.keys import LEASE_GRACE_MS, Keys
 from tests.faults.ledger import LEDGER
 from tests.servers import Cluster, find_redis_server, other_servers, standalone
-from tests.stores import AclPlace, Blocking, DecodingPlace, FakePlace, Loop, Place
-
-# On a busy machine a reply may be late, and what is sent again then counts differently.
-PATIENT = {"socket_timeout_ms": 10_000, "connect_timeout_ms": 10_000, "deadline_ms": 30_000}
+from tests.stores import PATIENCE, AclPlace, Blocking, DecodingPlace, FakePlace, Loop, Place
 
 # The duration of one example depends more on the machine than on the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -152,7 +149,7 @@ def make_store(
     opened: list[Any] = []
 
     def make(**settings: Any) -> Any:
-        chosen = StoreSettings(**{"namespace": namespace, **PATIENT} | settings)
+        chosen = StoreSettings(**{"namespace": namespace, "deadline_ms": 30_000, **PATIENCE} | settings)
         store = place.sync(chosen) if request.param == "sync" else Blocking(place.asynchronous(chosen), loop)
         opened.append(store)
         return store

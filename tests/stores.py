@@ -88,11 +88,15 @@ class Blocking:
         return call if inspect.iscoroutinefunction(method) else method
 
 
+# On a busy machine a late reply says nothing, and what is sent again then counts differently.
+PATIENCE: Final = {"socket_timeout_ms": 10_000, "connect_timeout_ms": 10_000}
+PATIENT: Final = StoreSettings(**PATIENCE)
+
+
 @contextmanager
 def opened(kind: Any, url: str, loop: Loop, **settings: Any) -> Iterator[Any]:
     """A store of either kind, called like a SessionStore. It waits long for a reply: on a busy machine that says nothing."""
-    patient = {"socket_timeout_ms": 10_000, "connect_timeout_ms": 10_000}
-    store = kind.from_url(url, StoreSettings(**patient | settings))
+    store = kind.from_url(url, StoreSettings(**PATIENCE | settings))
     store = store if kind is SessionStore else Blocking(store, loop)
     try:
         yield store

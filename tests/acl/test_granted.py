@@ -17,7 +17,7 @@ from redis_sessions.keys import Keys
 from redis_sessions.operations.acl import USERS
 from tests.acl.work import WORK, without
 from tests.servers import is_redis_6
-from tests.stores import Blocking
+from tests.stores import PATIENT, Blocking
 
 
 @pytest.mark.usefixtures("_checks_its_health")
@@ -28,9 +28,9 @@ def test_every_grant_is_needed(guarded, user, tmp_path):
             continue
         guarded.raw.flushall()
         guarded.raw.script_flush()
-        with SessionStore.from_url(guarded.url("admin")) as admin:
+        with SessionStore.from_url(guarded.url("admin"), PATIENT) as admin:
             admin.set("a", "ID-1")
-        with SessionStore.from_url(guarded.url(user)) as store:
+        with SessionStore.from_url(guarded.url(user), PATIENT) as store:
             if grant is None:
                 WORK[user](store, tmp_path)
                 continue
@@ -48,7 +48,7 @@ def test_every_grant_is_needed(guarded, user, tmp_path):
 def test_every_grant_is_needed_on_a_cluster(places, namespace, user, tmp_path):
     place = places.get("cluster-acl")
     place.set_users(namespace)
-    settings = StoreSettings(namespace=namespace)
+    settings = PATIENT.model_copy(update={"namespace": namespace})
     everywhere = {"target_nodes": redis.RedisCluster.ALL_NODES}
     for grant in (None, *sorted((USERS[user].on_cluster | {"eval"} & USERS[user].commands) - {"asking"})):
         place.raw.execute_command("SCRIPT FLUSH", **everywhere)

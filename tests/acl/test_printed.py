@@ -18,6 +18,7 @@ from redis_sessions.operations.acl import USERS, acl_lines
 from redis_sessions.server import EmbeddedServer
 from tests.acl.users import HASHES, VARIABLES, commands_of
 from tests.servers import is_redis_6
+from tests.stores import PATIENT
 from tests.test_cli_support import run
 
 
@@ -126,13 +127,13 @@ def test_saves_survive_a_restart(binary, tmp_path):
     extra = {"aclfile": str(tmp_path / "users.acl")}
     with EmbeddedServer(directory=tmp_path / "data", binary=binary, extra=extra) as server:
         url = server.url.replace("//", "//worker:s3cret%2Frandom-enough-worker@")
-        with SessionStore.from_url(url) as store:
+        with SessionStore.from_url(url, PATIENT) as store:
             assert store.save(store.acquire("leased"), "ID-1")
             store.set("set", "ID-2")
             held = store.acquire("held")
             assert isinstance(held, Lease)
         server.stop()
         server.start()
-        with SessionStore.from_url(url) as store:
+        with SessionStore.from_url(url, PATIENT) as store:
             assert (store.get("leased"), store.get("set")) == ("ID-1", "ID-2")
             assert store.acquire("held").holder == held.token

@@ -13,6 +13,7 @@ from redis_sessions.doctor.findings import LOOK_RIGHTS, ClientFacts
 from redis_sessions.doctor.server import Examination, Server
 from redis_sessions.operations.acl import USERS
 from redis_sessions.server import EmbeddedServer
+from tests.stores import PATIENT
 
 ADMIN = USERS["admin"]
 LOOK = LOOK_RIGHTS.split()
@@ -63,5 +64,5 @@ def healthy(directory, *, binary=None, rights=f"{NEEDED} {LOOK_RIGHTS}", user="s
     with server, redis.Redis.from_url(server.url) as raw, patch.object(connection, "SLOW_MS", 5_000):
         raw.execute_command("ACL", "SETUSER", "sessions", "on", ">s3cret/x", "~sessions:*", "-@all", *rights.split())
         login = f"{user}:s3cret%2Fx@" if user else ""
-        with SessionStore.from_url(server.url.replace("//", f"//{login}")) as store:
+        with SessionStore.from_url(server.url.replace("//", f"//{login}"), PATIENT) as store:
             yield store, raw

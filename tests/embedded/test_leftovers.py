@@ -70,7 +70,13 @@ def test_a_server_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
 
 def test_wait_returns_when_another_thread_stops_the_server(binary):
     with standalone(binary) as server:
-        stopper = threading.Thread(target=server.stop)
+        waited_for = server._process._waitpid_lock
+
+        def stop():
+            wait_until(waited_for.locked, "the other thread waits")
+            server.stop()
+
+        stopper = threading.Thread(target=stop)
         stopper.start()
         status = server.wait()
         stopper.join()

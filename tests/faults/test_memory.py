@@ -13,7 +13,7 @@ from redis_sessions.keys import RESUME_FAILURES, RESUMES, Keys
 from redis_sessions.server import EmbeddedServer
 from redis_sessions.settings import DAY_MS
 from tests.servers import find_redis_server
-from tests.stores import Blocking
+from tests.stores import PATIENT, Blocking
 
 BATCH = 1_000
 BYTES_A_SESSION = 75  # about half of what one takes, so that about half of all must go
@@ -38,9 +38,9 @@ def client(server):
 @pytest.fixture(params=["sync", "async"])
 def store(request, server, loop):
     if request.param == "sync":
-        store = SessionStore.from_url(server.url)
+        store = SessionStore.from_url(server.url, PATIENT)
     else:
-        store = Blocking(AsyncSessionStore.from_url(server.url), loop)
+        store = Blocking(AsyncSessionStore.from_url(server.url, PATIENT), loop)
     yield store
     store.close()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import redis
 
 from redis_sessions import Held, Lease, SessionStore, StoreSettings, StoreUnavailable
+from redis_sessions.client import execute
 from redis_sessions.client.execute import run
 from redis_sessions.operations.command import Command
 from tests.resend.losses import HASTY, LOSSES
@@ -179,7 +182,10 @@ def test_scripts_are_loaded_again(store, client):
     assert store.report().live == 1
 
 
-def test_tries_end(client):
+def test_tries_end(client, monkeypatch):
+    slept_s = []
+    clock = SimpleNamespace(monotonic=lambda: sum(slept_s), sleep=slept_s.append)
+    monkeypatch.setattr(execute, "time", clock)
     client.losses = ["before"] * 100
     with pytest.raises(StoreUnavailable) as caught:
         SessionStore(client, _link=HASTY).get("a")
