@@ -9,4 +9,4 @@ _PROCESS: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix(
 _MINE: Final = slice(_PROCESS, None, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 # EmbeddedServer picks plain ports only.
 TLS_PORTS: Final = range(22_000, 22_768)[_MINE]
-server.FREE_PORTS = range(10_000, 22_000)[_MINE]
+server.FREE_PORTS = range(10_000, 22_000)[_MINE]  # type: ignore[misc] # the same for each process, but for tests

@@ -89,7 +89,7 @@ class Blocking:
 
 
 # On a busy machine a late reply says nothing, and what is sent again then counts differently.
-PATIENCE: Final = {"socket_timeout_ms": 10_000, "connect_timeout_ms": 10_000}
+PATIENCE: Final[dict[str, Any]] = {"socket_timeout_ms": 10_000, "connect_timeout_ms": 10_000}
 PATIENT: Final = StoreSettings(**PATIENCE)
 
 
