@@ -171,11 +171,11 @@ def _reason(error: Exception, key: str | None, address: str, sent: str, *, clust
             return _Reason(f"the connection to {address} belongs to another event loop", remedy, SessionStoreError)
         raiser = _raiser(error)
         # A client of the caller's that decodes replies may meet bytes that are not text, which no server is to blame for.
-        clusters = cluster and raiser.split(".")[0] == "redis"
-        unread = raiser.startswith(_PARSERS) or (clusters and isinstance(error, ValueError))  # as a port that is no number
+        of_cluster = cluster and raiser.split(".")[0] == "redis"
+        unread = raiser.startswith(_PARSERS) or (of_cluster and isinstance(error, ValueError))  # as a port that is no number
         if unread and not isinstance(error, UnicodeDecodeError):
             return server(_NOT_REDIS)
-        if clusters and isinstance(error, _MISTAKES):
+        if of_cluster and isinstance(error, _MISTAKES):
             confused = f"the client was confused by changes of the cluster at {address} ({type(error).__name__})"
             return _Reason(confused, "try again when the changes have ended", passing=True)
         return None

@@ -220,11 +220,9 @@ class LegacyFile:
             names = islice(cursor.members(), SAMPLE)
             is_record = any(isinstance(cursor.value(), str | int) and name == shape.key_field for _, name in names)
             cursor.at = start
+        # A list, such as an empty one, says nothing if there are maps beside it.
         if self._first is None or (self._first[1] and not is_list and shape.key_field == NAME):
-            self._first = (
-                within,
-                is_list or is_record,
-            )  # a list, such as an empty one, says nothing if there are maps beside it
+            self._first = within, is_list or is_record
         if is_record:
             value = cursor.value()
             yield before, within, start, cursor.at, "", value
