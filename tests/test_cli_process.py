@@ -317,6 +317,7 @@ def test_serve_stops_in_order_and_loses_nothing(tmp_path: Path, signals: list[si
         with pytest.raises(ProcessLookupError):
             os.kill(server_id, 0)
     with serving("--dir", directory, "--port", "0") as (_, client):
+        assert client.config_get("append[of]*[yc]") == {"appendonly": "yes", "appendfsync": "always"}
         assert client.get("sessions:id:{k}") == b"id-1"
         assert 0 < DAY_MS - client.pttl("sessions:id:{k}") < 60_000
 

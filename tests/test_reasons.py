@@ -2,53 +2,98 @@
 
 from __future__ import annotations
 
-import ssl
-
 import pytest
 import redis
 from redis.cache import CacheConfig
 
 from redis_sessions import AccessDenied, AsyncSessionStore, CommandRefused, SessionStore, StoreUnavailable, Turn
-from redis_sessions.client.translate import translate
 from redis_sessions.client.url import parse, read_password
 from redis_sessions.errors import InvalidSettings
+from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer
 from tests.doctor.support import found
-from tests.servers import wait_until
+from tests.servers import find_redis_server, wait_until
 from tests.stores import Blocking, opened
 
 KINDS = pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore], ids=["sync", "async"])
 LONG = {"deadline_ms": 600_000}  # what is not told at once would run into the time limit of the test
 
 
-def lacking(command, directory):
+def lacking(command, directory, binary=None):
     """A server on which an operator has removed a command."""
     (file := directory / "more.conf").write_text(f'rename-command {command} ""\n')
-    return EmbeddedServer(extra={"include": str(file)})
+    return EmbeddedServer(binary=binary, extra={"include": str(file)})
 
 
-@pytest.fixture(scope="module", params=["EVALSHA", "EVAL", "TIME", "SCAN", "INFO"])
+def debians():
+    """The program of Debian's Redis; skips the test where there is none."""
+    return find_redis_server() or pytest.skip("no redis-server on the PATH")
+
+
+@pytest.fixture(scope="module", params=["EVALSHA", "EVAL", "TIME", "HSET", "SCAN", "INFO", "TIME of redis"])
 def without(request, tmp_path_factory):
-    with lacking(request.param, tmp_path_factory.mktemp("without")) as server:
-        yield server, request.param
+    command, _, redis_too = request.param.partition(" of ")
+    with lacking(command, tmp_path_factory.mktemp("without"), debians() if redis_too else None) as server:
+        yield server, command
 
 
 @KINDS
 def test_a_server_without_a_command(without, kind, loop, namespace):
     server, command = without
     with opened(kind, server.url, loop, namespace=namespace, **LONG) as store:
-        if command in ("EVALSHA", "EVAL", "TIME"):
+        if command not in ("SCAN", "INFO"):
             result = store.resume("k", lambda session_id: Turn("E", session_id))
             assert (result.value, result.saved) == (None, False)
-            assert "does not know" in result.reason
+            unknown = "a command of a script" if command in ("TIME", "HSET") else command
+            assert f"does not know {unknown}: allow it" in result.reason
         if command in ("EVALSHA", "EVAL"):
             with pytest.raises(CommandRefused, match=f"does not know {command}: allow it") as caught:
                 store.resume("k", lambda _: pytest.fail("must not run"), on_outage="raise")
             assert caught.value.key == "k"
+        # What is refused at the save alone must not leave the lease behind.
+        assert store.resume("k", lambda _: Turn("E", "ran"), wait_ms=0).value == "ran"
         finding = found(store.doctor(), "commands")
         assert finding.status == ("warning" if command in ("SCAN", "INFO") else "broken")
-        assert finding.found.endswith(f"does not know {command}")
+        assert finding.found.endswith(f"scripts can't call {command}" if command == "HSET" else f"does not know {command}")
         assert "allow it" in finding.remedy
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def guarded(request):
+    """A server, and the URL of its user that may not write records."""
+    binary = debians() if request.param == "redis" else None
+    with EmbeddedServer(binary=binary) as server, redis.Redis.from_url(server.url) as raw:
+        raw.execute_command("ACL SETUSER w on >p ~* +@all -hset")
+        yield raw, server.url.replace("://", "://w:p@")
+
+
+@KINDS
+def test_a_save_that_is_refused_leaves_neither_a_lease_nor_a_session(guarded, kind, loop, namespace):
+    raw, url = guarded
+    keys = Keys(namespace)
+    with opened(kind, url, loop, namespace=namespace, **LONG) as store:
+        for turn in range(2):
+            result = store.resume("k", lambda session_id: Turn("E", session_id))
+            assert (result.value, result.saved, raw.exists(*keys.leased("k"))) == (None, False, 0)
+            assert "(NOPERM)" in result.reason
+            assert store.counters()["fresh_starts_total"] == turn + 1
+        raw.set(keys.session_id("k"), "OLD")
+        assert store.resume("k", lambda session_id: Turn("E", session_id)).value == "OLD"
+        assert store.get("k") == "OLD"
+
+
+@KINDS
+def test_a_server_that_is_full_by_the_end_of_a_turn_still_releases_the_lease(kind, loop):
+    with EmbeddedServer(extra={"maxmemory-policy": "noeviction"}) as server, redis.Redis.from_url(server.url) as raw:
+
+        def fill(_):
+            raw.config_set("maxmemory", 1)
+            return Turn("E")
+
+        with opened(kind, server.url, loop, **LONG) as store:
+            result = store.resume("k", fill)
+            assert (result.saved, raw.keys("*:lease:*")) == (False, [])
+            assert "OOM" in result.reason
 
 
 def test_clients_of_another_library():
@@ -101,17 +146,6 @@ def test_a_cluster_that_announces_what_can_not_be_reached(loop):
                 f":{server.port} announces 127.0.0.1:1, which can't be reached (Connection refused" in caught.value.message
             )
             assert "cluster-announce-ip" in caught.value.remedy
-
-
-def test_a_cluster_that_announces_addresses_and_has_certificates_for_names():
-    reason = ssl.SSLCertVerificationError()
-    reason.verify_code = 64
-    error = redis.ConnectionError("Error 1 connecting to 10.0.0.1:6379.")
-    error.endpoint, error.__cause__ = "10.0.0.1:6379", reason
-    told = translate(error, None, "redis.example.org:6379", cluster=True)
-    assert told.passing is False
-    assert "10.0.0.1:6379 can't be reached (TLS failed: its certificate is for another name)" in told.error.message
-    assert "cluster-announce-hostname" in told.error.remedy
 
 
 @KINDS

@@ -98,7 +98,8 @@ _HUNG_UP: Final = "it hung up"
 
 # The commands that may be named where a server says that it doesn't know them; what else it quotes is never shown.
 _UNKNOWN = re.compile(r"unknown command [`'\"]?([A-Za-z]+)(?![A-Za-z])", re.IGNORECASE)
-_UNKNOWN_IN_SCRIPT = re.compile(r"Unknown Redis command called from script", re.IGNORECASE)
+# Valkey, and Redis since 7.2, leave out the "Redis".
+_UNKNOWN_IN_SCRIPT = re.compile(r"Unknown (Redis )?command called from script", re.IGNORECASE)
 _NAMES: Final = re.compile(
     "ASKING|AUTH|CLIENT|CLUSTER|COMMAND|CONFIG|DBSIZE|DEL|EVAL|EVALSHA|EXISTS|GET|INCR|INFO|MGET|PERSIST|PEXPIRE|PING|PTTL|"
     "READONLY|SCAN|SET|TIME|TYPE|WAIT|WAITAOF"

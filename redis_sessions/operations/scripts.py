@@ -134,7 +134,6 @@ if peek('GET', KEYS[1]) ~= ARGV[1] then
   return {0, #KEYS - 3}
 end
 local call, record = redis.call, KEYS[3]
-call('SET', KEYS[2], id, 'PX', ARGV[3])
 if ARGV[6] ~= '' then
   local was = peek('HMGET', record, 'id', 's', 't', 'f', 'c', 'i')
   if not was[1] or ARGV[5] == '-' or was[1] ~= id and was[1] ~= ARGV[5] then
@@ -158,6 +157,8 @@ if ARGV[6] ~= '' then
   end
   call('PEXPIRE', record, ARGV[3])
 end
+-- Last: what is refused before it, such as HSET, leaves the old ID, and the claim has shown that SET is not.
+call('SET', KEYS[2], id, 'PX', ARGV[3])
 local uncounted = count(4)
 if ARGV[4] == '' then
   redis.call('DEL', KEYS[1])

@@ -52,6 +52,7 @@ from redis_sessions.errors import (
     SessionElsewhere,
     SessionStoreError,
     StoreUnavailable,
+    is_away,
 )
 from redis_sessions.keys import FRESH_STARTS, GAVE_UP, RESUME_FAILURES, RESUMES, ROTATIONS
 from redis_sessions.operations.command import Op
@@ -337,7 +338,7 @@ class _RunningTurn:
                     yield Do(self.ops.delete(self.key, refused))
                 self.away = False
             except StoreUnavailable as outage:
-                self.away = True
+                self.away = is_away(outage)
                 if self.request.on_outage == "raise" and asked is not None and not judgement.turn_began:
                     raise outage from error
                 self._say(f"{_describe(outage)}; session {refused} may be tried once more")
@@ -379,9 +380,7 @@ class _RunningTurn:
                 self._say("the turn gave no session ID", logging.INFO)
             self.run = None
             self.uncounted += self._turn_counters()
-            # A lease that is still held counts as it is released.
-            if not (self.claimed and self.ops.counts_in_scripts):
-                yield from self._count_all()
+            yield from self._count_rest()
         return ResumeResult(
             value=turn.value,
             session_id=session_id,
@@ -434,15 +433,14 @@ class _RunningTurn:
                     self._say_unsaved(session_id, error)
             raise
         self.answered = None
-        if self.uncounted:
-            yield from self._count_all()
+        yield from self._count_rest()
         return saved
 
     def _say_unsaved(self, session_id: str, error: SessionStoreError) -> None:
-        self.away = isinstance(error, StoreUnavailable)
+        self.away = is_away(error)
         lost = "may expire as if unused" if session_id == self.previous else "may never be resumed"
-        # An outage that lasted from start to end was logged at its start.
-        level = logging.INFO if self.warned and self.away else logging.WARNING
+        # An outage or refusal that lasted from start to end was logged at its start.
+        level = logging.INFO if self.warned and isinstance(error, StoreUnavailable) else logging.WARNING
         self._say(f"not saved: {error}; session {session_id} {lost}", level)
 
     def _save(self, session_id: str, *, complete: bool, context_tokens: int | None) -> Flow[bool]:
@@ -519,25 +517,25 @@ class _RunningTurn:
             self.uncounted += [] if self.answered else self._turn_counters()
         if self.answered is not None:
             yield from self._save_or_say(self.answered, complete=False)
-        if self.claimed and not self.away:
+        if self.claimed:
             try:
                 released = yield from self._release()
                 if not released.mine and not released.resent and self.ran:
                     log.error("conversation %r was taken over before its turn ended", self.key)
             except SessionStoreError as error:
-                self.claimed, self.away = False, isinstance(error, StoreUnavailable)
-                log.warning("lease of %r was not released, it will expire: %s", self.key, error)
-        if self.uncounted:
-            yield from self._count_all()
+                self.claimed, self.away = False, is_away(error)
+                if self.ran:  # otherwise it is the claim that has failed, which is raised
+                    log.warning("lease of %r was not released, it will expire: %s", self.key, error)
+        yield from self._count_rest()
 
     def _release(self) -> Flow[Written]:
         again, self.unsure = self.unsure, True
         written: Written
         if self.undecided:
-            written = yield Do(self.ops.fail(self.claim, again=again))
+            written = yield Do(self.ops.fail(self.claim, again=again, once=self.away))
         else:
-            op = self.ops.release(self.claim, self._counted_in_script(self.uncounted), again=again)
-            written = yield Do(op)
+            counters = self._counted_in_script(self.uncounted)
+            written = yield Do(self.ops.release(self.claim, counters, again=again, once=self.away))
             self.uncounted = self._left(self.uncounted, written)
         self.claimed = self.unsure = False
         return written
@@ -559,7 +557,10 @@ class _RunningTurn:
             log.warning("%s: %d of these were not counted: see redis-sessions doctor", ", ".join(names), written.uncounted)
         return []
 
-    def _count_all(self) -> Flow[None]:
+    def _count_rest(self) -> Flow[None]:
+        """Count what no script will: a lease that is still held counts as it is released."""
+        if self.claimed and self.ops.counts_in_scripts:
+            return
         names, self.uncounted = self.uncounted, []
         for name in names:
             yield from self._count(name)
@@ -570,7 +571,7 @@ class _RunningTurn:
         try:
             yield Do(self.ops.increment(name))  # sent only once, so losing it doesn't show an outage
         except SessionStoreError as error:
-            log.warning("%s was not counted: %s", name, error)
+            log.log(logging.INFO if self.warned else logging.WARNING, "%s was not counted: %s", name, error)
 
     def _say(self, reason: str, level: int = logging.WARNING) -> None:
         self.reasons.append(reason)

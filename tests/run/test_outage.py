@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from redis_sessions.server import EmbeddedServer
@@ -21,6 +23,18 @@ def test_without_redis_the_agent_still_runs(stage: Stage, code: int) -> None:
     if code == 0:
         assert stage.result["how"] == "fresh"
         assert "store unavailable" in stage.result["reason"]
+
+
+@pytest.mark.parametrize("command", ["EVAL", "EVALSHA", "HSET"])
+def test_what_a_server_refuses_does_not_stop_the_agent(stage: Stage, command: str, tmp_path: Path) -> None:
+    stage.script(fresh=[*SAID, ["exit", 0]])
+    (file := tmp_path / "more.conf").write_text(f'rename-command {command} ""\n')
+    with EmbeddedServer(extra={"include": str(file)}) as server:
+        for _ in range(2):  # the first must not leave a lease behind
+            done = stage.run("--url", server.url, "--result", str(stage.result_file))
+            assert (done.code, done.out) == (0, TURN.encode())
+            assert (stage.result["how"], stage.result["saved"]) == ("fresh", False)
+            assert "does not know" in stage.result["reason"]
 
 
 def test_without_redis_and_on_outage_raise(stage: Stage) -> None:

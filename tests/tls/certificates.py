@@ -27,6 +27,7 @@ class Certificates:
         stranger.cert_pem.write_to_path(directory / "stranger-ca.pem")
         for name, ca, identity, options in (
             ("server", ours, "127.0.0.1", {}),
+            ("localhost", ours, "localhost", {}),
             ("elsewhere", ours, "redis.example.org", {}),
             ("expired", ours, "127.0.0.1", EXPIRED),
             ("client", ours, "worker", {}),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+import redis
 
+from redis_sessions import StoreUnavailable
+from redis_sessions.server import EmbeddedServer
 from tests.acl.work import move
 from tests.servers import CLUSTER_SETTINGS, Cluster, wait_until
 from tests.stores import opened
@@ -46,6 +49,23 @@ def serves_who_trusts_it(url, certificates, loop, namespace, tmp_path, kind, ref
 @KINDS
 def test_a_cluster(cluster_url, certificates, loop, namespace, tmp_path, kind, refusals):
     serves_who_trusts_it(cluster_url, certificates, loop, namespace, tmp_path, kind, refusals)
+
+
+@KINDS
+def test_a_cluster_that_announces_addresses_and_has_certificates_for_names(binary, certificates, loop, kind):
+    one_node = {"cluster-enabled": "yes", "tls-cluster": "yes", "cluster-announce-ip": "127.0.0.1"}
+    settings = certificates.settings("localhost", "no") | one_node
+    with EmbeddedServer(binary=binary, extra=settings) as server:
+        with redis.Redis.from_url(server.url) as raw:
+            raw.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16_383)
+            wait_until(lambda: b"cluster_state:ok" in raw.execute_command("CLUSTER", "INFO"), "the cluster serves")
+        url = f"rediss+cluster://localhost:{settings['tls-port']}{certificates.options(client=None)}"
+        # At once, since waiting can't help: the deadline is beyond the time limit of the test.
+        with opened(kind, url, loop, deadline_ms=600_000) as store, pytest.raises(StoreUnavailable) as caught:
+            store.get("k")
+    announced = f"127.0.0.1:{settings['tls-port']} can't be reached (TLS failed: its certificate is for another name)"
+    assert announced in caught.value.message
+    assert "cluster-announce-hostname" in caught.value.remedy
 
 
 @pytest.fixture(scope="module")
