@@ -377,22 +377,26 @@ class Operations:
         return Lease(key, token, str(raw, "ascii"), values=tuple(values), now_ms=None if now_ms is None else int(now_ms))
 
     def _sees(self, key: str, token: str) -> Op[bool]:
-        """Whether the token of a claim is in the lease on the server that has the ID.
+        """Whether the token of a claim is seen by the other keys of its conversation, and by all keys of others or none.
 
-        It also looks at the servers of many other keys: where one has another server, the counters may have, too. And it
-        asks for the max age, which spares the first save a round trip of its own where both have the same.
+        A proxy that hashes whole keys is found out by the probes, whatever the luck of the first conversation. Where a probe
+        has another server, the counters may have, too. And it asks for the max age, which spares the first save a round trip
+        of its own where both have the same.
         """
-        lease, routes = self.keys.lease(key), map(self.keys.session_id, (key, *PROBES))
-        looks = [Command(("EVAL", scripts.READ_BACK, "2", route, lease), key, optional=True) for route in routes]
+        lease, of_each = self.keys.lease(key), [self.keys.leased(name) for name in (key, *PROBES)]
+        looks = [
+            Command(("EVAL", scripts.READ_BACK, "2", route, lease), key, optional=True) for keys in of_each for route in keys
+        ]
         max_age = Command(("HGET", self.keys.settings(), _MAX_AGE), optional=True, even_away=True)
         [raw, *replies] = yield [max_age, *looks]
         if isinstance(raw, bytes | str) and _max_age(raw) == self.settings.session_max_age_ms:
             self._compare_at_s = _NEVER
-        seen = [found in (token, token.encode()) for found in replies]
+        # A refusal doesn't say where the keys are.
+        seen = [None if isinstance(found, SessionStoreError) else found in (token, token.encode()) for found in replies]
         if not all(seen):
             self.counts_in_scripts = False
-        # A refusal doesn't say where the keys are.
-        return seen[0] or isinstance(replies[0], SessionStoreError)
+        per_name = [{*seen[first : first + 3]} - {None} for first in range(0, len(seen), 3)]
+        return per_name[0] <= {True} and all(len(each) <= 1 for each in per_name)
 
     def renew(self, lease: Lease) -> Op[bool]:
         _check_lease(lease)
@@ -492,20 +496,27 @@ class Operations:
         asked = lease.session_id or ""
         return _written((yield [self._leased(scripts.REJECT, lease, asked, self._lease_ttl_ms, counters=counters)]))
 
-    def fail(self, lease: Lease, *, again: bool = False) -> Op[Written]:
-        """Count an undecided failure and release the lease. `again`: see `release`."""
+    def fail(self, lease: Lease, *, again: bool = False, once: bool = False) -> Op[Written]:
+        """Count an undecided failure and release the lease. `again`, `once`: see `release`."""
         _check_lease(lease)
         if not self.settings.records:
-            return (yield from self.release(lease, again=again))
+            return (yield from self.release(lease, again=again, once=once))
         command = self._leased(scripts.FAIL, lease, lease.session_id or "", self._max_age_ms)
-        return _written((yield [command._replace(again=again)]), again=again)
+        return (yield from _ended(command._replace(again=again), once=once))
 
-    def release(self, lease: Lease, counters: Sequence[str] = (), *, again: bool = False) -> Op[Written]:
-        """Release a lease. `again`: whether that was begun before, also by a save, and may have been carried out."""
+    def release(self, lease: Lease, counters: Sequence[str] = (), *, again: bool = False, once: bool = False) -> Op[Written]:
+        """Release a lease.
+
+        Args:
+            lease: which.
+            counters: to increment, where `counts_in_scripts`.
+            again: whether that was begun before, also by a save, and may have been carried out.
+            once: whether to try only once, at a server that was away a moment ago.
+        """
         _check_lease(lease)
         redis_keys = (self.keys.lease(lease.key), *map(self.keys.counter, counters))
         command = Command((lease.token,), lease.key, scripts.RELEASE, redis_keys, tell_again=True, again=again)
-        return _written((yield [command]), again=again)
+        return (yield from _ended(command, once=once))
 
     def break_lease(self, key: str) -> Op[Held | None]:
         redis_key = self.keys.lease(key)
@@ -559,6 +570,14 @@ def _check_lease(lease: object) -> None:
     if not isinstance(lease, Lease):
         held = ", which says that another worker has the conversation" if isinstance(lease, Held) else ""
         raise TypeError(f"a lease must be a Lease, as acquire returns it, not a {type(lease).__name__}{held}")
+
+
+def _ended(command: Command, *, once: bool) -> Op[Written]:
+    """Send a script that releases the lease."""
+    replies = yield [command._replace(resend=False, optional=True, even_away=True) if once else command]
+    if isinstance(replies[0], SessionStoreError):
+        raise replies[0]
+    return _written(replies, again=command.again)
 
 
 def _written(replies: list[list[int]], *, again: bool = False) -> Written:
