@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
 import redis
 
-from redis_sessions import AsyncSessionStore, InexactScan, KeysScattered, Lease, SessionStore, StoreSettings, Turn
+from redis_sessions import AsyncSessionStore, InexactScan, KeysScattered, SessionStore, StoreSettings, Turn
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.server import EmbeddedServer
+from tests.doctor.support import found
 from tests.proxies import envoy, twemproxy
 from tests.servers import standalone
 from tests.stores import opened
@@ -84,21 +86,35 @@ def test_an_import_is_found_again_or_refused(store: SessionStore, tmp_path) -> N
         assert [store.get(key) for key in KEYS] == ["ID-1"] * len(KEYS)
 
 
+def test_the_doctor_tells_what_a_proxy_refuses(store: SessionStore, request: pytest.FixtureRequest) -> None:
+    """By that alone nothing is broken, for turns work; and nothing is said to be ok that only one of the servers shows."""
+    diagnosis = store.doctor()
+    [proxy] = re.findall(r"envoy[a-z-]*|twemproxy", request.node.name)
+    refused = {"twemproxy": {"TIME", "SCAN", "INFO"}, "envoy": {"SCAN", "INFO"}, "envoy-info": {"SCAN"}}.get(proxy, set())
+    commands = found(diagnosis, "commands")
+    assert commands.status == ("warning" if refused else "ok")
+    assert not refused or set(re.findall("EVAL|TIME|SCAN|INFO", commands.found)) == refused
+    assert diagnosis.broken == 0
+    for check in ("no-ttl", "max-age", "values", "names", "leases"):
+        assert (found(diagnosis, check).status, check) == ("unknown", check)
+        assert "URL of the server itself" in found(diagnosis, check).remedy
+
+
 @pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
-def test_a_conversation_that_would_be_split_is_refused(servers, kind, loop, tmp_path) -> None:
+def test_no_conversation_is_split(servers, kind, loop, tmp_path) -> None:
+    """Where it is the server of each key that counts, even those of which all keys are together are refused."""
     with twemproxy(servers, tmp_path) as url:
-        refused = 0
-        for key in KEYS:  # of each, lease and ID are on the same server by chance
+        for key in KEYS:
             with opened(kind, url, loop, deadline_ms=500) as store:
-                try:
-                    assert isinstance(store.acquire(key), Lease)
-                except KeysScattered as error:
-                    assert error.key == key
-                    assert "hash_tag" in error.remedy
-                    refused += 1
-        assert refused > 0
-        left = sum(len(list(redis.Redis.from_url(server.url).scan_iter("*"))) for server in servers)
-        assert left == len(KEYS) - refused  # a refused claim leaves no lease behind
+                for _ in range(2):
+                    with pytest.raises(KeysScattered, match="hash_tag") as caught:
+                        store.acquire(key)
+                    assert caught.value.key == key
+                result = store.resume(key, lambda _: Turn("ID-1"))
+                assert (result.saved, store.get(key)) == (False, None)
+                assert "hash_tag" in result.reason
+        # A refused claim leaves no lease behind.
+        assert [redis.Redis.from_url(server.url).dbsize() for server in servers] == [0, 0]
 
 
 def test_one_server_behind_a_proxy_that_answers_is_proven(servers) -> None:

@@ -8,14 +8,28 @@ from statistics import median
 from typing import Final
 
 from redis_sessions.doctor.findings import BROKEN, OK, WARNING, Outcome, check
-from redis_sessions.doctor.server import Examination, Fields, Server, named, number, text
-from redis_sessions.errors import AccessDenied, CommandRefused, SessionStoreError
+from redis_sessions.doctor.server import Examination, Fields, Server, named, number, text, unanswered
+from redis_sessions.errors import AccessDenied, CommandRefused, SessionStoreError, is_away
 from redis_sessions.operations.acl import words
 from redis_sessions.operations.command import Command, Op, Script
 from redis_sessions.operations.text import duration
 
 SLOW_MS: Final = 50
 CLOCK_MS: Final = 1_000
+# Which of these commands are unknown. Called without arguments: none but TIME does anything.
+_UNKNOWN: Final = Script("""
+local unknown = {}
+for _, name in ipairs(ARGV) do
+  local reply = redis.pcall(name)
+  if type(reply) == 'table' and reply.err and string.find(tostring(reply.err), 'nknown', 1, true) then
+    unknown[#unknown + 1] = name
+  end
+end
+return unknown
+""")
+# What the scripts of a turn call.
+_IN_SCRIPTS: Final = ("GET", "SET", "DEL", "INCR", "HGET", "HMGET", "HSET", "HDEL", "HINCRBY", "PTTL", "PEXPIRE", "TIME")
+_RENAMED: Final = "allow it in the settings of the server (rename-command)"
 ROUND_TRIPS: Final = 5
 # Permissions to flush, stop or reconfigure the server, or to list what others keep there.
 _TOO_MUCH: Final = words(
@@ -45,26 +59,33 @@ def sentinel(about: Examination) -> Outcome:
 @check("commands", why="a command that is removed, renamed or over a quota makes every turn run fresh, and nothing is saved")
 def commands(about: Examination) -> Op[Outcome]:
     """Whether the server, or a proxy before it, takes what the operations send. SELECT was sent before any of these."""
-    redis_key, node, source = about.keys.lease("redis-sessions doctor"), about.server.handle, "return 1"
-    tried = [
-        Command(("EVAL", source, "1", redis_key), optional=True),
-        Command(("EVALSHA", Script(source).sha, "1", redis_key), optional=True),
-        *(Command(each, node=node, optional=True) for each in (("TIME",), ("SCAN", "0", "MATCH", redis_key), ("INFO",))),
-    ]
-    refused: dict[str, CommandRefused] = {}
-    for command in tried:
-        [reply] = yield [command]
-        if isinstance(reply, AccessDenied) and command in tried[:2]:  # the others are not granted to every kind of user
-            raise reply
-        # Without EVAL no script is there for EVALSHA, which then says so.
-        if isinstance(reply, CommandRefused) and not reply.message.endswith("(NOSCRIPT)"):
-            refused[str(command.args[0])] = reply
+    refused, denied, unknown = dict[str, CommandRefused](), list[AccessDenied](), list[str]()
+    redis_key = about.keys.lease("redis-sessions doctor").decode()
+    # A proxy needs a key to choose a server by; on a cluster that key may belong to another node.
+    called = (*(("1", redis_key) if about.server.handle is None else ("0",)), *_IN_SCRIPTS)
+    scripts = (("EVAL", _UNKNOWN.source, *called), ("EVALSHA", _UNKNOWN.sha, *called))
+    for asked in (*scripts, ("TIME",), ("SCAN", "0", "MATCH", redis_key), ("INFO",)):
+        try:
+            reply = yield from about.server.ask(*asked)
+        except CommandRefused as error:
+            # Without EVAL no script is there for EVALSHA, which then says so.
+            if not error.message.endswith("(NOSCRIPT)"):
+                refused[asked[0]] = error
+        except AccessDenied as error:
+            denied.append(error)
+        else:
+            if asked in scripts:
+                unknown = [text(name) for name in reply]
+                refused |= {name: CommandRefused(f"scripts can't call {name}", remedy=_RENAMED) for name in unknown}
     if not refused:
+        if denied:
+            raise denied[0]
         return OK, "scripts, TIME, SCAN and INFO are not refused", None
     first = next(iter(refused.values()))
     also = "".join(f"; {name} is refused, too" for name in list(refused)[1:])
-    # A scan needs all of them, a turn the first three.
-    return BROKEN if refused.keys() - {"SCAN", "INFO"} else WARNING, f"{first.message}{also}", first.remedy
+    # A scan needs all of them, a turn only scripts and what they call.
+    harms_turns = unknown or refused.keys() & {"EVAL", "EVALSHA"}
+    return BROKEN if harms_turns else WARNING, f"{first.message}{also}", first.remedy
 
 
 @check("login", why="anyone who can log in may read, change and flush")
@@ -83,6 +104,8 @@ def login(about: Examination) -> Op[Outcome]:
     bound = [word.removeprefix("-") for word in (yield from about.server.setting("bind")).split()]
     if bound and all(place_of(f"{host}:6379") == "here" for host in bound):
         return OK, "no password, but on loopback only", None
+    if not number((yield from about.server.setting("port"))) and not (yield from _tls_port(about.server)):
+        return OK, "no password, but it listens on a unix socket only", None
     name, _, numbers = yield from about.server.version()
     before_7 = name == "Redis" and numbers < (7,)
     if not bound and not before_7:
@@ -155,11 +178,12 @@ def clock(about: Examination) -> Op[Outcome]:
 
 @check("client", why="a client that mixes up replies hands out the session ID of another conversation")
 def client(about: Examination) -> Outcome:
+    safe_one = "use SessionStore.from_url, which builds a safe one"
     if about.client.risks is None:
-        raise SessionStoreError("the client that was passed in is of an unknown kind")
+        raise SessionStoreError("the client that was passed in is of an unknown kind", remedy=safe_one)
     found = "the redis-py client that was passed in " + "; and it ".join(about.client.risks)
     safe = (OK, "never resends a counter, never mixes up replies", None)
-    return (WARNING, found, "use SessionStore.from_url, which builds a safe one") if about.client.risks else safe
+    return (WARNING, found, safe_one) if about.client.risks else safe
 
 
 CHECKS: Final = (sentinel, commands, login, replay, rights, tls, round_trip, clock, client)
@@ -181,15 +205,21 @@ def _user(server: Server, name: str) -> Op[tuple[list[str], list[tuple[str, list
     return [text(flag) for flag in rules["flags"]], grants
 
 
+def _tls_port(server: Server) -> Op[int]:
+    """The port for TLS; 0 where the server was built without it."""
+    found = named((yield from server.ask("CONFIG", "GET", "tls-port")))
+    return number(found.get("tls-port", 0))
+
+
 def _timing(server: Server) -> Op[tuple[float, float]]:
     """A round trip, and how far this machine's clock is ahead of the server's, in milliseconds."""
     trips_ms, ahead_ms = [], []
     for _ in range(ROUND_TRIPS):
         sent_at_s, began_s = time.time(), time.perf_counter()
-        [reply] = yield [Command(("TIME",), node=server.handle, optional=True)]
+        [reply] = yield [Command(("TIME",), node=server.handle, resend=False, optional=True, even_away=True)]
         took_ms = (time.perf_counter() - began_s) * 1000
         if isinstance(reply, SessionStoreError):
-            raise reply
+            raise unanswered("TIME") if is_away(reply) else reply
         trips_ms.append(took_ms)
         # The server read its clock about half-way.
         ahead_ms.append(sent_at_s * 1000 + took_ms / 2 - int(reply[0]) * 1000 - int(reply[1]) / 1000)

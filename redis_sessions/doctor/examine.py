@@ -34,7 +34,8 @@ def examine(
     sessions.kept(settings.session_max_age_ms, agent)
     check_progress(progress)
     [handles] = yield [PRIMARIES]
-    servers = [Server(handle) for handle in handles]
+    keys = Keys(settings.namespace)
+    servers = [Server(keys, handle) for handle in handles]
     served = all((yield from side_by_side([each.serves() for each in servers])))
     # If some primaries of a cluster are down, another one is asked what is the same on all.
     reached = next((each for each in servers if each.away is None), servers[0])
@@ -42,7 +43,7 @@ def examine(
         raise reached.away
     if served:
         # A user that may not even read this can do nothing.
-        [counter] = yield [Command(("GET", Keys(settings.namespace).counter(RESUME_FAILURES)), optional=True)]
+        [counter] = yield [Command(("GET", keys.counter(RESUME_FAILURES)), optional=True)]
         if isinstance(counter, AccessDenied):
             raise counter
         settings = yield from agreed(settings)

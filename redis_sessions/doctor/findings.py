@@ -9,7 +9,7 @@ from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
-from redis_sessions.errors import AccessDenied, CommandRefused, SessionStoreError
+from redis_sessions.errors import AccessDenied, SessionStoreError
 from redis_sessions.operations.command import Op
 
 
@@ -97,8 +97,7 @@ class Check(Generic[S]):
             status, found, fix = (yield from outcome) if isinstance(outcome, Generator) else outcome
         except SessionStoreError as error:
             status, found = UNKNOWN, error.message
-            refused = error.remedy if isinstance(error, CommandRefused) else None
-            fix = _DENIED if isinstance(error, AccessDenied) else refused or "ask the operator of the server"
+            fix = _DENIED if isinstance(error, AccessDenied) else error.remedy or "ask the operator of the server"
         return Finding(check=self.name, status=status, found=found, why=self.why, remedy=fix)
 
 

@@ -8,10 +8,10 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from redis_sessions.doctor.findings import BROKEN, OK, WARNING, ClientFacts, Outcome, check
-from redis_sessions.errors import AccessDenied, SessionStoreError, StoreUnavailable, is_away
+from redis_sessions.errors import AccessDenied, CommandRefused, SessionStoreError, StoreUnavailable, is_away
 from redis_sessions.keys import Keys
 from redis_sessions.operations.command import Command, Op, T
-from redis_sessions.operations.scan import Progress, Scan
+from redis_sessions.operations.scan import Progress, Scan, answered
 from redis_sessions.settings import StoreSettings
 
 MEMORY_FULL: Final = 0.9
@@ -28,10 +28,12 @@ class Fields(dict[str, Any]):
 class Server:
     """One server. Whatever it is asked, it is asked once; a refusal is raised, as SessionStoreError, at each use.
 
-    `handle` is the cluster primary, as PRIMARIES gave it; None where there is only one server.
+    `keys` are those of the namespace; `handle` is the cluster primary, as PRIMARIES gave it, None where there is only one
+    server.
     """
 
-    def __init__(self, handle: object = None, answers: Mapping[Any, Any] | None = None) -> None:
+    def __init__(self, keys: Keys, handle: object = None, answers: Mapping[Any, Any] | None = None) -> None:
+        self.keys = keys
         self.handle = handle
         # Results and errors so far, by the words of a command or the name of an operation.
         self.answers = dict(answers or {})
@@ -55,8 +57,11 @@ class Server:
         return (yield from self.once(words, self._ask(words)))
 
     def _ask(self, words: tuple[str, ...]) -> Op[Any]:
+        if self.handle is None:
+            reply = yield from answered(self.keys, *words)
+            return unanswered(words[0]) if is_away(reply) else reply
         if self.away is None:
-            [reply] = yield [Command(words, node=self.handle, optional=True, even_away=self.handle is not None)]
+            [reply] = yield [Command(words, node=self.handle, optional=True, even_away=True)]
             if not is_away(reply):
                 return reply
             # The client's own error names every host of the URL.
@@ -109,8 +114,8 @@ class Examination(NamedTuple):
     def keys(self) -> Keys:
         """The names of the keys. Raises SessionStoreError if some can't be asked for."""
         if not self.served:
-            raise SessionStoreError("the cluster does not serve all of its slots")
-        return Keys(self.settings.namespace)
+            raise SessionStoreError("the cluster does not serve all of its slots", remedy="see the check cluster")
+        return self.server.keys
 
     def scan(self, *, leases: bool = False) -> Scan:
         """A scan of the session keys, or of the leases. Raises SessionStoreError, same as `keys`."""
@@ -229,6 +234,12 @@ def replicas(server: Server) -> Op[Outcome]:
 
 
 CHECKS: Final = (version, role, cluster, eviction, memory, append_only, appendfsync, disk, replicas)
+
+
+def unanswered(name: str) -> CommandRefused:
+    """The error of a command that is not answered, where others are."""
+    remedy = "what hangs up on it is a proxy: run the doctor by the URL of the server itself"
+    return CommandRefused(f"{name} is not answered", remedy=remedy)
 
 
 def number(value: Any) -> int:

@@ -17,12 +17,14 @@ from redis_sessions.operations.scan import INEXACT
 from redis_sessions.operations.text import count, exact_duration, safe
 from redis_sessions.settings import StoreSettings
 
+_AGAIN: Final = "run it once more, as a user that may call INFO, and by the URL of the server itself or of the whole cluster"
+
 
 @check("no-ttl", why="a session that never expires is tried forever")
 def no_ttl(about: Examination) -> Op[Outcome]:
     lives = yield from about.server.once("scan", _scan(about))
     bad = BROKEN, f"{count(lives.given_ttl, 'session')} without a TTL", _retime(about.settings)
-    return bad if lives.given_ttl else _none(lives, f"none of {count(lives.looked_at, 'key')}")
+    return bad if lives.given_ttl else _none(f"none of {count(lives.looked_at, 'key')}", approximate=lives.approximate)
 
 
 @check("max-age", why="a session that lives longer is tried for longer than meant, and how long it is idle is unknown")
@@ -30,7 +32,7 @@ def max_age(about: Examination) -> Op[Outcome]:
     lives, max_age_ms = (yield from about.server.once("scan", _scan(about))), about.settings.session_max_age_ms
     age, agreed_ms = exact_duration(max_age_ms), (yield from Operations(about.settings).max_age_ms())
     if not lives.shortened:
-        return _none(lives, f"no session has more than {age} left")
+        return _none(f"no session has more than {age} left", approximate=lives.approximate)
     found, remedy = f"more than {age} left: {count(lives.shortened, 'session')}", _retime(about.settings)
     if agreed_ms is not None and agreed_ms != max_age_ms:
         found += f"; the workers' max age is {exact_duration(agreed_ms)}"
@@ -44,7 +46,7 @@ def values(about: Examination) -> Op[Outcome]:
     if lives.invalid:
         found = f"no session ID in {count(lives.invalid, 'key')}, {lives.invalid_no_ttl:,} of them without a TTL"
         return WARNING, found, "find their names by redis-sessions report, stop what writes them, and delete them"
-    return _none(lives, "every key holds a session ID")
+    return _none("every key holds a session ID", approximate=lives.approximate)
 
 
 @check("names", why="no store reads a key whose conversation is not in braces")
@@ -54,7 +56,7 @@ def names(about: Examination) -> Op[Outcome]:
         example = safe(lives.near_examples[0].decode("utf-8", "backslashreplace"))
         fix = f"write them as {about.keys.prefix.decode()}…}}: the name of the conversation stands in braces"
         return WARNING, f"{count(lives.near, 'key')} without braces, such as {example}", fix
-    return _none(lives, "every key is named as sessions are")
+    return _none("every key is named as sessions are", approximate=lives.approximate)
 
 
 @check("leases", why="a lease that never expires blocks its conversation until another worker asks for it")
@@ -63,8 +65,9 @@ def leases(about: Examination) -> Op[Outcome]:
     without = 0
     while (pages := (yield from scan.next_pages())) is not None:
         without += sum(page.pttls_ms.count(-1) for page in pages)
-    bad = WARNING, f"{count(without, 'lease')} without a TTL", "the next claim sets one; find out what created them"
-    return bad if without else (OK, "every lease expires", None)
+    if without:
+        return WARNING, f"{count(without, 'lease')} without a TTL", "the next claim sets one; find out what created them"
+    return _none("every lease expires", approximate=not scan.exact)
 
 
 @check("counters", why="the number of failures means something only beside the number of turns")
@@ -105,9 +108,9 @@ def _scan(about: Examination) -> Op[_Scanned]:
     return _Scanned(**result.model_dump(), near=scan.near, near_examples=tuple(scan.near_examples))
 
 
-def _none(lives: _Scanned, found: str) -> Outcome:
-    if lives.approximate:
-        raise SessionStoreError(f"none found, but {INEXACT}")
+def _none(found: str, *, approximate: bool) -> Outcome:
+    if approximate:
+        raise SessionStoreError(f"none found, but {INEXACT}", remedy=_AGAIN)
     return OK, found, None
 
 

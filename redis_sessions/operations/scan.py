@@ -312,19 +312,14 @@ def sole_server(keys: Keys) -> Op[str | None]:
     [emulated] = yield [EMULATED]
     if emulated:
         return "emulated"
-    asked = Command(("INFO", "server"), resend=False, optional=True, even_away=True)
-    [info] = yield [asked]
+    info = yield from answered(keys, "INFO", "server")
     if is_away(info):
-        # Raises what keeps the server away; if nothing does, it is INFO that is not answered.
-        yield [Command(("GET", keys.counter(RESUME_FAILURES)), optional=True)]
-        [info] = yield [asked]
-        if is_away(info):
-            raise _unidentified()
-    if isinstance(info, SessionStoreError):
+        raise _unidentified()
+    if isinstance(info, SessionStoreError) or "run_id" not in info:
         return None
     if "cluster" in (info.get("redis_mode"), info.get("server_mode")):
         raise StoreUnavailable("this is one node of a cluster, with a part of its keys", remedy=ONE_NODE)
-    run_id = info.get("run_id")
+    run_id = info["run_id"]
     # A user with read-only keys may declare keys by EVAL_RO alone, which Redis 6.2 lacks.
     for command in ("EVAL", "EVAL_RO"):
         found = yield [Command((command, RUN_ID, "1", keys.session_id(probe)), optional=True) for probe in PROBES]
@@ -333,6 +328,20 @@ def sole_server(keys: Keys) -> Op[str | None]:
         if not all(isinstance(each, AccessDenied) for each in found):
             break
     return None
+
+
+def answered(keys: Keys, *words: bytes | str) -> Op[Any]:
+    """The reply to a command that a proxy may hang up on: then an error that `is_away`, and a refusal is its reply, too.
+
+    Raises StoreUnavailable if it is the server that can't be reached.
+    """
+    asked = Command(words, resend=False, optional=True, even_away=True)
+    [reply] = yield [asked]
+    if is_away(reply):
+        # Raises what keeps the server away.
+        yield [Command(("GET", keys.counter(RESUME_FAILURES)), optional=True)]
+        [reply] = yield [asked]
+    return reply
 
 
 def _unidentified() -> InexactScan:

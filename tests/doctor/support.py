@@ -11,12 +11,14 @@ from redis_sessions import SessionStore, StoreSettings
 from redis_sessions.doctor import connection
 from redis_sessions.doctor.findings import LOOK_RIGHTS, ClientFacts
 from redis_sessions.doctor.server import Examination, Server
+from redis_sessions.keys import Keys
 from redis_sessions.operations.acl import USERS
 from redis_sessions.server import EmbeddedServer
 from tests.stores import PATIENT
 
 ADMIN = USERS["admin"]
 LOOK = LOOK_RIGHTS.split()
+KEYS = Keys(StoreSettings().namespace)
 NEEDED = " ".join(f"+{word}" for word in ADMIN.commands | ADMIN.alone | ADMIN.on_cluster if f"+{word}" not in LOOK)
 CHECKS = [
     *("server", "role", "cluster", "eviction", "memory", "append-only", "appendfsync", "disk", "replicas"),
@@ -28,11 +30,11 @@ CHECKS = [
 def replies(info=None, handle=None, **settings):
     """A server that has answered INFO and CONFIG GET already, and can be asked nothing else."""
     answers = {("CONFIG", "GET", name): {name: value} for name, value in settings.items()}
-    return Server(handle, answers | {("INFO",): {} if info is None else info})
+    return Server(KEYS, handle, answers | {("INFO",): {} if info is None else info})
 
 
 def about(server=None, *, client=ClientFacts(), **facts):  # noqa: B008 - a constant
-    return Examination(server or Server(), StoreSettings(), client, **facts)
+    return Examination(server or Server(KEYS), StoreSettings(), client, **facts)
 
 
 def finding_of(check, subject):

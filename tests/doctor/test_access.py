@@ -30,6 +30,20 @@ def test_login(tmp_path):
         assert troubles(store.doctor()) == {}
 
 
+def test_nobody_reaches_a_unix_socket_from_another_host(tmp_path_factory):
+    socket = tmp_path_factory.mktemp("s") / "s"  # a socket's path must be short
+    with (
+        EmbeddedServer(extra={"unixsocket": str(socket)}) as server,
+        redis.Redis.from_url(server.url) as raw,
+        SessionStore.from_url(f"unix://{socket}") as store,
+    ):
+        raw.config_set("bind", "127.0.0.1 -192.0.2.1")
+        raw.config_set("protected-mode", "no")
+        assert found(store.doctor(), "login").status == "broken"
+        raw.config_set("port", 0)
+        assert found(store.doctor(), "login").found == "no password, but it listens on a unix socket only"
+
+
 def test_more_permissions_than_a_worker_needs(tmp_path):
     with healthy(tmp_path / "data", user="") as (store, raw):
         assert troubles(store.doctor()) == {"rights": "warning"}

@@ -33,7 +33,7 @@ def test_a_cluster(places, namespace):
         try:
             diagnosis = store.doctor()
             expected |= {"cluster": "warning", "no-ttl": "unknown", "max-age": "unknown"}
-            expected |= {"values": "unknown", "names": "unknown"}
+            expected |= {"values": "unknown", "names": "unknown", "leases": "unknown"}
             assert troubles(diagnosis) == expected
             assert found(diagnosis, "append-only").found.endswith("(on 2 of 3 primaries)")
             assert found(diagnosis, "cluster").found.endswith("(on 1 of 3 primaries)")

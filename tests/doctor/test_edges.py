@@ -10,7 +10,7 @@ from redis_sessions.doctor.connection import login, place_of
 from redis_sessions.errors import SessionStoreError
 from redis_sessions.keys import Keys
 from redis_sessions.server import EmbeddedServer
-from tests.doctor.support import about, finding_of, found, replies
+from tests.doctor.support import KEYS, about, finding_of, found, replies
 from tests.servers import Cluster, find_redis_server
 from tests.stores import Blocking
 
@@ -55,7 +55,8 @@ def test_login_is_unknown_if_the_version_is():
 
 
 def login_from_here(info, bind, protected):
-    server = replies(info, **{"bind": bind, "protected-mode": protected})
+    server = replies(info, **{"bind": bind, "port": "6379", "protected-mode": protected})
+    server.answers[("CONFIG", "GET", "tls-port")] = {}  # built without TLS
     server.answers |= {("ACL", "GETUSER", "default"): OPEN_TO_ALL, ("CLIENT", "INFO"): "id=1 laddr=127.0.0.1:6379"}
     return finding_of(login, about(server))
 
@@ -145,7 +146,7 @@ def test_a_cluster_with_an_unreachable_primary(kind, loop):
     ],
 )
 def test_whether_every_key_is_served(cluster, serves):
-    server = checks.Server(None if cluster is None else "a primary", {("CLUSTER", "INFO"): cluster})
+    server = checks.Server(KEYS, None if cluster is None else "a primary", {("CLUSTER", "INFO"): cluster})
     with pytest.raises(StopIteration) as done:
         next(server.serves())
     assert done.value.value is serves

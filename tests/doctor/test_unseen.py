@@ -29,7 +29,8 @@ def test_fakeredis_answers_few_questions(places):
 def test_refused_questions_are_unknown(tmp_path):
     with healthy(tmp_path / "data", rights=NEEDED) as (store, _):
         diagnosis = store.doctor()
-        unseen = [*CHECKS[:9], "login", "replay", "rights", "tls", "no-ttl", "max-age", "values", "names"]
+        unseen = [*CHECKS[:9], "commands", "login", "replay", "rights", "tls", "no-ttl", "max-age", "values"]
+        unseen += ["names", "leases"]
         assert troubles(diagnosis) == dict.fromkeys(unseen, "unknown")
         assert "does not grant" in found(diagnosis, "memory").found
         assert LOOK_RIGHTS in found(diagnosis, "memory").remedy
