@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import redis
 from redis_sessions import NotReplicated, StoreUnavailable, Turn
 from redis_sessions.errors import AccessDenied
 from redis_sessions.keys import Keys
+from redis_sessions.server import EmbeddedServer, _valkey_binary
 from tests.faults.ledger import Tally
 from tests.faults.load import PATIENCE_MS, Findings, Load, both, patience
-from tests.sentinels import SERVICE, Watched, role
-from tests.servers import find_redis_7, stopped, wait_until
+from tests.sentinels import SERVICE, Watched, Watcher, role
+from tests.servers import find_redis_7, standalone, stopped, wait_until
+from tests.stores import PATIENCE, Loop
 
 LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 USER, PASSWORD = "worker", "s3cret"
@@ -140,6 +143,39 @@ def test_a_sentinel_during_a_failover_is_not_trusted(watched, loop, namespace, l
             tally.lost += sum(not client.exists(Keys(namespace).session_id(f"{number}")) for number in range(len(stores)))
         watched.rejoin(new)
     tally.check()
+
+
+def test_a_connection_in_use_while_a_new_primary_is_named_is_not_used_again(loop, namespace):
+    """Its server may answer for long, and what that acknowledges is lost."""
+    with ExitStack() as stack:
+        old, new = (stack.enter_context(standalone()) for _ in range(2))
+        old_raw, new_raw = (stack.enter_context(redis.Redis.from_url(server.url)) for server in (old, new))
+        stack.callback((watcher := Watcher(_valkey_binary())).stop)
+        sentinel = stack.enter_context(watcher.client())
+        workers = stack.enter_context(ThreadPoolExecutor())
+        for number, store in enumerate(stack.enter_context(both(only(watcher), loop, namespace, **PATIENCE))):
+            watch(sentinel, old)
+            holding = workers.submit(call, loop, store.client.execute_command, "BLPOP", "queue", 0)
+            wait_until(lambda: old_raw.info("clients")["blocked_clients"] == 1, "a call holds a connection")
+            watch(sentinel, new)
+            store.get("one")  # by another connection, which asks Sentinel
+            old_raw.lpush("queue", "end")
+            holding.result()
+            for saved in range(3):
+                store.set(key := f"{number}-{saved}", "ID-1")
+                assert new_raw.exists(Keys(namespace).session_id(key))
+
+
+def watch(sentinel: redis.Redis, primary: EmbeddedServer) -> None:
+    """Have a sentinel name this server, which nobody else watches."""
+    with suppress(redis.ResponseError):  # it watches none yet
+        sentinel.execute_command("SENTINEL REMOVE", SERVICE)
+    sentinel.execute_command("SENTINEL MONITOR", SERVICE, "127.0.0.1", primary.port, 1)
+
+
+def call(loop: Loop, command: Any, *args: Any) -> Any:
+    """Call a client's command, of either flavor."""
+    return loop.run(command(*args)) if inspect.iscoroutinefunction(command) else command(*args)
 
 
 def only(watcher: Any) -> str:
