@@ -181,17 +181,49 @@ def test_a_conversation_split_between_two_primaries_is_waited_for(cluster, slots
     assert isinstance(lease, Lease)
     slots.begin(slot)
     slots.carry(slot, keys.session_id(key) if first == "id" else keys.lease(key))
-    refused = told_to_try_again(cluster)
+    refused = told(cluster, "TRYAGAIN")
     saved: list[bool] = []
     saving = threading.Thread(target=lambda: saved.append(store.save(lease, "ID-2")))
     saving.start()
     try:
-        wait_until(lambda: told_to_try_again(cluster) > refused + PATIENCE, "the save was told to try again")
+        wait_until(lambda: told(cluster, "TRYAGAIN") > refused + PATIENCE, "the save was told to try again")
     finally:
         slots.end(slot)
         saving.join()
     assert saved == [True]
     assert store.get(key) == "ID-2"
+
+
+@pytest.mark.parametrize("idle", [1, 2, 3, 4])
+def test_a_conversation_that_has_left_for_another_primary_is_served_there(cluster, slots, stores, loop, namespace, idle):
+    """At once: ASKING goes by the connection of the command behind it, however many idle ones there are."""
+    for number, store in enumerate(stores):
+        key = f"somebody{number}"
+        slot, keys = slot_of(namespace, key), Keys(namespace)
+        assert store.save(store.acquire(key), "ID-1")
+        lease = store.acquire(key)
+        slots.begin(slot)
+        slots.carry(slot, keys.session_id(key), keys.lease(key), keys.record(key))
+        if number:
+            loop.run(connect_idle(store.client, idle))
+        sent_back = told(cluster, "MOVED")
+        for session_id in ("ID-1", "ID-2"):
+            assert store.get(key) == store.peek(key).session_id == session_id
+            store.set(key, "ID-2")
+            assert store.renew(lease)
+        assert store.acquire(key, lease.token).session_id == "ID-2"
+        assert store.save(lease, "ID-3")
+        assert told(cluster, "MOVED") == sent_back
+        slots.end(slot)
+
+
+async def connect_idle(client: Any, count: int) -> None:
+    """Give each primary so many connections that are idle."""
+    for node in client.get_primaries():
+        connections = [node.acquire_connection() for _ in range(count)]
+        for connection in connections:
+            await connection.connect()
+            node.release(connection)
 
 
 @pytest.mark.parametrize("whose", ["ours", "callers"])
@@ -230,11 +262,12 @@ def test_the_replicas_of_the_node_that_took_the_save_are_waited_for(cluster, slo
             slots.bring_home()
 
 
-def told_to_try_again(cluster: Cluster) -> int:
+def told(cluster: Cluster, code: str) -> int:
+    """How often any node has answered by this error."""
     count = 0
     for node in cluster.nodes:
         with redis.Redis.from_url(node.url) as client:
-            count += int(client.info("errorstats").get("errorstat_TRYAGAIN", {"count": 0})["count"])
+            count += int(client.info("errorstats").get(f"errorstat_{code}", {"count": 0})["count"])
     return count
 
 
