@@ -159,8 +159,9 @@ class TestOurs:
 
     def test_commands_send_no_integer(self, monkeypatch):
         sent = []
-        for kind in (fakeredis.FakeRedis, redis.client.Pipeline):
-            monkeypatch.setattr(kind, "execute_command", noted(kind.execute_command, sent))
+        execute, pack = fakeredis.FakeRedis.execute_command, redis.Connection.pack_commands
+        monkeypatch.setattr(fakeredis.FakeRedis, "execute_command", noted(execute, sent))
+        monkeypatch.setattr(redis.Connection, "pack_commands", lambda *args: sent.extend(args[1]) or pack(*args))
         store = SessionStore(fakeredis.FakeRedis(), _link=Link())
         store.set("a", "ID-1")
         lease = store.acquire("a")

@@ -18,6 +18,8 @@ from operator import attrgetter
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
+import redis
+import redis.asyncio
 from redis import exceptions as redis_errors
 from redis.client import NEVER_DECODE
 
@@ -363,10 +365,10 @@ def _outcome(client: Any, step: Step) -> Any:
                 return client.execute_command(*step.arguments(), **step.options())
             case Send():
                 return _carry_out(client, _followed(client, step, exchange))
-            case Pipeline(sends, None):
+            case Pipeline(sends, None) if not isinstance(client, redis.Redis):
                 return _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
             case Pipeline(sends, node):
-                return exchange(client.get_redis_connection(node), _calls(sends))
+                return exchange(client if node is None else client.get_redis_connection(node), _calls(sends))
             case Bulk(Command(node=node, batch=batch)):
                 return send_batch(client if node is None else client.get_redis_connection(node), batch)
             case Wait(seconds):
@@ -450,11 +452,11 @@ async def _ado(client: Any, step: Step) -> Any:
         case Send():
             async with _admission(client):
                 return await _acarry_out(client, _followed(client, step, aexchange))
-        case Pipeline(sends, None):
+        case Pipeline(sends, None) if not isinstance(client, redis.asyncio.Redis):
             return await _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
         case Pipeline(sends, node):
             async with _admission(client):
-                return await aexchange(node, _calls(sends))
+                return await aexchange(client if node is None else node, _calls(sends))
         case Bulk(Command(node=node, batch=batch)):
             async with _admission(client):
                 return await asend_batch(client if node is None else node, batch)

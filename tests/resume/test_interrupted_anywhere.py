@@ -15,13 +15,15 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import redis
 
 import redis_sessions
-from redis_sessions import Lease, Turn, Verdict
+from redis_sessions import Lease, SessionStore, StoreSettings, Turn, Verdict
+from redis_sessions.client.pool import Pool
 from redis_sessions.testing import fake_async_store, fake_store
 from tests.resume.stand_in import KEY, AgentError, says
 
-PACKAGE = str(Path(redis_sessions.__file__).parent)
+PACKAGE, REDIS_PY = (str(Path(module.__file__).parent) for module in (redis_sessions, redis))
 
 
 class Interrupted(BaseException):
@@ -29,16 +31,17 @@ class Interrupted(BaseException):
 
 
 class Interrupts:
-    """Raises once, at the nth line of the package that is run after `begin`."""
+    """Raises once, at the nth line of the package that is run after `begin`, or of these packages."""
 
-    def __init__(self, nth: int) -> None:
+    def __init__(self, nth: int, packages: tuple[str, ...] = (PACKAGE,)) -> None:
         self.at: str | None = None
         self._left = nth
+        self._packages = packages
 
     def begin(self) -> None:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            if frame.f_code.co_filename.startswith(PACKAGE):
+            if frame.f_code.co_filename.startswith(self._packages):
                 frame.f_trace = self._trace
             frame = frame.f_back
         gc.disable()  # what it collects may call the package, too
@@ -55,7 +58,7 @@ class Interrupts:
             gc.enable()
 
     def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(self._packages):
             return None
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
         # As these are reached Python handles no signal: an exception there would leave a lock held, or another one handled.
@@ -147,6 +150,33 @@ def test_an_undecided_failure():
             assert store.peek(key).session_id == "R"
             assert store.peek(key).record.failures <= 1, interrupts.at
     assert nth > 50
+
+
+@pytest.mark.parametrize(("kind", "read"), [("ours", "get"), ("ours", "peek"), ("callers", "peek"), ("cluster", "peek")])
+def test_no_connection_is_in_its_pool_twice(kind, read, places, namespace):
+    """It would be lent to two threads at a time, and one reads the reply to the other."""
+    url, settings = places.get("cluster" if kind == "cluster" else "valkey").url, StoreSettings(namespace=namespace)
+    if kind == "callers":
+        store = SessionStore(redis.Redis.from_pool(Pool.from_url(url)), settings)
+    else:
+        store = SessionStore.from_url(url, settings)
+    with store:
+        for nth in count(1):
+            getattr(store, read)(KEY)  # connects, if that was interrupted
+            interrupts = Interrupts(nth, (PACKAGE, REDIS_PY))
+            with interrupts.ending():
+                interrupts.begin()
+                getattr(store, read)(KEY)
+            if interrupts.at is None:
+                break
+            spare = [connection for pool in pools(store.client) for connection, _ in pool._spare]
+            assert len(spare) == len(set(spare)), interrupts.at
+    assert nth > 50
+
+
+def pools(client: Any) -> list[Any]:
+    nodes = client.get_nodes() if isinstance(client, redis.RedisCluster) else []
+    return [node.redis_connection.connection_pool for node in nodes] or [client.connection_pool]
 
 
 def test_a_cancellation_at_any_step_of_the_event_loop(caplog):
