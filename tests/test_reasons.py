@@ -6,7 +6,15 @@ import pytest
 import redis
 from redis.cache import CacheConfig
 
-from redis_sessions import AccessDenied, AsyncSessionStore, CommandRefused, SessionStore, StoreUnavailable, Turn
+from redis_sessions import (
+    AccessDenied,
+    AsyncSessionStore,
+    CommandRefused,
+    SessionStore,
+    StoreSettings,
+    StoreUnavailable,
+    Turn,
+)
 from redis_sessions.client.url import parse, read_password
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.keys import Keys
@@ -164,3 +172,47 @@ def test_a_numbered_database_of_a_cluster():
 def test_a_password_file_with_a_byte_order_mark(tmp_path):
     (tmp_path / "password").write_bytes(b"\xef\xbb\xbfs3cret\r\n")
     assert read_password(tmp_path / "password") == "s3cret"
+
+
+# Each holds what servers say, or how they say it.
+NAMES = (
+    "acme/quota#42",
+    "a' quota 'b",
+    "a` quota `b",
+    "its request limit",
+    "max number of clients reached",
+    "unknown command 'CLUSTER'",
+    "unknown command 'GET'",
+    "DB index is out of range",
+    "it is not an integer",
+    "x -OOM y",
+    "ACL failure in script: ",
+    "Unknown Redis command called from script",
+)
+
+
+def test_no_key_that_a_server_quotes_decides_the_reason(binary, tmp_path):
+    with lacking("EVALSHA", tmp_path, binary) as server, SessionStore.from_url(server.url) as store:
+        for key in NAMES:
+            with pytest.raises(CommandRefused) as caught:
+                store.acquire(key)
+            assert caught.value.message.endswith("does not know EVALSHA"), key
+            assert caught.value.key == key
+
+
+def test_no_user_that_a_server_names_decides_the_reason(binary):
+    with EmbeddedServer(binary=binary) as server, redis.Redis.from_url(server.url) as raw:
+        for user in ("quota", "request-quota-bot", "-OOM"):
+            raw.execute_command("ACL", "SETUSER", user, "on", ">s3cret", "~*", "+@all", "-set")
+            with SessionStore.from_url(server.url.replace("://", f"://{user}:s3cret@")) as store:
+                for write in (lambda store=store: store.set("k", "ID-1"), lambda store=store: store.acquire("k")):
+                    with pytest.raises(AccessDenied, match=r"\(NOPERM\)"):
+                        write()
+
+
+def test_no_place_of_a_server_decides_the_reason(tmp_path):
+    with (
+        SessionStore.from_url(f"unix://{tmp_path}/quota/redis.sock", StoreSettings(deadline_ms=1)) as store,
+        pytest.raises(StoreUnavailable, match="can't be reached"),
+    ):
+        store.get("k")

@@ -64,9 +64,9 @@ _CODES: Final[dict[type, str]] = {
     redis_errors.AuthorizationError: "NOPERM",
     redis_errors.ClusterError: "TRYAGAIN",  # it gave up after too many redirections, since slots are being migrated
 }
-# By what a server, a proxy or redis-py says.
+# By how that begins what a server, a proxy or redis-py says: further on may stand a key, a user or a place of these words.
 _BY_TEXT: Final = {
-    r"cluster support disabled|unknown command .CLUSTER\b": _Reason(
+    r"(This instance has )?cluster support disabled|unknown command .CLUSTER\b": _Reason(
         "is not a cluster", "write redis:// in place of redis+cluster://"
     ),
     r"unknown command .SENTINEL\b": _Reason(
@@ -85,10 +85,13 @@ _BY_TEXT: Final = {
     r"unknown command .HELLO\b|NOPROTO|unsupported protocol version": _Reason(
         "does not speak RESP3", "build the client with protocol=2, or by SessionStore.from_url", CommandRefused
     ),
-    r"(?i)\b(quota|(request|rate|bandwidth|throughput)s? limit)\b": _Reason(
-        "refuses what is over its quota", "raise the limit with its provider, or wait until it is renewed", CommandRefused
-    ),
 }
+_QUOTA = re.compile(r"\b(quota|(request|rate|bandwidth|throughput)s? limit)\b", re.IGNORECASE)
+_OVER_QUOTA: Final = _Reason(
+    "refuses what is over its quota", "raise the limit with its provider, or wait until it is renewed", CommandRefused
+)
+# From the first quotation mark to the last, since what is quoted may hold some, too.
+_QUOTED = re.compile(r"(?<!\w)(['`\"]).*\1(?!\w)", re.DOTALL)
 _NOT_REDIS: Final = _Reason("answers, but not as Redis does", "check that the URL names a Redis server", passing=True)
 _ALLOW: Final = (
     "allow it in the settings of the server, or of the proxy before it (rename-command); redis-sessions doctor tries each"
@@ -187,7 +190,7 @@ def _reason(error: Exception, key: str | None, address: str, sent: str, *, clust
     causes = list(_chain(error))
     sentinel = next((cause.sentinel for cause in causes if hasattr(cause, "sentinel")), None)
     for pattern, reason in _BY_TEXT.items():
-        if any(re.search(pattern, str(cause)) for cause in causes):
+        if any(re.match(f"(ERR )?({pattern})", str(cause)) for cause in causes):
             return server(reason)
     code = _code(error)
     if isinstance(error, _BECAUSE):
@@ -200,16 +203,18 @@ def _reason(error: Exception, key: str | None, address: str, sent: str, *, clust
     if code in _BY_CODE:
         reason = _BY_CODE[code]
         return server(reason._replace(words=reason.words.format(_not_granted(error))))
+    if any(_is_over_quota(cause) for cause in causes):
+        return server(_OVER_QUOTA)
     if isinstance(error, redis_errors.InvalidResponse):
         return server(_NOT_REDIS)
     if isinstance(error, _UNREACHED):
         return _unreached(causes, address, cluster=cluster)
-    if code == "WRONGTYPE" or "not an integer" in str(error):
+    if code == "WRONGTYPE" or "not an integer" in _unquoted(error):
         what = "a counter is not an integer" if key is None else f"the key of conversation {key!r} is not a string"
         return _Reason(what, "find out who wrote it, and delete it", CorruptValue)
     if not isinstance(error, redis_errors.ResponseError):
         return _Reason(f"redis-py refused {sent} ({type(error).__name__})", "check its version", SessionStoreError)
-    if _UNKNOWN_IN_SCRIPT.search(str(error)):
+    if _UNKNOWN_IN_SCRIPT.search(_unquoted(error)):
         return server(_Reason("does not know a command of a script", _ALLOW, CommandRefused))
     if unknown := _UNKNOWN.search(str(error)):
         name = unknown[1].upper() if _NAMES.fullmatch(unknown[1].upper()) else sent
@@ -279,10 +284,21 @@ def _code(error: BaseException) -> str | None:
             return _CODES[kind]
     if not isinstance(error, redis_errors.ResponseError):
         return None
-    if _DENIED_IN_SCRIPT.search(str(error)):
+    if _DENIED_IN_SCRIPT.search(_unquoted(error)):
         return "NOPERM"
-    codes = [code for code in _WRAPPED.findall(str(error)) if code != "ERR"]
+    codes = [code for code in _WRAPPED.findall(_unquoted(error)) if code != "ERR"]
     return codes[0] if codes else "ERR"
+
+
+def _is_over_quota(error: BaseException) -> bool:
+    # Behind a known code may stand the name of a user.
+    coded = not isinstance(error, redis_errors.ResponseError) or _code(error) in _BY_CODE
+    return not coded and _QUOTA.search(_unquoted(error)) is not None
+
+
+def _unquoted(error: BaseException) -> str:
+    """What an error says, without what it quotes, as the arguments of a command."""
+    return _QUOTED.sub("", str(error))
 
 
 def _not_granted(error: Exception) -> str:
