@@ -7,15 +7,17 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 
+from redis_sessions.cli.run import descendants
 from redis_sessions.cli.signals import PASSED_ON, Signals, Stopped, send
 from redis_sessions.keys import LEASE_GRACE_MS
-from tests.run.stage import CLAUDE, FAMILY, HANG, KEY, REFUSED, SAID, TURN, E, R, Stage
+from tests.run.stage import CLAUDE, DEADLINE_S, FAMILY, HANG, KEY, REFUSED, SAID, TURN, E, R, Stage
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,54 @@ def test_an_agent_in_a_group_of_its_own_is_reached(
     assert stage.all_gone()
     assert stage.finish(process).code == {"signal": 143, "time limit": 124, "kill": -signal.SIGKILL}[how]
     assert stage.leased() is (how == "kill")
+
+
+TOOL = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"told "))
+os.write(1, b"ready ")
+sys.stdin.read()
+"""
+
+
+class UntilReparented(descendants.Family):
+    """Looks again only when the tool was told, and its parent is gone."""
+
+    def __init__(self, tool: subprocess.Popen[bytes], token: str) -> None:
+        # A group of its own that is empty: all of its processes are in others.
+        super().__init__(_ended_group(), token)
+        self.tool, self.looks = tool, 0
+
+    def look(self) -> list[descendants.Process]:
+        self.looks += 1
+        if self.looks == 2:
+            assert self.tool.stdout is not None
+            assert self.tool.stdout.read(5) == b"told "
+            self.tool.wait(timeout=DEADLINE_S)
+        return super().look()
+
+
+def _ended_group() -> int:
+    with subprocess.Popen(["/bin/sh", "-c", ":"], process_group=0) as leader:
+        return leader.pid
+
+
+def test_a_tool_whose_parent_ends_first_is_told_once() -> None:
+    """To some, as terraform and docker compose, a second signal means to stop at once."""
+    started = subprocess.Popen(
+        ["/bin/sh", "-c", 'exec 3<&0; "$@" <&3 3<&- & exec 3<&-; wait', "sh", sys.executable, "-ISc", TOOL],
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={descendants.VARIABLE: "a token"},
+    )
+    assert started.stdout is not None
+    assert started.stdout.read(6) == b"ready "
+    family = UntilReparented(started, "a token")
+    family.send(signal.SIGTERM)
+    # The end of its input ends the tool.
+    assert started.communicate(timeout=DEADLINE_S) == (b"", None)
 
 
 def test_what_an_agent_leaves_after_a_normal_end_is_left_alone(stage: Stage) -> None:

@@ -69,13 +69,13 @@ class Family:
 
     def send(self, *numbers: int) -> None:
         """Send signals to each of them, once."""
-        told: list[Process] = []
-        # Those of other groups, and then what they started meanwhile.
-        while new := [each for each in self.look() if each.group != self._group and each not in told]:
+        told = set[tuple[int, str]]()
+        # Those of other groups, and then what they started meanwhile. Some have another parent by then.
+        while new := [each for each in self.look() if each.group != self._group and (each.pid, each.started) not in told]:
             for each in new:
                 for number in numbers:
                     _send(os.kill, each.pid, number)
-            told += new
+            told |= {(each.pid, each.started) for each in new}
         for number in numbers:
             _send(os.killpg, self._group, number)
 
