@@ -12,6 +12,7 @@ r"""Agent runtimes as data: how each is called, where its output names the sessi
     sessions_of = "codex"            # the runtime whose sessions it continues; left out: it has its own
     home_at = ["$MINE_HOME", "$HOME/.mine"]         # where they are: the first path whose variable is set; default: $HOME
     directory_options = ["--cd"]                    # options by which it works in another directory than it was started in
+    elsewhere_options = ["--attach"]                # options by which a server runs it, perhaps on another machine
     bound_to = ["host", "home", "directory"]        # a session can be resumed only where these are the same
     once_bound_to = ["directory"]    # the same of some of its versions
 

@@ -177,7 +177,8 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
 
     Attributes:
         name, executables, packages, keeps_sessions, sessions_of, verified: which runtime it is.
-        home_at, directory_options, bound_to, once_bound_to: where its sessions are, and where they can be resumed.
+        home_at, bound_to, once_bound_to: where its sessions are, and where they can be resumed.
+        directory_options, elsewhere_options: when that is not where it was started.
         session_id, resume, place, print_mode, json_output: how it is called. `place` None: only `{resume}` can say.
         keeps_id, new_id_options, mint, ephemeral: what becomes of the session's ID.
         session_id_at, session_id_line, session_id_stdout_line: where it names the session.
@@ -197,6 +198,7 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     sessions_of: Name | None = None
     home_at: Places = ("$HOME",)
     directory_options: Options = ()
+    elsewhere_options: Options = ()
     bound_to: Binding = ()
     once_bound_to: Binding = ()
     verified: tuple[Verified, ...] = ()

@@ -24,7 +24,7 @@ from redis_sessions.agents.launchers import (
     shown,
 )
 
-__all__ = ["MARK", "PlaceUnknown", "ResumePlace", "guess", "lacks", "name_of", "runs_here", "with_resume"]
+__all__ = ["MARK", "PlaceUnknown", "ResumePlace", "given", "guess", "lacks", "name_of", "runs_here", "with_resume"]
 
 _WORDS: Final = re.compile(r"""[\s'"();&|]+""")
 
@@ -50,8 +50,8 @@ class ResumePlace(NamedTuple):
 
     def find(self, words: list[str]) -> int:
         """How many of the words after the executable come before the arguments. Raises PlaceUnknown."""
-        _refuse_resuming(_given(words, [option for option in self.resumes if option.startswith("-")]))
-        if option := _given(words, [option for option in self.excludes if option.startswith("-")]):
+        _refuse_resuming(given(words, [option for option in self.resumes if option.startswith("-")]))
+        if option := given(words, [option for option in self.excludes if option.startswith("-")]):
             raise PlaceUnknown(f"with {option} nothing can be resumed", remedy="leave it out")
         if not self.subcommands:
             self._refuse_word(self._first_word(words))
@@ -187,7 +187,20 @@ def lacks(command: list[str], names: Collection[str], options: Collection[str]) 
         words = find(command, names).words
     except PlaceUnknown:
         return False
-    return _given(words[1:], options) is None
+    return given(words[1:], options) is None
+
+
+def given(words: list[str], options: Collection[str]) -> str | None:
+    """Which of these options is among the words; of one letter also with its value, `-rID`, or as one of two, `-pc`."""
+    for word in words[: words.index("--")] if "--" in words else words:
+        name = word.partition("=")[0]
+        if name in options:
+            return name
+        if name[:1] == "-" and name[1:2].isalpha() and not any(map(str.isspace, word)):
+            letters = name[1:] if len(name) == 3 else name[1]
+            if letter := next((letter for letter in letters if f"-{letter}" in options), None):
+                return f"-{letter}"
+    return None
 
 
 def _joined(words: list[str]) -> bool:
@@ -202,16 +215,3 @@ def _refuse_resuming(word: str | None) -> None:
             f"the command {does} a session by itself ({word})",
             remedy=f"remove that argument, the conversation's own is put there (or where {MARK} stands)",
         )
-
-
-def _given(words: list[str], options: Collection[str]) -> str | None:
-    """Which of these options is among the words; of one letter also with its value, `-rID`, or as one of two, `-pc`."""
-    for word in words[: words.index("--")] if "--" in words else words:
-        name = word.partition("=")[0]
-        if name in options:
-            return name
-        if name[:1] == "-" and name[1:2].isalpha() and not any(map(str.isspace, word)):
-            letters = name[1:] if len(name) == 3 else name[1]
-            if letter := next((letter for letter in letters if f"-{letter}" in options), None):
-                return f"-{letter}"
-    return None

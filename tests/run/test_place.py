@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,61 @@ def test_only_a_place_that_is_certain_is_known(command: list[str], *, known: boo
     assert (place.place_of(get_agent("claude"), command) is not None) == known
 
 
+ELSEWHERE_BY_OPTION = [
+    ("codex", "codex exec -C /other hi"),
+    ("codex", "codex exec --json -C/other hi"),
+    ("codex", "codex exec --cd=/other hi"),
+    ("codex", "codex exec --worktree hi"),
+    ("opencode", "opencode run --dir /other hi"),
+    ("opencode", "opencode run {resume} --format json --dir=/other hi"),
+    ("kilo", "kilo run --dir /other hi"),
+    ("claude", "claude -p hi -w feature"),
+    ("claude", "timeout 60 claude -pw feature hi"),
+    ("copilot", "copilot -C /other -p hi"),
+    ("cursor", "cursor-agent --workspace /other -p hi"),
+    ("droid", "droid exec --cwd /other hi"),
+    ("gemini", "sh -c 'gemini -wfeature -p hi'"),
+    ("grok", "grok --worktree=feature -p hi"),
+    ("auggie", "auggie -w /other --print hi"),
+    ("hermes", "hermes chat -w -q hi"),
+    ("qwen", "qwen --worktree=feature -p hi"),
+]
+IN_THIS_DIRECTORY = [
+    ("codex", "codex exec -c x=1 hi"),
+    ("codex", "codex exec -- --cd"),
+    ("codex", "codex exec hi --json -- -C"),
+    ("opencode", "opencode run hi"),
+    ("claude", "claude -p hi -- -w"),
+    ("claude", "timeout 60 claude -p 'what does -w do'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("agent", "command", "known"),
+    [
+        *((agent, command, False) for agent, command in ELSEWHERE_BY_OPTION),
+        *((agent, command, True) for agent, command in IN_THIS_DIRECTORY),
+    ],
+)
+def test_no_directory_is_recorded_with_an_option_that_changes_it(agent: str, command: str, *, known: bool) -> None:
+    found = place.place_of(get_agent(agent), shlex.split(command))
+    assert found is not None
+    assert found.home is not None
+    assert found.directory == (os.getcwd() if known else None)  # noqa: PTH109 - a text
+
+
+@pytest.mark.parametrize(
+    ("agent", "command"),
+    [
+        ("opencode", "opencode run --attach http://localhost:4096 hi"),
+        ("kilo", "kilo run --attach=http://localhost:4096 hi"),
+        ("codex", "codex exec --remote ws://localhost:4096 hi"),
+    ],
+)
+def test_nothing_is_recorded_of_a_session_on_a_server(agent: str, command: str) -> None:
+    assert place.place_of(get_agent(agent), shlex.split(command)) is None
+
+
 def test_the_home_is_the_one_that_the_runtime_uses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "link"))
@@ -184,9 +240,6 @@ def test_the_home_is_the_one_that_the_runtime_uses(monkeypatch: pytest.MonkeyPat
     assert home() == f"{tmp_path}/.codex"
     monkeypatch.setenv("CODEX_HOME", f"{tmp_path}/link/own")
     assert home() == f"{tmp_path}/own"
-    command[2:2] = ["-C", "/elsewhere"]
-    found = place.place_of(codex, command)
-    assert (found and found.directory, found and found.home) == (None, f"{tmp_path}/own")
 
 
 def test_a_relative_home_in_a_directory_that_was_deleted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

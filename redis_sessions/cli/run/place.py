@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from redis_sessions.agents import Agent
-from redis_sessions.agents.command_line import runs_here
+from redis_sessions.agents.command_line import given, runs_here
 from redis_sessions.operations.conversation import Place
 
 # Docker and Podman put one of them into a container, whose default name is a random one.
@@ -20,18 +20,19 @@ _VARIABLE: Final = re.compile(r"\$(\w+)")
 
 
 def place_of(runtime: Agent, command: list[str]) -> Place | None:
-    """The place of a command's agent; None if nothing is known of it, as behind ssh.
+    """The place of a command's agent; None if nothing is known of it, as behind ssh or on a server of the agent's.
 
     The host is left out where its name says nothing: in a container that has been given none, and in a pod of Kubernetes.
     """
     variables = {name for path in runtime.home_at for name in _VARIABLE.findall(path)}
-    if not runs_here(command, runtime.programs, variables):
+    words = runtime.own_words(command)
+    if not runs_here(command, runtime.programs, variables) or given(words, runtime.elsewhere_options):
         return None
-    home, words = runtime.home(os.environ), {word.partition("=")[0] for word in command}
+    home = runtime.home(os.environ)
     return Place(
         _host(),
         None if home is None else _resolved(home),
-        None if words.intersection(runtime.directory_options) else _directory(),
+        None if given(words, runtime.directory_options) else _directory(),
     )
 
 
