@@ -33,7 +33,7 @@ r"""Agent runtimes as data: how each is called, where its output names the sessi
     turn_began_line = 'session id: '                # a stderr line that shows it, after which stderr is a transcript
     answered = [{ type = "message" }]               # records that show that the model has answered: the session is real
     answered_unless = [{ message.model = "none" }]  # those of them that don't, such as an error in an answer's place
-    answered_line = 'mine:'                         # in text mode, a stderr line that shows it
+    answered_line = 'mine:'                         # in text mode, a stderr line that shows it, if not of the prompt
     answer_on_stdout = true                         # in text mode, anything on stdout is the model's
     turn_ended = [{ type = "result" }]              # records that end a turn, well or not; the last one counts
     turn_failed = [{ type = "result", error = "..." }]      # records, of those or others, that say that it failed

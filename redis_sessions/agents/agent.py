@@ -297,7 +297,12 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
         given = command or ()
         options = self.new_id_options
         new_id = options and any(word.partition("=")[0] in options for word in self.own_words(given))
-        return RunObserver(self, requested, json=self.wants_json(given), keeps_id=self.keeps_id and not new_id)
+        pattern = self.answered_line
+        # A word of one line may be the program or a subcommand.
+        lines = [line.rstrip() for word in given if "\n" in word for line in word.split("\n")]
+        quoted = sum(compiled(pattern).match(line) is not None for line in lines) if pattern else 0
+        keeps_id = self.keeps_id and not new_id
+        return RunObserver(self, requested, json=self.wants_json(given), keeps_id=keeps_id, quoted=quoted)
 
     def wants_json(self, command: Sequence[str]) -> bool | None:
         """Whether a command asks this runtime for JSON; None if that can't be seen, as in a script's name."""

@@ -51,7 +51,13 @@ class RunObserver:
     """
 
     def __init__(
-        self, agent: Agent, requested: str | None = None, *, json: bool | None = None, keeps_id: bool | None = None
+        self,
+        agent: Agent,
+        requested: str | None = None,
+        *,
+        json: bool | None = None,
+        keeps_id: bool | None = None,
+        quoted: int = 0,
     ) -> None:
         """Observe a run.
 
@@ -60,6 +66,7 @@ class RunObserver:
             requested: the session that it is to resume.
             json: whether the command asks for JSON, as `agent.wants_json` says; None if that is not known.
             keeps_id: whether a resumed session keeps its ID in this command; default: as the runtime does.
+            quoted: how many lines of its prompt are like those that show an answer: the agent may repeat them.
         """
         self.turn_began = self.answered = False
         self.closed: Literal["ok", "failed"] | None = None
@@ -68,6 +75,7 @@ class RunObserver:
         self._requested = requested
         self._json = json if agent.session_id_at or agent.turn_ended or not json else None
         self._keeps_id = agent.keeps_id if keeps_id is None else keeps_id
+        self._quoted = quoted
         self._stdout, self._stderr = Reader(records=json is not False), Reader(records=json is not False)
         # A description that names no option for JSON is of a runtime that always prints it, whatever else it prints.
         self._anywhere = self._json or (self._json is None and agent.json_output is None and bool(agent.session_id_at))
@@ -236,7 +244,8 @@ class RunObserver:
                 self._failed_by_line = True
         self._take_session_id(agent.session_id_line, line)
         if agent.answered_line and self._json is not True and compiled(agent.answered_line).match(line):
-            self.answered = True
+            self.answered |= self._quoted == 0
+            self._quoted = max(0, self._quoted - 1)
         if agent.turn_began_line and compiled(agent.turn_began_line).match(line):
             self.turn_began = self._ignore_stderr = True
 
