@@ -22,6 +22,7 @@ r"""Agent runtimes as data: how each is called, where its output names the sessi
     new_id_options = ["--fork"]      # options with which a resumed session has a new ID all the same
     mint = ["--session-id={id}"]     # arguments that give a fresh session its ID
     ephemeral = ["--no-save"]        # options with which nothing can be resumed later
+    ephemeral_resumes = false        # whether a session can be resumed with them; default: true
     silent_refusal = true            # stdout stays empty when it refuses to resume; or where: ["text"], ["json"]
     print_mode = ["-p", "--print"]   # options; without one of them it starts a conversation at a terminal
     json_output = "--format json"    # what to add to a command so that its output names the session

@@ -180,7 +180,7 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
         home_at, bound_to, once_bound_to: where its sessions are, and where they can be resumed.
         directory_options, elsewhere_options: when that is not where it was started.
         session_id, resume, place, print_mode, json_output: how it is called. `place` None: only `{resume}` can say.
-        keeps_id, new_id_options, mint, ephemeral: what becomes of the session's ID.
+        keeps_id, new_id_options, mint, ephemeral, ephemeral_resumes: what becomes of the session's ID.
         session_id_at, session_id_line, session_id_stdout_line: where it names the session.
         turn_began, turn_began_line, turn_ended, turn_failed, turn_failed_line, failed_stdout_line: how a turn goes.
         answered, answered_unless, answered_line, answer_on_stdout: what shows that the model has answered.
@@ -209,6 +209,7 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
     new_id_options: Options = ()
     mint: ResumeWords = ()
     ephemeral: Options = ()
+    ephemeral_resumes: bool = True
     silent_refusal: Formats = False
     print_mode: tuple[str, ...] = ()
     json_output: str | None = None

@@ -231,7 +231,7 @@ class Request:
 
     def foreign(self, session_id: str) -> str | None:
         """Same as `objection`, for an ID that was checked before."""
-        return None if self.accepts is None or self.accepts(session_id) else "can't be a session of this agent"
+        return None if self.accepts is None or self.accepts(session_id) else "this agent can't resume"
 
     def elsewhere(self, made: Record, *, ever: bool = False) -> str | None:
         """In what the place that a session was made in is another one, for its agent: "host, directory"; None if it isn't.

@@ -33,7 +33,7 @@ class TestFound:
         result = store.resume(KEY, gives(E, asked), judge=says(Verdict.gone), accepts=CAN_BE, lease=lease)
         assert asked == [None]
         assert (result.how, result.previous, result.session_id, result.saved) == ("fresh", None, E, True)
-        assert result.reason == "Redis held '5f2c9a', which can't be a session of this agent: started fresh"
+        assert result.reason == "Redis held '5f2c9a', which this agent can't resume: started fresh"
         assert result.reason in caplog.text
         assert store.get(KEY) == E
         assert counters() == (0, 0, 1)
@@ -63,7 +63,7 @@ class TestGiven:
         ("given", "shown", "why"),
         [
             ("--x", "'--x'", "is not a valid session ID"),
-            ("s-1", "'s-1'", "can't be a session of this agent"),
+            ("s-1", "'s-1'", "this agent can't resume"),
             ("two\nlines\x1b[2J", r"'two\nlines\x1b[2J'", "is not a valid session ID"),
             ("-" * 300, f"'{'-' * 60}'…", "is not a valid session ID"),
         ],

@@ -254,7 +254,7 @@ class TestAgent:
         assert (result.how, counters()) == ("restarted", (1, 0, 1))
         assert record() == {"session_id": E, "agent": "claude", "turns": 1}
         store.set(KEY, "not-a-uuid")
-        assert "can't be a session of this agent" in store.resume(KEY, Agent(E), agent="claude").reason
+        assert "this agent can't resume" in store.resume(KEY, Agent(E), agent="claude").reason
 
     def test_without_one_the_second_failure_is_a_warning_with_the_remedy(self, caplog):
         store = fake_store()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from redis_sessions.cli.run.descendants import _from_proc, _from_ps
 from redis_sessions.cli.run.process import Child
 from redis_sessions.cli.run.streams import OutputBuffer
 from redis_sessions.cli.signals import Signals
-from tests.run.stage import CLAUDE, COMMANDS, GONE, HANG, INIT, SAID, TURN, E, R, Stage, resumed
+from tests.run.stage import CLAUDE, COMMANDS, GONE, HANG, INIT, KEY, SAID, TURN, E, R, Stage, resumed
 from tests.servers import wait_until
 
 STREAM = ["claude", "-p", "--output-format", "stream-json", "--verbose", "go on"]
@@ -259,6 +260,49 @@ def test_a_session_that_nobody_can_resume_is_not_saved(stage: Stage, before: lis
         "redis-sessions: --no-session-persistence leaves nothing that could be resumed later: no session is saved"
     ]
     assert stage.stored() is None
+
+
+# As Goose says it.
+NO_RESUME = """#!/bin/sh
+echo "$*" >> "$STAGE/given"
+case " $* " in *" --resume "*) echo "error: the argument '--resume' cannot be used with '--no-session'" >&2; exit 2 ;; esac
+echo hi
+exit "$(cat "$STAGE/code")"
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_an_option_that_excludes_resuming_is_respected(stage: Stage, code: int) -> None:
+    """The session stands, and no failure of such a run counts against it."""
+    stage.plant()
+    (stage.directory / "code").write_text(str(code))
+    agent = stage.binaries / "goose"
+    agent.unlink()
+    agent.write_text(NO_RESUME)
+    agent.chmod(0o700)
+    for _ in range(4):
+        done = stage.run("--result", str(stage.result_file), command=["goose", "run", "--no-session", "-t", "hi"])
+        assert (done.code, done.out) == (code, b"hi\n")
+        assert done.said == [
+            "redis-sessions: --no-session leaves nothing that could be resumed later: no session is saved or resumed",
+            f"redis-sessions: conversation '{KEY}': Redis held '{R}', which this agent can't resume: started fresh",
+        ]
+        assert (stage.result["how"], stage.result["saved"]) == (None if code else "fresh", False)
+    assert (stage.directory / "given").read_text() == "run --no-session -t hi\n" * 4
+    assert stage.kept()
+    assert stage.counters == (0, 0 if code else 4, 0)
+    assert not stage.leased()
+
+
+def test_a_session_stands_when_the_agent_would_not_resume_it(stage: Stage) -> None:
+    """As pi does, without a word: what it names then is no session, and the old one is not gone."""
+    stage.plant()
+    answer = {"type": "message_end", "message": {"role": "assistant"}}
+    records = [{"type": "session", "id": E}, {"type": "turn_start"}, answer, {"type": "turn_end"}]
+    stage.script(fresh=[["out", f"{json.dumps(record)}\n"] for record in records])
+    assert stage.run(command=["pi", "--no-session", "--mode", "json", "-p", "hi"]).code == 0
+    assert stage.starts == [["pi", "--no-session", "--mode", "json", "-p", "hi"]]
+    assert stage.kept()
 
 
 # -- output that is not held back

@@ -215,7 +215,7 @@ def test_a_resumed_session_that_names_no_id_is_kept(stage: Stage) -> None:
     ("named", "shown", "why"),
     [
         ("--evil", "'--evil'", "is not a valid session ID"),
-        ("s-1", "'s-1'", "can't be a session of this agent"),
+        ("s-1", "'s-1'", "this agent can't resume"),
         ("\x1b[2J" + "x" * 300, rf"'\x1b[2J{'x' * 56}'…", "is not a valid session ID"),
     ],
 )
@@ -236,7 +236,7 @@ def test_a_refused_id_is_named(stage: Stage, planted: str | None, named: str, sh
 def test_a_refused_id_in_redis_is_named(stage: Stage) -> None:
     stage.plant("5f2c9a")
     [said] = stage.run().said
-    assert said.endswith("Redis held '5f2c9a', which can't be a session of this agent: started fresh")
+    assert said.endswith("Redis held '5f2c9a', which this agent can't resume: started fresh")
 
 
 def test_an_invalid_value_in_redis_is_reported(stage: Stage) -> None:

@@ -58,7 +58,7 @@ def test_an_id_the_runtime_cannot_have_is_not_tried(stage: Stage) -> None:
     assert stage.saved(E)
     assert stage.counters == (0, 1, 0)
     assert (stage.result["how"], stage.result["previous"]) == ("fresh", None)
-    assert stage.result["reason"] == "Redis held '5f2c9a', which can't be a session of this agent: started fresh"
+    assert stage.result["reason"] == "Redis held '5f2c9a', which this agent can't resume: started fresh"
 
 
 def test_an_id_the_runtime_cannot_have_survives_a_failed_turn(stage: Stage) -> None:

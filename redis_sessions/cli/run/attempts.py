@@ -174,6 +174,11 @@ class Attempts:
         """The option of the command by which nothing can be resumed later, if it has one."""
         return next((word for word in self.runtime.own_words(self.command) if word in self.runtime.ephemeral), None)
 
+    @property
+    def resumes(self) -> bool:
+        """Whether the command can resume a session at all."""
+        return self.runtime.ephemeral_resumes or not self.ephemeral
+
     def _judge(self, observer: RunObserver, outcome: Outcome) -> Judgement:
         """Judge a run, and set its exit code."""
         code = outcome.code

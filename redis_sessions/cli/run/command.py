@@ -262,13 +262,17 @@ def run(
     with attempts.signals.installed(), at.store(attempts.remark, **changed) as store, warnings:
         attempts.save_early, attempts.start = partial(store.save_early, key), partial(store.running_turn, key)
         if attempts.ephemeral:
-            attempts.remark(f"{attempts.ephemeral} leaves nothing that could be resumed later: no session is saved")
+            attempts.remark(
+                f"{attempts.ephemeral} leaves nothing that could be resumed later: "
+                f"no session is saved{'' if attempts.resumes else ' or resumed'}"
+            )
         try:
             done = store.resume(
                 key,
                 attempts,
                 agent=attempts.runtime,
                 judge=judge,
+                accepts=None if attempts.resumes else lambda _: False,
                 wait_ms=wait_ms,
                 on_outage=on_outage,
                 place=place,
