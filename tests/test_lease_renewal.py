@@ -12,12 +12,14 @@ import pytest
 
 from redis_sessions import Lease, SessionStore, StoreSettings, Turn
 from redis_sessions.operations.conversation import Operations
+from redis_sessions.operations.scripts import RENEW
 from redis_sessions.resume import runner
 from redis_sessions.resume.runner import LeaseRenewer
 from redis_sessions.testing import fake_store
 from tests.faults.steps import Alarm, Interrupted
 from tests.forks import FORKS, alone, harm_of, in_child
 from tests.servers import wait_until
+from tests.stores import wait_for_renewal
 
 
 class Renewals:
@@ -93,6 +95,50 @@ def test_a_renewal_that_hangs_delays_no_later_lease():
         with renewals.renewing(b):
             renewals.wait(b=2)
         hanging.set()
+
+
+def test_a_turn_that_ended_during_its_renewal_is_renewed_no_more():
+    renewals = Renewals()
+    hanging = renewals.outcomes["a"] = threading.Event()
+    a, b = leases("a", "b")
+    with (renewal := renewals.renewing(a)):
+        renewals.wait(a=1)
+    renewal.over = False  # as a step of its block leaves it that fails late
+    hanging.set()
+    with renewals.renewing(b):
+        renewals.wait(b=5)
+    assert renewals.seen["a"] == 1
+
+
+def test_a_run_after_a_refusal_is_renewed_though_the_last_renewal_of_the_refused_one_ends_later(
+    valkey, namespace, monkeypatch
+):
+    """Both have the same lease."""
+    renewing, go = threading.Event(), threading.Event()
+    with valkey.sync(StoreSettings(namespace=namespace, lease_ms=900)) as store:
+        store.set("a", "R")
+        send = store.client.execute_command
+
+        def execute_command(*args, **options):
+            reply = send(*args, **options)
+            if {RENEW.sha, RENEW.source} & set(args) and not renewing.is_set():
+                renewing.set()
+                assert go.wait(20)
+            return reply
+
+        def run(session_id):
+            if session_id:
+                assert renewing.wait(20)
+                raise RuntimeError("No conversation found")
+            go.set()
+            for _ in range(2):
+                wait_for_renewal(valkey.raw, namespace, "a")
+            return Turn("E", None)
+
+        monkeypatch.setattr(store.client, "execute_command", execute_command)
+        result = store.resume("a", run)
+    assert (result.how, result.saved) == ("restarted", True)
+    valkey.raw.delete(*valkey.raw.keys(f"{namespace}:*"))
 
 
 def start_none(*_):

@@ -258,7 +258,8 @@ class LeaseRenewer:
             outcome = error
         go_on = _log_renewal(renewal.lease, outcome, over=renewal.over)
         with self._lock:
-            if go_on:
+            # The run that follows a refused one has the same token, and its entry must stand.
+            if go_on and not renewal.left:
                 self._put(renewal)
             return 0.0 if self._waiting == thread else None
 
@@ -298,17 +299,18 @@ class _Renewal:
     """The renewals of one turn's lease. `due_s`: when the next one is due.
 
     `over`: the turn has ended, or a step that is to end the lease is running or was carried out; none is made then.
+    `left`: the turn has ended for good.
 
     Only the turn holds a reference to it: if a signal comes while the block is being entered or left, nobody may be
     left to say that the turn is over.
     """
 
-    __slots__ = ("__weakref__", "_renewer", "due_s", "lease", "ops", "over")
+    __slots__ = ("__weakref__", "_renewer", "due_s", "lease", "left", "ops", "over")
 
     def __init__(self, renewer: LeaseRenewer, ops: Operations, lease: Lease) -> None:
         self.ops = ops
         self.lease = lease
-        self.over = False
+        self.over = self.left = False
         self.due_s = 0.0
         self._renewer = renewer
 
@@ -316,7 +318,7 @@ class _Renewal:
         self._renewer.add(self)
 
     def __exit__(self, *_: object) -> None:
-        self.over = True
+        self.over = self.left = True
         self._renewer.remove(self.lease.token)
 
     def end(self) -> None:
