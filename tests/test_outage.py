@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from contextlib import nullcontext
 
 import pytest
 import redis
@@ -212,6 +214,35 @@ class TestResume:
         with pytest.raises(StoreUnavailable) as caught:
             store.resume(KEY, run, judge=lambda _: Judgement(Verdict.gone), on_outage="raise")
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("error", [None, ValueError("the block's own")])
+def test_a_block_that_holds_a_lease_ends_as_it_would_though_the_lease_can_not_be_released(store, server, error, caplog):
+    ended = nullcontext() if error is None else pytest.raises(ValueError, match="the block's own")
+    with ended, store.lease(KEY):
+        server.kill()
+        if error is not None:
+            raise error
+    [said] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said.startswith(f"lease of {KEY!r} was not released, it will expire: ")
+
+
+def test_a_block_that_is_cancelled_while_its_lease_can_not_be_released_says_so(server, loop, caplog):
+    async def scene():
+        async with AsyncSessionStore.from_url(server.url, StoreSettings(deadline_ms=200)) as store:
+
+            async def hold():
+                async with store.lease(KEY):
+                    server.kill()
+                    asyncio.get_running_loop().call_soon(task.cancel)
+
+            task = asyncio.create_task(hold())
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    loop.run(scene())
+    [said] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said.startswith(f"lease of {KEY!r} was not released, it will expire: ")
 
 
 def test_a_short_restart_goes_unnoticed(server):

@@ -32,6 +32,7 @@ log = logging.getLogger("redis_sessions")
 
 # How long the end of a store waits for a thread that was just started, on a machine that is busy.
 _BEGIN_S = 1.0
+_NOT_RELEASED = "lease of %r was not released, it will expire: %s"
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -414,11 +415,18 @@ def _claim(ops: Operations, claim: Lease) -> Op[Lease]:
     return found
 
 
-def _leave(ops: Operations, lease: Lease) -> Op[None]:
+def _leave(execute: Execute, ops: Operations, lease: Lease) -> None:
     try:
-        yield from ops.release(lease)
+        execute(ops.release(lease))
     except SessionStoreError as error:
-        log.warning("lease of %r was not released, it will expire: %s", lease.key, error)
+        log.warning(_NOT_RELEASED, lease.key, error)
+
+
+async def _aleave(execute: AsyncExecute, ops: Operations, lease: Lease) -> None:
+    try:
+        await execute(ops.release(lease))
+    except SessionStoreError as error:
+        log.warning(_NOT_RELEASED, lease.key, error)
 
 
 @contextmanager
@@ -440,7 +448,7 @@ def leased(renewer: LeaseRenewer, ops: Operations, renewals: Renewals, key: str)
                 held = not renewal.over
     finally:
         if held and process_id() == parent:
-            renewer.execute(_leave(ops, claim))
+            _leave(renewer.execute, ops, claim)
 
 
 @asynccontextmanager
@@ -461,4 +469,4 @@ async def aleased(execute: AsyncExecute, ops: Operations, renewals: Renewals, ke
                 held = not renewal.over
     finally:
         if held and process_id() == parent:
-            await _uncancelled(execute(_leave(ops, claim)))
+            await _uncancelled(_aleave(execute, ops, claim))
