@@ -8,15 +8,17 @@ import logging
 from collections.abc import AsyncIterable, Callable
 from typing import Any, TypeVar
 
+from redis_sessions.agents import Agent, get_agent
 from redis_sessions.agents.evidence import CLAUDE_FACTS, Evidence, RunFailed, claude_record, of_claude_sdk, of_openai
 from redis_sessions.agents.output import size
 from redis_sessions.errors import SessionStoreError
-from redis_sessions.resume.turn import Turn
+from redis_sessions.resume.turn import Turn, Verdict
 
 __all__ = ["RunFailed", "claude_turn", "openai_turn"]
 
 log = logging.getLogger("redis_sessions")
 V = TypeVar("V")
+_INIT = json.dumps({"type": "system", "subtype": "init"})
 _INPUT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
 
@@ -31,44 +33,67 @@ async def claude_turn(
         save_early: called with the session's ID as soon as the model has answered in it, such as
             `lambda session_id: store.save_early(key, session_id)`; what it returns is awaited if it can be. Default: none.
 
-    Raises RunFailed whatever made the turn fail; `agents.get_agent("claude-agent-sdk").judge` reads it.
+    Raises RunFailed whatever made the turn fail; `agents.get_agent("claude-agent-sdk").judge`, which reads it, has decided
+    that it did. Raises InvalidSettings if a description that you registered for that agent is wrong, and TypeError if the
+    result's session ID is not a str.
     """
+    agent = get_agent("claude-agent-sdk")
+    # As Claude Code prints them, but without what was said.
+    records: list[str] = []
     lines: list[str] = []
-    records: dict[str, str] = {}
-    session_id = result = tokens = None
+    session_id = tokens = None
+    result: Any = None
     try:
         async for message in start(lines.append):
             kind = type(message).__name__
             if kind == "SystemMessage" and getattr(message, "subtype", None) == "init":
                 session_id = (getattr(message, "data", None) or {}).get("session_id")
-                records["init"] = json.dumps({"type": "system", "subtype": "init"})
+                _add(records, _INIT)
             elif kind == "AssistantMessage":
-                records.setdefault("init", json.dumps({"type": "system", "subtype": "init"}))
+                if not records:
+                    _add(records, _INIT)
                 model, error = getattr(message, "model", None), getattr(message, "error", None)
                 session_id = getattr(message, "session_id", None) or session_id
                 record = {"type": "assistant", "message": {"model": model}, "error": error, "session_id": session_id}
+                _add(records, json.dumps(record))
                 if model == "<synthetic>" or error:
-                    records.setdefault("assistant", json.dumps(record))
                     continue
-                records["assistant"] = json.dumps(record)
                 tokens = size(getattr(message, "usage", None) or {}, _INPUT) or tokens
                 if save_early is not None and isinstance(session_id, str):
                     await _save(save_early, session_id)
                     save_early = None
             elif kind == "ResultMessage":
-                result = message
+                facts = {name: getattr(message, name, None) for name in ("is_error", "errors", "result", *CLAUDE_FACTS)}
+                end = claude_record(**facts)
+                _add(records, end)
+                if _succeeded(agent, Evidence(0, end, "")):
+                    result = message
     except Exception as error:
         seen = of_claude_sdk(error)
-        stdout = [*records.values(), _failed(result) if result is not None else str(seen.stdout)]
-        evidence = Evidence(seen.exit_code, "\n".join(stdout), "\n".join([*lines, str(seen.stderr)]))
-        raise RunFailed(str(error), evidence) from error
-    if result is None or result.is_error:
-        stdout = [*records.values(), *([] if result is None else [_failed(result)])]
-        raise RunFailed("the turn ended without success", Evidence(1, "\n".join(stdout), "\n".join(lines)))
+        stdout, stderr = "\n".join([*records, str(seen.stdout)]), "\n".join([*lines, str(seen.stderr)])
+        evidence = Evidence(seen.exit_code, stdout, stderr)
+        # What is raised after a success may mean nothing.
+        if not _succeeded(agent, evidence):
+            raise RunFailed(str(error), evidence) from error
+    else:
+        evidence = Evidence(1 if result is None else 0, "\n".join(records), "\n".join(lines))
+        if not _succeeded(agent, evidence):
+            raise RunFailed("the turn ended without success", evidence)
     if tokens is None and result.num_turns == 1:
         # Of more than one request it is the sum.
         tokens = size(getattr(result, "usage", None) or {}, _INPUT) or None
     return Turn(result.session_id, result, context_tokens=tokens)
+
+
+def _add(records: list[str], record: str) -> None:
+    """Add a record unless it says again what the last one said: a turn may have thousands of messages."""
+    if records[-1:] != [record]:
+        records.append(record)
+
+
+def _succeeded(agent: Agent, evidence: Evidence) -> bool:
+    exit_code, stdout, stderr, _ = evidence
+    return agent.judge(exit_code=exit_code, stdout=stdout, stderr=stderr).verdict is Verdict.ok
 
 
 async def _save(save_early: Callable[[str], Any], session_id: str) -> None:
@@ -101,7 +126,3 @@ def openai_turn(response: V) -> Turn[V]:
         complete=status in (None, "completed"),
         context_tokens=tokens or None,
     )
-
-
-def _failed(result: Any) -> str:
-    return claude_record(**{name: getattr(result, name, None) for name in ("errors", "result", *CLAUDE_FACTS)})

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from subprocess import CalledProcessError
 
 import pytest
 
@@ -42,6 +45,7 @@ class ResultMessage:
     result: str | None = "Done."
     errors: list[str] | None = None
     usage: dict[str, int] | None = None
+    subtype: str = "success"
 
 
 class ProcessError(Exception):
@@ -54,9 +58,9 @@ class ProcessError(Exception):
 
 
 class ResultError(ProcessError):
-    def __init__(self, *, errors=None, result=None, num_turns=0):
+    def __init__(self, *, errors=None, result=None, num_turns=0, **data):
         super().__init__(stderr=None)
-        self.errors, self.result, self.data = errors, result, {"num_turns": num_turns}
+        self.errors, self.result, self.data = errors, result, {"num_turns": num_turns, **data}
 
 
 class APIError(Exception):
@@ -102,6 +106,12 @@ def failed(start):
 
 
 BEGAN = (SystemMessage(), AssistantMessage())
+DONE = ResultMessage()
+# Overloaded in mid-stream.
+CUT = ResultMessage(subtype="error_during_execution", num_turns=2, result=None)
+# After a success it means nothing.
+SPURIOUS = ResultMessage(E, is_error=True, subtype="error_during_execution", num_turns=0, result=None)
+SPURIOUS_ERROR = ResultError(errors=[], subtype="error_during_execution")
 
 
 class TestClaude:
@@ -131,6 +141,69 @@ class TestClaude:
     )
     def test_failures(self, start, verdict, began):
         assert failed(start) == (verdict, began)
+
+    @over(
+        "start",
+        [
+            play(*BEGAN, DONE, SPURIOUS),
+            play(*BEGAN, DONE, SPURIOUS, SPURIOUS),
+            play(*BEGAN, DONE, error=SPURIOUS_ERROR),
+            play(*BEGAN, DONE, SPURIOUS, error=SPURIOUS_ERROR),
+            play(*BEGAN, DONE, SPURIOUS, error=ProcessError()),
+            play(SPURIOUS, *BEGAN, DONE),
+            play(*BEGAN, CUT, *BEGAN, DONE, SPURIOUS),
+        ],
+    )
+    def test_a_turn_that_succeeded_whatever_the_runtime_says_that_means_nothing(self, start):
+        turn = asyncio.run(claude_turn(start))
+        assert (turn.session_id, turn.value, turn.complete) == (E, DONE, True)
+
+    @over(
+        "start",
+        [
+            play(*BEGAN, CUT),
+            play(*BEGAN, CUT, SPURIOUS),
+            play(*BEGAN, SPURIOUS),
+            play(*BEGAN, CUT, error=ProcessError()),
+            play(*BEGAN, DONE, CUT),
+            play(*BEGAN, DONE, error=ProcessError()),
+            play(*BEGAN, DONE, *BEGAN),
+            play(*BEGAN, DONE, *BEGAN, SPURIOUS),
+        ],
+    )
+    def test_a_turn_that_failed_whatever_else_the_runtime_says(self, start):
+        assert failed(start) == ("other", True)
+
+    @over(
+        ("results", "left"),
+        [
+            ((CUT,), (E, {"turns": 1, "complete": False, "failures": 1})),
+            ((SPURIOUS, CUT), (E, {"turns": 1, "complete": False, "failures": 1})),
+            ((DONE, SPURIOUS), (E, {"turns": 1, "complete": True, "failures": 0})),
+            ((CUT, SPURIOUS), (E, {"turns": 1, "complete": False, "failures": 1})),
+        ],
+    )
+    def test_a_turn_leaves_what_the_same_records_of_the_command_line_leave(self, results, left):
+        async def scene(agent, run):
+            async with fake_async_store() as store:
+                await store.set("key", E)
+                with suppress(RunFailed, CalledProcessError):
+                    await store.resume("key", run, agent=agent)
+                session_id, _, record = await store.peek("key")
+                assert (await store.counters())["resumes_total"] == 1
+                return session_id, {name: getattr(record, name) for name in left[1]}
+
+        async def by_adapter(_):
+            return await claude_turn(play(*BEGAN, *results))
+
+        async def by_command(_):
+            answer = {"type": "assistant", "message": {"model": "claude-opus-4-8"}, "session_id": E}
+            ends = [{"type": "result"} | asdict(each) for each in results]
+            printed = [{"type": "system", "subtype": "init"}, answer, *ends]
+            raise CalledProcessError(int(results[-1].is_error), "claude", "\n".join(map(json.dumps, printed)), "")
+
+        assert asyncio.run(scene("claude", by_command)) == left
+        assert asyncio.run(scene("claude-agent-sdk", by_adapter)) == left
 
     def test_errors_of_the_package_are_read_without_the_adapter(self):
         judge = get_agent("claude-agent-sdk").judge
