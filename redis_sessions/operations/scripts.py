@@ -195,7 +195,7 @@ return {1, uncounted}
 # KEYS lease, id, record; ARGV token, session ID that failed, max age, whether it is sent again.
 # -> {1 if the lease was ours or 0, 0}
 # Counts an undecided failure and releases the lease. The ID and its TTL are untouched; the record gets the same TTL, as by
-# RETIME.
+# RETIME, `u` with it. A number of failures that can't be read begins again.
 FAIL: Final = Script(
     _PEEK
     + _RECORD
@@ -209,10 +209,14 @@ if peek('GET', KEYS[2]) == ARGV[2] then
   if is_record_of(KEYS[3], ARGV[2]) then
     local left = redis.call('PTTL', KEYS[3])
     if left >= 0 and left < pttl then
-      redis.call('HINCRBY', KEYS[3], 'u', pttl - left)
+      redis.pcall('HINCRBY', KEYS[3], 'u', pttl - left)
     end
   else
     redis.call('HSET', KEYS[3], 'id', ARGV[2])
+  end
+  local failures = redis.call('HGET', KEYS[3], 'f')
+  if failures and not (#failures < 16 and string.match(failures, '^[1-9]%d*$')) then
+    redis.call('HDEL', KEYS[3], 'f')
   end
   redis.call('HINCRBY', KEYS[3], 'f', 1)
   redis.call('PEXPIRE', KEYS[3], pttl > 0 and pttl or ARGV[3])

@@ -217,6 +217,21 @@ class TestGivingUp:
         undecided(store, 1)
         assert record() == {"session_id": "R", "failures": 1}
 
+    @pytest.mark.everywhere
+    @over("figure", ["many", "", "1.5", "-5", "inf", "1e300", "9" * 30, "00"])
+    def test_a_record_whose_figures_are_none_blocks_nobody_and_is_counted_from_the_start(
+        self, store, raw, namespace, free, caplog, figure
+    ):
+        keys = Keys(namespace)
+        store.resume(KEY, Agent("R"))
+        raw.hset(keys.record(KEY), mapping={"f": figure, "u": figure})
+        raw.pexpire(keys.record(KEY), 60_000)  # less than the ID, as if that had been saved later
+        for _ in range(3):
+            undecided(store, 1)
+            assert free()
+        assert store.resume(KEY, Agent("E")).how == "gave_up"
+        assert not [each for each in caplog.messages if "was not released" in each]
+
     def test_deleting_the_id_deletes_its_record(self, store, raw, namespace):
         store.set(KEY, "R")
         undecided(store, 1)
