@@ -258,6 +258,7 @@ def test_common_options_stand_before_the_command_or_after_it(cli: Cli) -> None:
     assert before.stdout == "id-1\n"
     # The last counts, wherever it stands.
     assert run("--url", "redis://nowhere:1", "--namespace", "other", "get", *cli.options, "k").stdout == "id-1\n"
+    assert run("--namespace", "other", *cli.options, "get", "k").stdout == "id-1\n"
     assert cli.result(run("--json", *cli.options, "get", "k").stdout)["session_id"] == "id-1"
     assert cli.result(
         run("--max-age=90m", "--url", cli.url, "set", f"--namespace={cli.namespace}", "--json", "k", "x").stdout
@@ -266,6 +267,14 @@ def test_common_options_stand_before_the_command_or_after_it(cli: Cli) -> None:
     lines = run(*cli.options, "--namespace", "other", "metrics", "--namespace", "third").stdout
     assert 'claude_session_resume_failures_total{namespace="other"}' in lines
     assert 'claude_session_resume_failures_total{namespace="third"}' in lines
+
+
+@pytest.mark.parametrize(("before", "after"), [("one two", ""), ("", "one two"), ("one", "two")])
+def test_metrics_and_acl_take_every_namespace_wherever_it_stands(cli: Cli, before: str, after: str) -> None:
+    first, then = ([f"--namespace={name}" for name in words.split()] for words in (before, after))
+    assert "~one:* ~two:* " in run(*first, "acl", *then).stdout
+    shown = run(*first, "metrics", *then, "--url", cli.url).stdout
+    assert all(f'redis_sessions_up{{namespace="{name}"}} 1.0' in shown for name in ("one", "two"))
 
 
 def test_json_keeps_unicode_and_escapes_what_is_not_printable(cli: Cli) -> None:

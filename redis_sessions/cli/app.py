@@ -12,7 +12,16 @@ from typer.core import TyperGroup
 from redis_sessions.cli import acl, agents, conversations, docs, doctor, metrics, report, serve, transfer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
-from redis_sessions.cli.options import CliCommand, Json, Options, given_words, value, with_common
+from redis_sessions.cli.options import (
+    NAMESPACE,
+    NAMESPACE_VARIABLE,
+    CliCommand,
+    Json,
+    Options,
+    given_words,
+    value,
+    with_common,
+)
 from redis_sessions.cli.run import command as run
 from redis_sessions.cli.signals import until_asked_to_stop
 
@@ -63,6 +72,9 @@ def program(
     context: typer.Context,
     *,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    namespace: Annotated[  # noqa: ARG001 - passed on by given_words; a list for the commands that take several
+        list[str] | None, value("--namespace", "NAME", NAMESPACE, envvar=NAMESPACE_VARIABLE, show_default="sessions")
+    ] = None,
     **_: Any,
 ) -> None:
     """Session IDs of agents' conversations, kept in Redis for many workers.
@@ -80,7 +92,7 @@ def program(
 
 
 _own = [parameter for name, parameter in inspect.signature(program).parameters.items() if name != "_"]
-app.callback()(with_common(program, _own, Options.__dataclass_fields__))
+app.callback()(with_common(program, _own, Options.__dataclass_fields__.keys() - {"namespace"}))
 
 
 def _version() -> str:

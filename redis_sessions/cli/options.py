@@ -202,8 +202,9 @@ def given_words(ctx: Any) -> list[str]:
     for param in ctx.command.params:
         source = ctx.get_parameter_source(param.name)
         if param.name in Options.__dataclass_fields__ and source is not None and source.name == "COMMANDLINE":
-            value = ctx.params[param.name]
-            words.append(param.opts[0] if param.is_flag else f"{param.opts[0]}={value}")
+            given = ctx.params[param.name]
+            values = given if param.multiple else [given]
+            words += [param.opts[0] if param.is_flag else f"{param.opts[0]}={value}" for value in values]
     return words
 
 
