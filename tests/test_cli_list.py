@@ -174,6 +174,28 @@ class TestRetime:
         assert "--yes" in cli("retime", "--max-age", "1h", code=exits.USAGE).stderr
         assert cli.pttl_ms("k") > HOUR_MS
 
+    def test_a_named_file_that_differs_from_the_environment_is_not_overruled_in_silence(
+        self, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        cli.plant("k")
+        config = tmp_path / "age.json"
+        config.write_text(f'{{"session_max_age_ms": {HOUR_MS}}}')
+        monkeypatch.setenv("REDIS_SESSIONS_MAX_AGE", "2m")
+        after = cli("retime", "--config", config, "--yes", code=exits.USAGE)
+        before = run_program("--config", config, "retime", *cli.options, "--yes", code=exits.USAGE)
+        for said in (after.stderr, before.stderr):
+            assert all(part in said for part in ("REDIS_SESSIONS_MAX_AGE is 2m", f"{config} says 1h", "--max-age"))
+        assert cli.pttl_ms("k") > HOUR_MS
+        assert cli.json("retime", "--config", config, "--yes", "--max-age", "3h")["shortened"] == 1
+        monkeypatch.setenv("REDIS_SESSIONS_MAX_AGE", "60m")
+        assert cli.json("retime", "--config", config, "--yes")["shortened"] == 1
+        # Without a max age in the file, or with both from the environment, nothing is in doubt.
+        monkeypatch.setenv("REDIS_SESSIONS_MAX_AGE", "2m")
+        (tmp_path / "none.json").write_text("{}")
+        assert cli.json("retime", "--config", tmp_path / "none.json", "--yes")["shortened"] == 1
+        monkeypatch.setenv("REDIS_SESSIONS_CONFIG", str(config))
+        assert cli.json("retime", "--yes")["left"] == 1
+
     @pytest.mark.parametrize("given", ["option", "environment", "config"])
     def test_what_it_sets_is_what_all_reports_use(
         self, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str

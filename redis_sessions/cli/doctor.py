@@ -7,7 +7,16 @@ import typer
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli import tables
-from redis_sessions.cli.options import Options, Yes, confirmed, names_of_runtimes, on_a_store, register_users_runtimes, value
+from redis_sessions.cli.options import (
+    MAX_AGE_VARIABLE,
+    Options,
+    Yes,
+    confirmed,
+    names_of_runtimes,
+    on_a_store,
+    register_users_runtimes,
+    value,
+)
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.operations.text import count, exact_duration
 
@@ -71,7 +80,7 @@ def _show(diagnosis: "Diagnosis") -> None:
 
 
 @on_a_store
-def retime(at: Options, *, dry_run: DryRun = False, yes: Yes = False) -> int:
+def retime(at: Options, context: typer.Context, *, dry_run: DryRun = False, yes: Yes = False) -> int:
     """Set the max age of the namespace, and shorten longer TTLs to it.
 
     For use after the max age was lowered: sessions that were saved before keep their longer TTL until they are saved again.
@@ -90,6 +99,7 @@ def retime(at: Options, *, dry_run: DryRun = False, yes: Yes = False) -> int:
         raise InvalidSettings("no max age is given", remedy="give the one to set: --max-age, or a --config that has it")
     max_age_ms = settings.session_max_age_ms
     age = exact_duration(max_age_ms)
+    _check_agreement(at, context, age)
     question = f"Set the max age of namespace {settings.namespace} to {age}, and shorten what lives longer?"
     if not dry_run and not confirmed(question, yes=yes):
         return exits.PARTLY
@@ -97,3 +107,16 @@ def retime(at: Options, *, dry_run: DryRun = False, yes: Yes = False) -> int:
         result = store.retime(max_age_ms, dry_run=dry_run, progress=progress)
     at.put_result(result, lambda: tables.show_retime(result, max_age_ms, dry_run=dry_run))
     return exits.PARTLY if result.approximate else exits.DONE
+
+
+def _check_agreement(at: Options, context: typer.Context, age: str) -> None:
+    """Raise InvalidSettings if the environment overrules the max age of a file that was named on the command line."""
+    from redis_sessions.settings import StoreSettings
+
+    sources = [source and source.name for source in map(context.get_parameter_source, ("max_age", "config"))]
+    if at.config is None or sources != ["ENVIRONMENT", "COMMANDLINE"]:
+        return
+    in_file = StoreSettings.from_json_file(at.config)
+    file_age = exact_duration(in_file.session_max_age_ms)
+    if "session_max_age_ms" in in_file.model_fields_set and file_age != age:
+        raise InvalidSettings(f"{MAX_AGE_VARIABLE} is {age}, but {at.config} says {file_age}", remedy="give --max-age")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_URL: Final = "redis://127.0.0.1:6379/0"
 URL_VARIABLES: Final = ("REDIS_SESSIONS_URL", "REDIS_URL")
 NAMESPACE_VARIABLE: Final = "REDIS_SESSIONS_NAMESPACE"
+MAX_AGE_VARIABLE: Final = "REDIS_SESSIONS_MAX_AGE"
 AGENTS_VARIABLE: Final = "REDIS_SESSIONS_AGENTS"
 # The common options that a command without a use for the max age leaves out.
 MAX_AGE_OPTIONS: Final = ("max_age", "config")
@@ -61,7 +62,7 @@ class Options:
     ] = None
     max_age: Annotated[
         str | None,
-        value("--max-age", "TIME", MAX_AGE, envvar="REDIS_SESSIONS_MAX_AGE", show_default="as in --config, or 24h"),
+        value("--max-age", "TIME", MAX_AGE, envvar=MAX_AGE_VARIABLE, show_default="as in --config, or 24h"),
     ] = None
     config: Annotated[Path | None, value("--config", "FILE", CONFIG, envvar="REDIS_SESSIONS_CONFIG")] = None
     as_json: Json = False
