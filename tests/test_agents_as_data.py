@@ -263,7 +263,7 @@ class TestDirectories:
         for name in ("../known/claude", "", "claude.toml", str(KNOWN / "claude")):
             with pytest.raises(UnknownAgent, match="name one of agentcore, amp, "):
                 agents.get_agent(name)
-        with pytest.raises(InvalidSettings, match="is not a directory"):
+        with pytest.raises(InvalidSettings, match="can't be read \\(No such file"):
             agents.register_directory(tmp_path / "none")
 
 
@@ -325,4 +325,4 @@ class TestCommand:
 
     def test_a_directory_that_is_not_there(self, monkeypatch):
         monkeypatch.setenv("REDIS_SESSIONS_AGENTS", "/nowhere")
-        assert "/nowhere is not a directory" in run("agents", code=2).stderr
+        assert "/nowhere can't be read (No such file or directory)" in run("agents", code=2).stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,39 @@ def test_rejects_that_cannot_be_written(cli: Cli, tmp_path: Path) -> None:
     result = cli.runner("import", "--json", "--rejects", tmp_path / "nowhere/x", tmp_path / "in.json")
     assert (result.exit_code, result.stdout) == (exits.USAGE, "")
     assert "can't be written" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(["import", "in.json", "--rejects", "{}"], ["import", "{}", "--rejects", "r.json"], ["import", "{}"]),
+        *(["export", "{}"], ["serve", "--port", "0", "--dir", "{}"], ["list", "--config", "{}"]),
+        ["acl", "--generate", "{}"],
+    ],
+)
+def test_a_path_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.json").write_text("{}")
+    too_long = "x" * 300
+    said = run(*(arg.format(too_long) for arg in args), env={"REDIS_URL": "unix:///nowhere"}, code=exits.USAGE).stderr
+    assert too_long in said
+    assert "File name too long" in said
+
+
+def test_a_directory_of_runtimes_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    for directory in (tmp_path / "none", tmp_path / ("x" * 300)):
+        said = run("agents", env={"REDIS_SESSIONS_AGENTS": str(directory)}, code=exits.USAGE).stderr
+        assert f"{directory} can't be read (" in said
+
+
+def test_only_output_that_is_lost_is_called_that(capsys: pytest.CaptureFixture[str]) -> None:
+    named = FileNotFoundError(errno.ENOENT, "No such file or directory", "in.json")
+    for error, said in (
+        (named, "in.json can't be used (No such file or directory)"),
+        (OSError(errno.EMFILE, "Too many open files"), "the system refuses (Too many open files)"),
+    ):
+        assert exits.guarded(Mock(side_effect=error)) == exits.USAGE
+        assert capsys.readouterr().err == f"redis-sessions: {said}\n"
 
 
 @pytest.mark.parametrize("template", MALFORMED)

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import tables
 from redis_sessions.operations.scan import SessionRow
 from tests import test_cli_support
-from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, spawn
+from tests.test_cli_support import DAY_MS, EVIL_KEYS, Cli, as_nobody, spawn
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
 hasty = test_cli_support.hasty
@@ -384,3 +385,29 @@ def test_serve_reports_a_server_that_ends_unexpectedly(tmp_path: Path) -> None:
     assert "by itself, by signal 9" in last
     assert f"{tmp_path}/data/server.log ends: " in last
     assert "eady to accept connections" in last
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(["serve", "--port", "0", "--dir", "{}"], ["serve", "--dir", "/nowhere", "--socket", "{}"], ["export", "{}"]),
+        *(["import", "{}"], ["import", "/dev/null", "--rejects", "{}"], ["acl", "--generate", "{}"]),
+        ["list", "--config", "{}"],
+    ],
+)
+def test_in_a_working_directory_that_was_deleted_a_relative_path_is_named(tmp_path: Path, args: list[str]) -> None:
+    words = [*test_cli_support.PROGRAM, *(arg.format("relative") for arg in args)]
+    deleted = ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', str(tmp_path), *words]
+    code, out, err = finish(subprocess.Popen(deleted, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    assert (code, out) == (exits.USAGE, "")
+    assert re.fullmatch(r"redis-sessions: [^\n]*\brelative\b[^\n]*\(No such file or directory\)[^\n]*\n", err)
+
+
+def test_a_directory_without_rights_is_not_lost_output(cli: Cli) -> None:
+    with tempfile.TemporaryDirectory() as secret, as_nobody():
+        for args in (["import", "/dev/null", "--rejects", "{}"], ["import", "{}", "--rejects", "/tmp/x"], ["export", "{}"]):
+            path = f"{secret}/e.json"
+            code, out, err = finish(spawn(*(arg.format(path) for arg in args), *cli.options))
+            assert (code, out) == (exits.USAGE, "")
+            assert f"{path} can't be " in err
+            assert "(Permission denied)" in err

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ CHANGED = """
 from redis_sessions.cli import main, options
 settings = options.Options.settings
 options.Options.settings = lambda self: settings(self).model_copy(update={})
+main()
+"""
+
+# A command line of a user without a name, a home or any rights: what it needs is imported before.
+NOBODY = """
+import os, sys
+from redis_sessions.cli import app, main
+from redis_sessions.legacy import atomic_file, file, transfer
+from redis_sessions import server, store
+os.setgroups([])
+os.setgid(54321)
+os.setuid(54321)
 main()
 """
 
@@ -117,6 +130,17 @@ def spawn(*args: str | Path, **options: Any) -> subprocess.Popen[bytes]:
 def url() -> Iterator[str]:
     with EmbeddedServer() as server:
         yield server.url
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Programs are those of a user who has no rights. Skips where that can't be."""
+    if os.getuid() != 0:
+        pytest.skip("only root can be another user")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys.modules[__name__], "PROGRAM", [sys.executable, "-c", NOBODY])
+        patched.delenv("HOME", raising=False)
+        yield
 
 
 def program_with(**update: int) -> list[str]:

@@ -159,10 +159,14 @@ def register(agent: Agent) -> None:
 def register_directory(directory: str | Path) -> None:
     """Make every `NAME.toml` of a directory known under its name, in this process, in place of one of the same name.
 
-    Each is read when it is asked for. Raises InvalidSettings if there is no such directory.
+    Each is read when it is asked for. Raises InvalidSettings if the directory can't be read.
     """
-    if not Path(directory).is_dir():
-        raise InvalidSettings(f"{directory} is not a directory", remedy="name one with a TOML file for each runtime")
-    for path in sorted(Path(directory).glob("*.toml")):
+    try:
+        # Not by `glob`, which finds nothing in a directory that can't be read.
+        paths = sorted(path for path in Path(directory).iterdir() if path.suffix == ".toml")
+    except OSError as error:
+        remedy = "name a directory with a TOML file for each runtime"
+        raise InvalidSettings(f"{directory} can't be read ({error.strerror})", remedy=remedy) from None
+    for path in paths:
         _files()[path.stem] = path
         _agents.pop(path.stem, None)

@@ -27,6 +27,8 @@ _PARTIAL_ERRORS: Final = (
     *(errors.CorruptValue, errors.InexactScan, errors.LeaseHeld),
     *(errors.NotReplicated, errors.SessionBusy, errors.SessionElsewhere),
 )
+# What writing to an open stream, which has no file name in its errors, never ends in.
+_NOT_OF_WRITING: Final = {errno.ENOENT, errno.EMFILE, errno.ENFILE}
 _URL = re.compile(r"://\S+")
 
 
@@ -51,7 +53,11 @@ def guarded(program: Callable[[], int | None]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        return _output_lost(error, code)
+        if error.filename is None and error.errno not in _NOT_OF_WRITING:
+            return _output_lost(error, code)
+        named = "the system refuses" if error.filename is None else f"{error.filename} can't be used"
+        complain(f"{named} ({error.strerror})")
+        code = USAGE
     return code
 
 

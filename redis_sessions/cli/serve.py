@@ -78,7 +78,8 @@ def serve(
 
     if port is not None and socket is not None:
         raise InvalidSettings("--port and --socket exclude each other", remedy="give one of them")
-    directory = (directory or default_directory()).absolute()
+    directory = _absolute(directory or default_directory(), "directory")
+    socket = socket and _absolute(socket, "socket")
     extra = {"appendfsync": appendfsync} | ({"aclfile": str(acl.absolute())} if acl else {})
     server = EmbeddedServer(directory=directory, port=DEFAULT_PORT if port is None else port, socket=socket, extra=extra)
     with until_asked_to_stop():
@@ -98,6 +99,14 @@ def default_directory() -> Path:
     base = Path(os.environ.get("XDG_DATA_HOME", ""))
     # The specification says to ignore relative paths.
     return (base if base.is_absolute() else Path.home() / ".local/share") / "redis-sessions"
+
+
+def _absolute(path: Path, parameter: str) -> Path:
+    try:
+        return path.absolute()
+    except OSError as error:  # the working directory was deleted
+        problem = f"{path} can't be used ({error.strerror})"
+        raise InvalidSettings(problem, setting=parameter, remedy="give an absolute path") from None
 
 
 def _log_tail(directory: Path) -> str:

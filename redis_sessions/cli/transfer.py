@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -99,7 +100,7 @@ def import_(
     if rejects is not None:
         if rejects == STANDARD:
             raise InvalidSettings("standard output is used for the result", remedy="name a file for --rejects")
-        if rejects.exists() and file.exists() and rejects.samefile(file):
+        if _is_same(rejects, file):
             raise InvalidSettings("--rejects names the file that is imported", remedy="name another")
         check_writable(rejects)
     with at.store() as store, show.progress("importing") as progress, show.logged_warnings(show.complain):
@@ -124,6 +125,13 @@ def import_(
     elif rejects is not None:
         show.complain(f"nothing was rejected, {rejects} was not written")
     return exits.PARTLY if result.rejected else exits.DONE
+
+
+def _is_same(first: Path, second: Path) -> bool:
+    """Whether two paths lead to one file. What can't be looked at is not; that is reported where it is opened."""
+    with suppress(OSError):
+        return first.samefile(second)
+    return False
 
 
 def _shape(name: str | None, **fields: Any) -> "Shape":
