@@ -411,3 +411,10 @@ def test_a_directory_without_rights_is_not_lost_output(cli: Cli) -> None:
             assert (code, out) == (exits.USAGE, "")
             assert f"{path} can't be " in err
             assert "(Permission denied)" in err
+
+
+def test_serve_without_a_home_asks_for_a_directory() -> None:
+    with as_nobody():
+        code, out, err = finish(spawn("serve", "--port", "0"))
+    assert (code, out) == (exits.USAGE, "")
+    assert re.fullmatch(r"redis-sessions: --dir [^\n]*home[^\n]*\n", err)

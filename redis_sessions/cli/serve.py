@@ -97,8 +97,12 @@ def serve(
 def default_directory() -> Path:
     """Where data is kept by default: `redis-sessions` in the user's data directory, according to XDG."""
     base = Path(os.environ.get("XDG_DATA_HOME", ""))
-    # The specification says to ignore relative paths.
-    return (base if base.is_absolute() else Path.home() / ".local/share") / "redis-sessions"
+    try:
+        # The specification says to ignore relative paths.
+        return (base if base.is_absolute() else Path.home() / ".local/share") / "redis-sessions"
+    except RuntimeError:
+        problem = "is missing, and this user has no home directory"
+        raise InvalidSettings(problem, setting="--dir", remedy="give it") from None
 
 
 def _absolute(path: Path, parameter: str) -> Path:
