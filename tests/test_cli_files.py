@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -159,6 +160,38 @@ def test_standard_input_and_output(cli: Cli, url: str, tmp_path: Path) -> None:
     with os.fdopen(reading):
         said = cli("import", "--assume-used-at", "mtime", f"/dev/fd/{reading}", code=exits.USAGE).stderr
     assert "--assume-used-at mtime needs a regular file" in said
+
+
+@pytest.mark.parametrize(("kind", "file"), [*((kind, "-") for kind in ("socket", "pipe", "file")), ("socket", "/dev/fd/0")])
+@pytest.mark.parametrize("mode", ["blocking", "non-blocking"])
+def test_standard_input_of_any_kind(cli: Cli, tmp_path: Path, kind: str, file: str, mode: str) -> None:
+    entries = {f"k{number}": {"id": "ID-1", "last_used_at": time.time_ns() // 1_000_000} for number in range(5_000)}
+    document = json.dumps(entries).encode()
+    if kind == "socket":
+        ours, theirs = socket.socketpair()
+        writing, reading = ours.detach(), theirs.detach()
+    elif kind == "pipe":
+        reading, writing = os.pipe()
+    else:
+        (tmp_path / "in.json").write_bytes(document)
+        reading, writing = os.open(tmp_path / "in.json", os.O_RDONLY), os.open(os.devnull, os.O_WRONLY)
+    os.set_blocking(reading, mode == "blocking")
+    process = spawn("import", "--json", file, *cli.options, stdin=reading)
+    os.close(reading)
+    with os.fdopen(writing, "wb") as stream:
+        stream.write(document)
+    imported, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (exits.DONE, b"")
+    assert json.loads(imported)["imported"] == len(entries)
+
+
+def test_rejects_never_replace_standard_input(cli: Cli, mixed: Path) -> None:
+    before = mixed.read_bytes()
+    with mixed.open("rb") as stream:
+        process = spawn("import", "--rejects", mixed, "-", *cli.options, stdin=stream)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, b"names the file that is imported" in said) == (exits.USAGE, True)
+    assert mixed.read_bytes() == before
 
 
 def test_times_of_last_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,8 @@ from typing import IO, Final, Self
 
 from redis_sessions.errors import FileNotWritten
 
-_OPEN: Final = re.compile(r"/dev/(stdout|stderr|fd/([0-9]{1,9}))")
+_STREAMS: Final = ("stdin", "stdout", "stderr")
+_OPEN: Final = re.compile(rf"/dev/({'|'.join(_STREAMS)}|fd/([0-9]{{1,9}}))")
 
 
 class Replacement:
@@ -50,7 +51,7 @@ class Replacement:
             with self.file:
                 if kind is None and self._target is None:
                     self.file.seek(0)
-                    with _open_stream(self._path) as stream:
+                    with open(openable(self._path), "w", encoding="utf-8") as stream:  # noqa: PTH123 - may be a number
                         shutil.copyfileobj(self.file, stream)
                 elif kind is None:
                     self.file.flush()
@@ -72,12 +73,14 @@ def _is_stream(path: Path) -> bool:
     return _OPEN.fullmatch(str(path)) is not None or (path.exists() and not path.is_file() and not path.is_dir())
 
 
-def _open_stream(path: Path) -> IO[str]:
+def openable(path: Path) -> Path | int:
+    """What `open` takes for a path: a copy of the descriptor, if the path is a name for one, such as /dev/stdin.
+
+    Opened by name, a regular file behind it would be overwritten from its beginning, and a socket can't be opened.
+    """
     if is_open := _OPEN.fullmatch(str(path)):
-        # Opened by name, a regular file behind it would be overwritten from its beginning.
-        number = {"stdout": 1, "stderr": 2}.get(is_open[1]) or int(is_open[2])
-        return os.fdopen(os.dup(number), "w", encoding="utf-8")
-    return path.open("w", encoding="utf-8")
+        return os.dup(int(is_open[2] or _STREAMS.index(is_open[1])))
+    return path
 
 
 def check_writable(path: str | Path) -> None:

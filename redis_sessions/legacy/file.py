@@ -8,14 +8,16 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from io import FileIO
 from itertools import chain, groupby, islice
 from json import JSONDecodeError
 from pathlib import Path
+from select import select
 from typing import Any, Final, TypeAlias
 
 from redis_sessions.errors import LegacyFileError
 from redis_sessions.keys import SESSION_ID
-from redis_sessions.legacy.atomic_file import Replacement, replace_file
+from redis_sessions.legacy.atomic_file import Replacement, openable, replace_file
 from redis_sessions.legacy.shape import (
     NAME,
     NO_ID,
@@ -31,6 +33,7 @@ from redis_sessions.legacy.shape import (
 )
 from redis_sessions.operations.text import duration
 
+_PIECE: Final = 1 << 20
 AHEAD_MS: Final = 5 * 60_000
 
 # Objects become tuples of (name, value), so that names that occur twice are not lost.
@@ -262,8 +265,8 @@ class LegacyFile:
 def read(path: str | Path, shape: Shape | None = None) -> LegacyFile:
     """Read a legacy file. Raises LegacyFileError if it is not well-formed; entries with a problem raise nothing."""
     try:
-        with Path(path).open("rb") as file:
-            raw = file.read()
+        with open(openable(Path(path)), "rb", buffering=0) as file:  # noqa: PTH123 - may be a number
+            raw = _whole(file)
             status = os.fstat(file.fileno())
     except OSError as error:
         raise LegacyFileError(f"{path} can't be read ({error.strerror})", remedy="name a readable file") from None
@@ -284,6 +287,17 @@ def read(path: str | Path, shape: Shape | None = None) -> LegacyFile:
             column=error.colno,
             remedy="fix it there",
         ) from None
+
+
+def _whole(file: FileIO) -> bytes:
+    """What there is to read until the end, also where whoever shares the open file has made it non-blocking."""
+    if os.get_blocking(file.fileno()):
+        return file.readall()
+    parts: list[bytes | None] = [None]
+    while parts[-1] != b"":
+        select([file], [], [])
+        parts.append(file.read(_PIECE))
+    return b"".join(filter(None, parts))
 
 
 def session_ids(path: str | Path, shape: Shape | str | None = None) -> frozenset[str]:
