@@ -175,6 +175,13 @@ def test_the_command(cli: Cli) -> None:
     assert re.search(r"^  invalid +1  no session IDs, not touched", shown.stdout, re.MULTILINE)
     assert cli.pttl_ms("bad") == -1
     assert 0 < cli.pttl_ms("immortal") <= HOUR_MS
+    # What never expires now is not listed; what the alert on it says is where it is named.
+    assert "bad" not in cli("list").stdout
+    report = cli.json("report")
+    assert report["no_ttl"] == 1
+    assert [each["key"] for each in report["invalid_examples"]] == [cli.keys.session_id("bad").decode()]
+    [alert] = re.findall(r"alert: RedisSessionsWithoutTTL.*?(?=- alert:)", cli("metrics", "--rules").stdout, re.DOTALL)
+    assert all(command in alert for command in ("redis-sessions retime", "redis-sessions report --json"))
 
 
 def test_the_command_says_when_keys_may_have_been_missed(cli: Cli) -> None:
