@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from redis_sessions import SessionStore, StoreSettings
+from redis_sessions.cli import acl, serve
 from redis_sessions.demo import agent as stand_in
 from redis_sessions.demo import worker as demo_worker
 from redis_sessions.demo.plan import conversations
@@ -193,10 +194,26 @@ def test_prometheus_and_grafana_find_each_other_and_what_they_read():
     assert f"HOME_DASHBOARD_PATH={dashboard}\n" in (OVERLAYS / "grafana/grafana.env").read_text()
 
 
-def test_the_image_has_what_the_tests_need():
-    ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    assert ".git" in ignored
-    assert not {"tests", "redis_sessions", "pyproject.toml", "README.md", "LICENSE", "Dockerfile"} & set(ignored)
+def test_the_image_has_what_the_tests_need_and_no_passwords_data_or_history():
+    first, *others = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in ("", "#")]
+    assert first == "*"
+    needed = {line.removeprefix("!") for line in others if line.startswith("!")}
+    assert needed == {
+        *("redis_sessions", "tests", "pyproject.toml", "README.md", "LICENSE"),
+        *("compose.yaml", "Dockerfile", ".dockerignore", ".gitignore", ".ci"),
+    }
+    assert all((ROOT / name).exists() for name in needed)
+    # Of these, only caches are left out.
+    assert {line for line in others if not line.startswith("!")} == {
+        *("**/__pycache__", "**/.*_cache", "**/.hypothesis", "**/.coverage*"),
+    }
+
+
+def test_what_the_manual_makes_in_a_checkout_is_not_committed():
+    made = [*re.findall(r"acl --generate (\w+)", (OVERLAYS.parent / "servers.md").read_text())]
+    made += re.findall(r"--(?:dir|generate) (?:\./)?(\w+)", f"{serve.serve.__doc__} {acl.acl.__doc__}")
+    assert set(made) == {"passwords", "data"}
+    assert {f"/{name}/" for name in made} <= set((ROOT / ".gitignore").read_text().splitlines())
 
 
 ONE_SHOT = {"passwords", "admin", "operator", "cluster", "test"}
