@@ -129,6 +129,12 @@ def test_printed_files(option: str, file: str) -> None:
             ["--rules", "--json"],
             ["--rules", "--dashboard"],
             ["--listen", "0", "--scan-max-age", "60"],
+            ["--listen", "0", "--scan-max-age", ""],
+            *(
+                [*only, *output]
+                for only in (["--scan-max-age=60s"], ["--scan-max-age=soon"], ["--show-keys"], ["--show-keys-to-others"])
+                for output in ([], ["--json"], ["--rules"], ["--dashboard"])
+            ),
         ),
     ],
 )

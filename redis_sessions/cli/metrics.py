@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 RULES: Final = "alerts.yml"
 DASHBOARD: Final = "dashboard.json"
+SCAN_MAX_AGE: Final = "60s"
 LOOPBACK: Final = "127.0.0.1"
 _ADDRESS = re.compile(r"(?:(?:([\w.-]+)|\[([\da-fA-F:.]+)\]):)?(\d{1,5})", re.ASCII)
 
@@ -34,7 +35,15 @@ Listen = Annotated[
         f"{LOOPBACK}; port 0 takes a free one.",
     ),
 ]
-ScanMaxAge = Annotated[str, value("--scan-max-age", "TIME", "With --listen: scan the keys again if the last scan is older.")]
+ScanMaxAge = Annotated[
+    str | None,
+    value(
+        "--scan-max-age",
+        "TIME",
+        "With --listen: scan the keys again if the last scan is older.",
+        show_default=SCAN_MAX_AGE,
+    ),
+]
 Namespaces = Annotated[
     list[str] | None,
     value(
@@ -59,7 +68,7 @@ def metrics(
     at: Options,
     *,
     listen: Listen = None,
-    scan_max_age: ScanMaxAge = "60s",
+    scan_max_age: ScanMaxAge = None,
     show_keys: ShowKeys = False,
     show_keys_to_others: ToOthers = False,
     rules: Rules = False,
@@ -82,16 +91,17 @@ def metrics(
     """
     if (listen is not None) + rules + dashboard + at.as_json > 1:
         raise InvalidSettings("--listen, --rules, --dashboard and --json exclude each other", remedy="give one of them")
+    show_keys = show_keys or show_keys_to_others
+    if listen is None and (show_keys or scan_max_age is not None):
+        only = "--show-keys is for the page of" if show_keys else "--scan-max-age is for"
+        raise InvalidSettings(f"{only} --listen", remedy="give both, or neither")
     if rules or dashboard:
         file = resources.files("redis_sessions.metrics").joinpath(RULES if rules else DASHBOARD)
         show.put(file.read_text("utf-8").rstrip("\n"))
         return exits.DONE
-    show_keys = show_keys or show_keys_to_others
     if listen is None:
-        if show_keys:
-            raise InvalidSettings("--show-keys is for the page of --listen", remedy="give both, or neither")
         return _print_once(at, namespace)
-    scan_max_age_ms = parse_duration_ms(scan_max_age, "--scan-max-age")
+    scan_max_age_ms = parse_duration_ms(SCAN_MAX_AGE if scan_max_age is None else scan_max_age, "--scan-max-age")
     return _serve(at, namespace, _address(listen), scan_max_age_ms, show_keys=show_keys, to_others=show_keys_to_others)
 
 
