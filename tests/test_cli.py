@@ -157,6 +157,16 @@ def test_failures(cli: Cli) -> None:
     assert cli.json("report")["counters"]["resume_failures_total"] is None
 
 
+@pytest.mark.parametrize("name", ["gave_up_total", "rotations_total"])
+def test_failures_say_which_other_counter_is_not_a_number(cli: Cli, name: str) -> None:
+    cli.raw.set(cli.keys.counter(name), "many")
+    said = f"redis-sessions: counter {name} is not an integer: redis-sessions doctor shows how to fix it\n"
+    for options, stdout in (([], "0\n"), (["--increment"], "1\n")):
+        result = cli("failures", *options, code=exits.PARTLY)
+        assert (result.stdout, result.stderr) == (stdout, said)
+    assert cli.json("failures", code=exits.PARTLY)[name] is None
+
+
 @pytest.mark.parametrize("key", EVIL_KEYS)
 def test_a_key_cannot_control_a_terminal(cli: Cli, tmp_path: Path, key: str) -> None:
     cli("set", "--", key, "id-1")

@@ -157,7 +157,7 @@ _COMMANDS: Final[tuple[tuple[str, Callable[..., int], Mapping[int, str]], ...]] 
     ("export", transfer.export, {exits.PARTLY: "some may have been missed"}),
     ("doctor", doctor.doctor, {exits.PARTLY: "something is broken (with --strict: or not ok)"}),
     ("retime", doctor.retime, {exits.PARTLY: "some may have been missed: run it again; or the answer was no"}),
-    ("failures", conversations.failures, {exits.PARTLY: "the counter is not a number"}),
+    ("failures", conversations.failures, {exits.PARTLY: "a counter is not a number"}),
     ("agents", agents.agents, _NO_REDIS),
     ("acl", acl.acl, _NO_REDIS),
     ("metrics", metrics.metrics, {exits.PARTLY: "a counter is not a number"}),

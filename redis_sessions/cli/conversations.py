@@ -243,8 +243,11 @@ def failures(at: Options, *, increment: Increment = False) -> int:
     with at.store() as store:
         total = store.increment_resume_failures() if increment else store.resume_failures_total()
         counters = store.counters()
-    gave_up, rotated = (counters[name] for name in (GAVE_UP, ROTATIONS))
-    at.put_result({RESUME_FAILURES: total, GAVE_UP: gave_up, ROTATIONS: rotated}, lambda: show.put(str(total)))
-    if not at.as_json:
-        show.remark(f"given up: {gave_up}, rotated: {rotated}")
-    return exits.DONE
+    others = {name: counters[name] for name in (GAVE_UP, ROTATIONS)}
+    at.put_result({RESUME_FAILURES: total} | others, lambda: show.put(str(total)))
+    wrong = [name for name, number in others.items() if number is None]
+    if not at.as_json and not wrong:
+        show.remark(f"given up: {others[GAVE_UP]}, rotated: {others[ROTATIONS]}")
+    for name in wrong:
+        show.complain(f"counter {name} is not an integer: redis-sessions doctor shows how to fix it")
+    return exits.PARTLY if wrong else exits.DONE
