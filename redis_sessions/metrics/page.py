@@ -177,15 +177,14 @@ def _bars(title: str, rows: Sequence[tuple[str, int]]) -> str:
 
 
 def _running(rows: Sequence[LeaseRow], *, show_keys: bool) -> str:
-    """Who runs what. The last part of a holder is the secret by which it owns the lease, and is not shown."""
+    """Who runs what."""
     if not rows:
         return '<div class="panel"><h3>Running now</h3><p class="dim">Nothing.</p></div>'
     what = '<th scope="col">Conversation</th>' if show_keys else ""
     lines = []
     for row in sorted(rows, key=lambda row: row.key)[:MAX_ROWS]:
-        host, _, rest = row.holder.partition(":")
-        process, known, _ = rest.partition(":")
-        who = f"{_text(host)}, process {_text(process)}" if known else "unknown"
+        host, pid = row.worker
+        who = "unknown" if host is None else f"{_text(host)}, process {pid}"
         key = f'<td class="key">{_text(row.key)}</td>' if show_keys else ""
         lines.append(f"<tr>{key}<td>{who}</td><td>{duration(row.remaining_ms)}</td></tr>")
     more = f'<p class="dim">And {len(rows) - MAX_ROWS:,} more.</p>' if len(rows) > MAX_ROWS else ""
