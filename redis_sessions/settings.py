@@ -157,7 +157,7 @@ class StoreSettings(BaseModel, frozen=True, extra="forbid"):
 def _read_object(path: Path) -> dict[str, Any]:
     remedy = "name a readable UTF-8 file that holds one JSON object"
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = json.loads(path.read_text("utf-8-sig"))  # editors on Windows write a mark before the text
     except OSError as error:
         raise InvalidSettings(f"{path} can't be read ({error.strerror})", remedy=remedy) from None
     except json.JSONDecodeError as error:

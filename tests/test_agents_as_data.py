@@ -147,6 +147,9 @@ class TestLoad:
             judgement = mine.judge(exit_code=0, stdout=stdout)
             assert (judgement.session_id, judgement.turn_began) == ("9", began)
 
+    def test_a_byte_order_mark_is_skipped(self, tmp_path):
+        assert agents.load(written(tmp_path, f"\ufeff{MINE}")) == agents.load(written(tmp_path, MINE))
+
     def test_like_another(self, tmp_path):
         mine = agents.load(written(tmp_path, 'name = "kilo"\nlike = "opencode"\nexecutables = ["kilo"]'))
         known = agents.get_agent("opencode")

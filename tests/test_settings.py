@@ -161,6 +161,9 @@ class TestFromJsonFile:
         with pytest.raises(InvalidSettings, match=r"agents\.json: maxTurns is 0: give a whole number"):
             StoreSettings.from_json_file(file({"maxTurns": 0}))
 
+    def test_a_byte_order_mark_is_skipped(self, file):
+        assert StoreSettings.from_json_file(file('\ufeff{"max_turns": 3}')).max_turns == 3
+
     def test_an_override_takes_precedence(self, file):
         path = file({"session_max_age_ms": 5})
         assert StoreSettings.from_json_file(path, session_max_age_ms=7).session_max_age_ms == 7

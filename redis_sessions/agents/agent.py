@@ -341,7 +341,7 @@ def load(path: str | Path) -> Agent:
 
 def _table(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        table = tomllib.loads(path.read_text("utf-8-sig"))  # editors on Windows write a mark before the text
     except OSError as error:
         raise InvalidSettings(f"can't be read ({error.strerror})", remedy="name a TOML file") from None
     except UnicodeDecodeError:

@@ -44,7 +44,7 @@ def agents(name: Name = None, *, toml: Toml = False, as_json: Json = False) -> i
     if toml and as_json:
         raise InvalidSettings("--toml and --json exclude each other", remedy="give one of them")
     if toml and file is not None:
-        show.put(file.read_text("utf-8").removesuffix("\n"))
+        show.put(file.read_text("utf-8-sig").removesuffix("\n"))
     elif as_json:
         show.put_json(_facts(agent))
     else:
