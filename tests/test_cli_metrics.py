@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 import redis_sessions
 from redis_sessions import InvalidSettings, SessionStore
@@ -104,6 +105,20 @@ def test_printed_once_while_redis_is_away() -> None:
     assert result.exit_code == exits.UNREACHABLE
     assert [line for line in result.stdout.splitlines() if line[0] != "#"] == ['redis_sessions_up{namespace="sessions"} 0.0']
     assert re.fullmatch(r"redis-sessions: [^\n]+ can't be reached [^\n]+\n", result.stderr)
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]])
+def test_printed_once_it_is_interrupted_while_it_scans(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    long_ms = 600_000
+    patient = test_cli_support.program_with(deadline_ms=long_ms, socket_timeout_ms=long_ms)
+    monkeypatch.setattr(test_cli_support, "PROGRAM", patient)
+    with EmbeddedServer() as server, redis.Redis.from_url(server.url) as raw:
+        raw.execute_command("CLIENT", "PAUSE", long_ms, "WRITE")  # scripts, too, by which it scans
+        process = spawn("metrics", "--url", server.url, *(f"--namespace={name}" for name in names))
+        wait_until(lambda: raw.info("clients")["blocked_clients"] == 1, "the first scan is sent")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, out, err) == (130, b"", b"")
 
 
 @pytest.mark.parametrize(("option", "file"), [("--rules", "alerts.yml"), ("--dashboard", "dashboard.json")])
