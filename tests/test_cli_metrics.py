@@ -115,9 +115,12 @@ def test_printed_once_it_is_interrupted_while_it_scans(monkeypatch: pytest.Monke
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as raw:
         raw.execute_command("CLIENT", "PAUSE", long_ms, "WRITE")  # scripts, too, by which it scans
         process = spawn("metrics", "--url", server.url, *(f"--namespace={name}" for name in names))
-        wait_until(lambda: raw.info("clients")["blocked_clients"] == 1, "the first scan is sent")
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=DEADLINE_S)
+        try:
+            wait_until(lambda: raw.info("clients")["blocked_clients"] == 1, "the first scan is sent")
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=DEADLINE_S)
+        finally:
+            process.kill()
     assert (process.returncode, out, err) == (130, b"", b"")
 
 
