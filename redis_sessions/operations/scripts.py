@@ -38,6 +38,13 @@ local function count(first)
 end
 """
 
+# A number of a record, nil unless it can be read and incremented: another program may have written it.
+_FIGURE: Final = """
+local function figure(value)
+  return value and #value < 15 and string.match(value, '^[1-9]%d*$') and tonumber(value) or nil
+end
+"""
+
 # Deletes a record unless it is that of the session `id`; whether it is there then.
 _RECORD: Final = """
 local function is_record_of(key, id)
@@ -123,6 +130,7 @@ return 0
 SAVE: Final = Script(
     _PEEK
     + _COUNT
+    + _FIGURE
     + """
 local id, again = ARGV[2], ARGV[#ARGV]
 if peek('GET', KEYS[1]) ~= ARGV[1] then
@@ -146,11 +154,11 @@ if ARGV[6] ~= '' then
   end
   local time = call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local started = tonumber(was[2]) or now
-  local turns = (tonumber(was[3]) or 0) + (ARGV[4] == '' and 1 or 0)
+  local started = figure(was[2]) or now
+  local turns = (figure(was[3]) or 0) + (ARGV[4] == '' and 1 or 0)
   call('HSET', record, 'id', id, 's', started, 'u', math.max(0, now - started), 't', turns, unpack(ARGV, 7, #ARGV - 1))
   if ARGV[6] ~= 'reset' then
-    local failures = (tonumber(was[4]) or 0) + (ARGV[6] == 'add' and 1 or 0)
+    local failures = (figure(was[4]) or 0) + (ARGV[6] == 'add' and 1 or 0)
     if failures > 0 then
       call('HSET', record, 'f', failures)
     end
@@ -199,6 +207,7 @@ return {1, uncounted}
 FAIL: Final = Script(
     _PEEK
     + _RECORD
+    + _FIGURE
     + """
 local holder = peek('GET', KEYS[1])
 if holder ~= ARGV[1] then
@@ -215,7 +224,7 @@ if peek('GET', KEYS[2]) == ARGV[2] then
     redis.call('HSET', KEYS[3], 'id', ARGV[2])
   end
   local failures = redis.call('HGET', KEYS[3], 'f')
-  if failures and not (#failures < 16 and string.match(failures, '^[1-9]%d*$')) then
+  if failures and not figure(failures) then
     redis.call('HDEL', KEYS[3], 'f')
   end
   redis.call('HINCRBY', KEYS[3], 'f', 1)

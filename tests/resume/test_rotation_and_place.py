@@ -64,6 +64,15 @@ class TestRotation:
         raw.hset(Keys(namespace).record(KEY), mapping=before)
         assert unlimited.resume(KEY, Agent("E")).how == "resumed"
 
+    @pytest.mark.parametrize("figure", ["many", "1.5", "inf", "-5", "9" * 30])
+    def test_figures_that_are_none_are_counted_from_the_start(self, make_store, raw, namespace, figure):
+        store = make_store(max_turns=2)
+        store.resume(KEY, Agent("R"))
+        raw.hset(Keys(namespace).record(KEY), mapping={"t": figure, "s": figure})
+        assert store.resume(KEY, Agent("R")).how == "resumed"
+        assert (store.peek(KEY).record.turns, store.peek(KEY).record.started_ms is None) == (1, False)
+        assert [store.resume(KEY, Agent("R")).how for _ in range(2)] == ["resumed", "rotated"]
+
     def test_what_is_known_of_another_session_rotates_nothing(self, make_store, raw, namespace):
         store = make_store(max_turns=1, max_lifetime_ms=1, max_context_tokens=1)
         store.resume(KEY, lambda _: Turn("R", context_tokens=5))
