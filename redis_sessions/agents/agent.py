@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ModelWrapValida
 from redis_sessions.agents.command_line import ResumePlace, name_of
 from redis_sessions.agents.evidence import READERS, Evidence, of_process
 from redis_sessions.agents.judge import RunObserver
-from redis_sessions.agents.launchers import MARK, PlaceUnknown, find
+from redis_sessions.agents.launchers import MARK, PlaceUnknown, find, launch_of
 from redis_sessions.agents.output import ANY, Record, asks_for_json, compiled
 from redis_sessions.errors import InvalidSettings
 from redis_sessions.operations.text import parse_duration_ms
@@ -293,8 +293,16 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
         observer.stderr(_bytes(stderr))
         return observer.judge(exit_code)
 
-    def observer(self, requested: str | None = None, command: Sequence[str] | None = None) -> RunObserver:
-        """What follows a run of this command while it goes on; `requested` is the session that it is to resume."""
+    def observer(
+        self, requested: str | None = None, command: Sequence[str] | None = None, *, minted: bool = False
+    ) -> RunObserver:
+        """What follows a run of this command while it goes on.
+
+        Args:
+            requested: the session that it is to resume, or, if `minted`, the ID that it gives to a fresh one.
+            command: program and words, if they are known.
+            minted: see there.
+        """
         given = command or ()
         options = self.new_id_options
         new_id = options and any(word.partition("=")[0] in options for word in self.own_words(given))
@@ -302,8 +310,9 @@ class Agent(BaseModel, frozen=True, extra="forbid"):
         # A word of one line may be the program or a subcommand.
         lines = [line.rstrip() for word in given if "\n" in word for line in word.split("\n")]
         quoted = sum(compiled(pattern).match(line) is not None for line in lines) if pattern else 0
-        keeps_id = self.keeps_id and not new_id
-        return RunObserver(self, requested, json=self.wants_json(given), keeps_id=keeps_id, quoted=quoted)
+        keeps_id = minted or (self.keeps_id and not new_id)
+        launch = launch_of([*given], self.programs)
+        return RunObserver(self, requested, json=self.wants_json(given), keeps_id=keeps_id, quoted=quoted, launch=launch)
 
     def wants_json(self, command: Sequence[str]) -> bool | None:
         """Whether a command asks this runtime for JSON; None if that can't be seen, as in a script's name."""

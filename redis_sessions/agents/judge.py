@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from redis_sessions.agents.launchers import Launch
 from redis_sessions.agents.output import Reader, Record, compiled, matches, pick, size
 from redis_sessions.resume.turn import Judgement, Verdict
 
@@ -31,6 +32,7 @@ TIMED_OUT: Final = 124
 _ENDED: Final = frozenset({TIMED_OUT, 129, 130, 137, 143})
 # Codex writes how many tokens it used after its last error.
 _LAST_LINES: Final = 4
+_DIRECT: Final = Launch()
 
 
 class _End(NamedTuple):
@@ -47,6 +49,7 @@ class RunObserver:
         turn_began: whether the agent has begun to work on the turn.
         answered: whether the model has answered.
         closed: "ok" or "failed" once a closing record has said so, after which only the process's end is to come.
+        unstarted: after `judge`, whether its launchers say that they could not start the agent, and nothing of its own came.
         named: after `judge`, what a run that succeeded named as its session, whether or not it can be an ID of this runtime.
     """
 
@@ -58,6 +61,7 @@ class RunObserver:
         json: bool | None = None,
         keeps_id: bool | None = None,
         quoted: int = 0,
+        launch: Launch = _DIRECT,
     ) -> None:
         """Observe a run.
 
@@ -67,13 +71,15 @@ class RunObserver:
             json: whether the command asks for JSON, as `agent.wants_json` says; None if that is not known.
             keeps_id: whether a resumed session keeps its ID in this command; default: as the runtime does.
             quoted: how many lines of its prompt are like those that show an answer: the agent may repeat them.
+            launch: what its launchers may say; default: it has none.
         """
-        self.turn_began = self.answered = False
+        self.turn_began = self.answered = self.unstarted = False
         self.closed: Literal["ok", "failed"] | None = None
         self.named: str | None = None
         self._agent = agent
         self._requested = requested
         self._json = json if agent.session_id_at or agent.turn_ended or not json else None
+        self._launch = launch
         self._keeps_id = agent.keeps_id if keeps_id is None else keeps_id
         self._quoted = quoted
         self._stdout, self._stderr = Reader(records=json is not False), Reader(records=json is not False)
@@ -89,7 +95,7 @@ class RunObserver:
         self._stderr_end: _End | None = None
         self._closed_by_unfinished = False
         self._undone_by_nothing = False
-        self._failed_by_line = False
+        self._failed_by_line = self._failed_to_launch = False
         self._refused_by_line: set[Refusal] = set()
         self._refused_on_stdout: set[Refusal] = set()
         self._last_line = ""
@@ -145,7 +151,8 @@ class RunObserver:
         else:
             return self._succeeded(end)
         ended = exit_code is not None and (exit_code < 0 or exit_code in _ENDED)
-        cut_short = verdict is Verdict.other and ended
+        self.unstarted = verdict is Verdict.other and failed and self._says_unstarted(exit_code)
+        cut_short = verdict is Verdict.other and (ended or self.unstarted)
         return Judgement(verdict, self.answered_id, self.turn_began or within_turn, cut_short)
 
     def _succeeded(self, end: _End | None) -> Judgement:
@@ -154,6 +161,10 @@ class RunObserver:
             return Judgement(Verdict.ok, None, self.turn_began)
         another = self._requested is not None and self.named.lower() != self._requested.lower()
         return Judgement(Verdict.ok, self.named, self.turn_began, previous_gone=another and self._keeps_id)
+
+    def _says_unstarted(self, exit_code: int | None) -> bool:
+        came = self.turn_began or self.answered or self._records or (self._json is not True and self._stdout.spoke)
+        return not came and (exit_code in self._launch.codes or self._failed_to_launch)
 
     def _silent(self) -> bool:
         if self._json:
@@ -238,6 +249,7 @@ class RunObserver:
     def _line(self, line: str) -> None:
         agent = self._agent
         self._last_stderr_lines.append(line)
+        self._failed_to_launch |= any(compiled(pattern).match(line) for pattern in self._launch.lines)
         if not self._ignore_stderr:
             self._refused_by_line |= self._refusals(line)
             if agent.turn_failed_line and compiled(agent.turn_failed_line).match(line):

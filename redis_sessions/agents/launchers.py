@@ -26,6 +26,8 @@ _RUNS_ITS_WORDS: Final = re.compile(
     re.DOTALL,
 )
 _MARK_IN_LINE: Final = re.compile(rf"(?<!\S){re.escape(MARK)}(?![\w{{}}])")
+# How programs that start another one end if they can't: as in env(1), timeout(1), podman-exec(1) and shells.
+_NOT_STARTED: Final = frozenset({125, 126, 127})
 _PACKAGE: Final = re.compile(r"@[^/@]+/[^/@]+|[^/@=<>~![]+")
 _INSTALLED: Final = re.compile(r".*\bnode_modules/(@[^/]+/[^/]+|[^/@.][^/]*)")
 
@@ -176,6 +178,8 @@ class Launcher(NamedTuple):
     elsewhere_options: frozenset[str] = frozenset()
     repeats_with: frozenset[str] = frozenset()
     refused: str | None = None
+    own_codes: tuple[int, ...] = ()
+    own_line: str | None = None
 
     def command_of(self, words: list[str], at: int) -> int | Line:
         """Where its command starts, given the first word behind its name. Raises PlaceUnknown."""
@@ -283,6 +287,28 @@ def runs_here(command: list[str], names: Collection[str], variables: Collection[
         known and _leads_elsewhere(known[0], words, known[1])
         for known in map(partial(launcher_at, before), range(len(before)))
     )
+
+
+class Launch(NamedTuple):
+    """How the launchers of a command say that they could not start the agent, or lost it.
+
+    Attributes:
+        codes: exit codes that say it.
+        lines: regular expressions for a line on stderr that says it.
+    """
+
+    codes: frozenset[int] = _NOT_STARTED
+    lines: tuple[str, ...] = ()
+
+
+def launch_of(command: list[str], names: Collection[str]) -> Launch:
+    """What the launchers before an agent of one of these names say, or all of a command in which it can't be found."""
+    before = [word for word in command if word != MARK]
+    with suppress(PlaceUnknown):
+        before = find(before, names).before if before else []
+    known = [found[0] for at in range(len(before)) if (found := launcher_at(before, at))]
+    codes = _NOT_STARTED.union(*(launcher.own_codes for launcher in known))
+    return Launch(codes, tuple(launcher.own_line for launcher in known if launcher.own_line))
 
 
 def _leads_elsewhere(launcher: Launcher, words: list[str], at: int) -> bool:

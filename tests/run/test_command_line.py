@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from redis_sessions.agents import known_agents
 from redis_sessions.cli.app import app
-from tests.run.stage import CLAUDE, COMMANDS, E, R, Stage
+from tests.run.stage import CLAUDE, COMMANDS, INIT, E, R, Stage
 
+NO_CONTAINER = "Error response from daemon: No such container: box"
 KNOWN = ", ".join(agent.name for agent in known_agents() if agent.executables)
 
 
@@ -135,6 +138,54 @@ def test_a_command_that_cannot_be_run(stage: Stage, tmp_path: Path, program: str
     assert not stage.leased()
     assert stage.kept() if planted else stage.stored() is None
     assert (stage.result["exit_code"], stage.result["saved"]) == (code, False)
+
+
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [
+        (["timeout", "9"], 127),
+        (["env"], 127),
+        (["env", "--odd=x"], 125),
+        (["sh", "-c", 'exec "$@"', "sh"], 127),
+        (["ssh", "-p", "1", "-o", "BatchMode=yes", "127.0.0.1"], 255),
+        (["docker", "exec", "box"], 1),
+    ],
+    ids=lambda it: " ".join(it) if isinstance(it, list) else None,
+)
+def test_an_agent_that_its_launcher_cannot_start_costs_no_session(stage: Stage, before: list[str], code: int) -> None:
+    """However often: nothing is counted, as if it could not be run without the launcher."""
+    if shutil.which(before[0]) is None and before[0] != "docker":
+        pytest.skip(f"{before[0]} is not installed")
+    (stage.binaries / "docker").write_text(f"#!/bin/sh\necho '{NO_CONTAINER}' >&2; exit 1\n")
+    (stage.binaries / "docker").chmod(0o700)
+    command = [*before, "nowhere/claude", "{resume}", "-p"]
+    stage.plant()
+    for _ in range(4):
+        done = stage.run("--agent", "claude", "--result", str(stage.result_file), command=command)
+        assert done.code == code
+        assert done.said == [f"redis-sessions: the agent was not started, or not reached: its command ended with {code}"]
+        assert (stage.result["how"], stage.result["verdict"], stage.result["saved"]) == (None, "other", False)
+    # The first one counted would have made the record that failures are counted in.
+    assert untouched(stage)
+    assert not stage.cli.raw.keys(f"{stage.cli.namespace}:record:*")
+
+
+@pytest.mark.parametrize(
+    ("before", "steps"),
+    [
+        ([], [["err", "what a day\n"], ["exit", 255]]),
+        (["timeout", "9"], [["err", "what a day\n"], ["exit", 1]]),
+        (["timeout", "9"], [["out", INIT], ["exit", 127]]),
+    ],
+)
+def test_an_agent_that_was_started_and_failed_is_counted(stage: Stage, before: list[str], steps: list[Any]) -> None:
+    stage.plant()
+    stage.script(resumed=steps)
+    for _ in range(3):
+        assert stage.run(command=[*before, *CLAUDE]).code == steps[-1][1]
+    stage.script()
+    assert stage.run("--result", str(stage.result_file), command=[*before, *CLAUDE]).code == 0
+    assert stage.result["how"] == "gave_up"
 
 
 @pytest.mark.usefixtures("patient")

@@ -120,10 +120,7 @@ class Attempts:
         self.previous, self.saved = session_id or self.previous, None
         minted = str(uuid.uuid4()) if session_id is None and self.mint else None
         output = self._output = OutputBuffer(hold=session_id is not None)
-        observer = self.runtime.observer(session_id, self.command)
-        if minted:
-            json = self.runtime.wants_json(self.command)
-            observer = RunObserver(self.runtime, minted, json=json, keeps_id=True)
+        observer = self.runtime.observer(session_id or minted, self.command, minted=minted is not None)
         outcome = self._run(self.place(session_id, minted), observer, output, resuming=session_id is not None)
         judgement = self._judge(observer, outcome)
         if self.ephemeral:
@@ -153,7 +150,10 @@ class Attempts:
             self.remark(self._what_was_tried(session_id))
         again = "; it is not run again" if judgement.verdict.refused and self._refused is None else ""
         before = f"session {self.previous} was refused; run fresh, " if session_id is None and self.previous else ""
-        raise AgentFailed(self.exit_code, judgement, f"{before}the agent {self._ending(outcome, output)}{again}")
+        why = f"{before}the agent {self._ending(outcome, observer, output)}{again}"
+        if observer.unstarted and not self.verbose:
+            self.remark(why)
+        raise AgentFailed(self.exit_code, judgement, why)
 
     def place(self, session_id: str | None, minted: str | None = None) -> list[str]:
         """The command with the arguments in their place that resume a session, or name a new one, or with none.
@@ -212,10 +212,12 @@ class Attempts:
             return judgement
         return replace(judgement, verdict=Verdict.other, session_id=observer.answered_id, cut_short=True)
 
-    def _ending(self, outcome: Outcome, output: OutputBuffer) -> str:
+    def _ending(self, outcome: Outcome, observer: RunObserver, output: OutputBuffer) -> str:
         assert self.judgement is not None
         if self.timed_out and self.timeout_s is not None:
             return f"was ended after {exact_duration(round(self.timeout_s * 1000))} (--timeout)"
+        if observer.unstarted:
+            return f"was not started, or not reached: its command ended with {self.exit_code}"
         ended = f"ended with {self.exit_code} ({self.judgement.verdict})"
         if not self.unexpected:
             return ended
