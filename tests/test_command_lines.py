@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -482,6 +483,54 @@ def test_every_launcher_is_described_with_known_keys():
 def test_a_fresh_start_without_the_mark(given, line):
     fresh, _ = turns(shlex.split(given))
     assert " ".join(fresh[-1].split()) == line
+
+
+@over(
+    ("given", "quiet"),
+    [
+        ("claude -p x", True),
+        ("timeout 60 nice env A=1 claude -p", True),
+        ("npx -y @anthropic-ai/claude-code -p", True),
+        ("sh -c 'claude -p x'", True),
+        ("sh -c 'A=1 nice claude -p x'", True),
+        ("sh -c 'exec \"$@\"' sh claude", True),
+        ("sh -c 'cd /x && exec \"$@\"' sh claude", True),
+        ('sh -c \'export A=1; cd "$A"; "$0" "$@"\' claude', True),
+        ("ssh -p 2 host claude -p", True),
+        ("docker exec -i box claude -p", True),
+        ("sh -lc 'exec \"$@\"' sh claude", False),
+        ("sh -c 'echo hi; exec \"$@\"' sh claude", False),
+        ("sh -c '. ./nvm.sh && exec \"$@\"' sh claude", False),
+        ("sh -c 'cd $(pwd; ls) && exec \"$@\"' sh claude", False),
+        ("sh -c 'cd - && exec \"$@\"' sh claude", False),
+        ("sh -c '\"$@\" 2>&1' sh claude", False),
+        ("sh -c '\"$@\"; echo done' sh claude", False),
+        ("ssh -tt host claude -p", False),
+        ("docker exec -it box claude -p", False),
+        ("timeout 60 yarn exec claude", False),
+        ("wrapper claude {resume} -p", False),
+        ("sh -c 'cat prompt | claude {resume} -p'", False),
+    ],
+)
+def test_launchers_that_certainly_print_nothing(given, quiet):
+    assert launchers.launch_of(shlex.split(given), PROGRAMS).quiet is quiet
+
+
+@over(
+    "given",
+    [
+        "env", "timeout 9", "nice", "nohup", "stdbuf -oL", "setsid -w", "ionice", "taskset 1", "chrt -o 0", "choom -n 0",
+        "setpriv", "time", "strace", "xargs", "fakeroot", "flock .", "tini",
+        "sh -c 'exec \"$@\"' sh", "bash -c 'exec \"$@\"' bash",
+    ],
+)  # fmt: skip
+def test_launchers_that_are_said_to_print_nothing(given):
+    words = shlex.split(given)
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"{words[0]} is not installed")
+    assert launchers.launch_of([*words, "true"], ["true"]).quiet
+    done = subprocess.run([*words, "true"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=True)
+    assert done.stdout == b""
 
 
 # -- what is refused

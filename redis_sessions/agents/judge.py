@@ -110,11 +110,16 @@ class RunObserver:
         return session_id if self.answered and session_id and self._agent.can_be(session_id) else None
 
     @property
+    def _spoke_text(self) -> bool:
+        """Whether the agent itself has printed anything in text mode."""
+        return self._json is False and self._launch.quiet and self._stdout.spoke
+
+    @property
     def taken(self) -> bool:
         """Whether the session was certainly not refused: from then on nothing is run again."""
         silent = self._agent.silent_refusal
         quiet_in_text = silent is True or (isinstance(silent, tuple) and "text" in silent)
-        return self.turn_began or self.answered or (self._json is False and self._stdout.spoke and quiet_in_text)
+        return self.turn_began or self.answered or (self._spoke_text and quiet_in_text)
 
     @property
     def context_tokens(self) -> int | None:
@@ -126,7 +131,7 @@ class RunObserver:
         if self._closed_by_unfinished:
             self.closed, self._closed_by_unfinished = None, False
         self._take_stdout(self._stdout.feed(piece))
-        self.answered |= self._json is False and self._agent.answer_on_stdout and self._stdout.spoke
+        self.answered |= self._agent.answer_on_stdout and self._spoke_text
         if self.closed is None and (self._anywhere or not self._text):
             # An agent that hangs may never end the line of its closing record.
             for record in self._stdout.unfinished():
@@ -163,7 +168,8 @@ class RunObserver:
         return Judgement(Verdict.ok, self.named, self.turn_began, previous_gone=another and self._keeps_id)
 
     def _says_unstarted(self, exit_code: int | None) -> bool:
-        came = self.turn_began or self.answered or self._records or (self._json is not True and self._stdout.spoke)
+        spoke = self._json is not True and self._launch.quiet and self._stdout.spoke
+        came = spoke or self.turn_began or self.answered or self._records
         return not came and (exit_code in self._launch.codes or self._failed_to_launch)
 
     def _silent(self) -> bool:

@@ -22,8 +22,12 @@ _ASSIGNMENT: Final = re.compile(r"[A-Za-z_]\w*\+?=")
 _WORD: Final = re.compile(r"""[ \t]*((?:'[^']*'|"(?:[^"\\$`!]|\$\w+|\$\{\w+\})*"|[\w@%+=:,./-])+)(?=[ \t]|$)""")
 # A line that runs the words behind it, the first of which is its $0.
 _RUNS_ITS_WORDS: Final = re.compile(
-    r"""(?P<first>(?:[^'"\\#]|'[^']*'|"[^"\\]*")*(?:&&|;))?\s*(?:exec\s+)?(?P<zero>"\$0"\s+)?"\$@"\s*(?:[<>;&|].*)?""",
+    r"""(?P<first>(?:[^'"\\#]|'[^']*'|"[^"\\]*")*(?:&&|;))?\s*(?:exec\s+)?(?P<zero>"\$0"\s+)?"\$@"\s*(?P<rest>[<>;&|].*)?""",
     re.DOTALL,
+)
+# What such a line may do before without printing anything.
+_PRINTS_NOTHING: Final = re.compile(
+    r"(?:\s*(?:cd|export|unset|umask)\s+[^-\s;&|<>()`\n][^;&|<>()`\n]*(?:&&|;)|\s*set -[eu]+\s*(?:&&|;))*"
 )
 _MARK_IN_LINE: Final = re.compile(rf"(?<!\S){re.escape(MARK)}(?![\w{{}}])")
 # How programs that start another one end if they can't: as in env(1), timeout(1), podman-exec(1) and shells.
@@ -178,6 +182,8 @@ class Launcher(NamedTuple):
     elsewhere_options: frozenset[str] = frozenset()
     repeats_with: frozenset[str] = frozenset()
     refused: str | None = None
+    quiet: bool = False
+    quiet_unless: frozenset[str] = frozenset()
     own_codes: tuple[int, ...] = ()
     own_line: str | None = None
 
@@ -246,7 +252,7 @@ def _launchers() -> dict[str, Launcher]:
 
 
 def _value(key: str, value: Any) -> Any:
-    if key in ("value_options", "flags", "after", "shell_options", "elsewhere_options", "repeats_with"):
+    if key in ("value_options", "flags", "after", "shell_options", "elsewhere_options", "repeats_with", "quiet_unless"):
         return frozenset(value.split())
     return tuple(value) if isinstance(value, list) else value
 
@@ -290,41 +296,60 @@ def runs_here(command: list[str], names: Collection[str], variables: Collection[
 
 
 class Launch(NamedTuple):
-    """How the launchers of a command say that they could not start the agent, or lost it.
+    """What the launchers of a command may say.
 
     Attributes:
-        codes: exit codes that say it.
-        lines: regular expressions for a line on stderr that says it.
+        quiet: whether what comes on stdout is certainly the agent's.
+        codes: exit codes that say that they could not start the agent, or lost it.
+        lines: regular expressions for a line on stderr that says so.
     """
 
+    quiet: bool = True
     codes: frozenset[int] = _NOT_STARTED
     lines: tuple[str, ...] = ()
 
 
 def launch_of(command: list[str], names: Collection[str]) -> Launch:
-    """What the launchers before an agent of one of these names say, or all of a command in which it can't be found."""
-    before = [word for word in command if word != MARK]
+    """What the launchers before an agent of one of these names may say, or all of a command in which it can't be found."""
+    before, found = [word for word in command if word != MARK], not command
     with suppress(PlaceUnknown):
-        before = find(before, names).before if before else []
-    known = [found[0] for at in range(len(before)) if (found := launcher_at(before, at))]
-    codes = _NOT_STARTED.union(*(launcher.own_codes for launcher in known))
-    return Launch(codes, tuple(launcher.own_line for launcher in known if launcher.own_line))
+        if before:
+            before, found = find(before, names).before, True
+    words = [*before, *list(names)[:1]]
+    known = [launcher for at in range(len(before)) if (launcher := launcher_at(before, at))]
+    return Launch(
+        quiet=found and all(_is_quiet(launcher, words, at) for launcher, at in known),
+        codes=_NOT_STARTED.union(*(launcher.own_codes for launcher, _ in known)),
+        lines=tuple(launcher.own_line for launcher, _ in known if launcher.own_line),
+    )
+
+
+def _is_quiet(launcher: Launcher, words: list[str], at: int) -> bool:
+    """Whether a launcher, whose words are those from `at` on, certainly prints nothing on stdout."""
+    given, runs = _own_part(launcher, words, at)
+    prints = runs is not None and (runs["rest"] or not _PRINTS_NOTHING.fullmatch(runs["first"] or ""))
+    return launcher.quiet and not prints and given.isdisjoint(launcher.quiet_unless)
 
 
 def _leads_elsewhere(launcher: Launcher, words: list[str], at: int) -> bool:
     """Whether the command of a launcher, whose words are those from `at` on, may run in another place than the launcher."""
-    own, does_more = words[at:], False
+    given, runs = _own_part(launcher, words, at)
+    # Such as to change directory.
+    does_more = runs is not None and runs["first"]
+    return launcher.elsewhere or bool(does_more) or not given.isdisjoint(launcher.elsewhere_options)
+
+
+def _own_part(launcher: Launcher, words: list[str], at: int) -> tuple[set[str], re.Match[str] | None]:
+    """What may be options of a launcher, whose words are those from `at` on, and how its line runs the words behind it."""
+    own, runs = words[at:], None
     with suppress(PlaceUnknown):
         start = launcher.command_of(words, at)
         if isinstance(start, Line):
-            # Such as to change directory.
-            runs = _RUNS_ITS_WORDS.fullmatch(start.text(words))
-            does_more, start = bool(runs and runs["first"]), start.first
+            runs, start = _RUNS_ITS_WORDS.fullmatch(start.text(words)), start.first
         own = words[at:start]
     # An option, also as one of several letters: too much rather than too little.
     letters = {f"-{letter}" for word in own if re.match("-[^-]", word) for letter in word}
-    given = letters | {word.partition("=")[0] for word in own}
-    return launcher.elsewhere or does_more or not given.isdisjoint(launcher.elsewhere_options)
+    return letters | {word.partition("=")[0] for word in own}, runs
 
 
 def marked_lines(command: list[str]) -> Iterator[Line]:

@@ -147,6 +147,7 @@ def test_a_command_that_cannot_be_run(stage: Stage, tmp_path: Path, program: str
         (["env"], 127),
         (["env", "--odd=x"], 125),
         (["sh", "-c", 'exec "$@"', "sh"], 127),
+        (["sh", "-c", 'echo "Now using node"; exec "$@"', "sh"], 127),
         (["ssh", "-p", "1", "-o", "BatchMode=yes", "127.0.0.1"], 255),
         (["docker", "exec", "box"], 1),
     ],

@@ -308,11 +308,14 @@ def test_a_session_stands_when_the_agent_would_not_resume_it(stage: Stage) -> No
 # -- output that is not held back
 
 
-def test_the_first_byte_shows_that_the_session_was_taken(stage: Stage) -> None:
-    """In text mode, where a refusal leaves stdout empty."""
+@pytest.mark.parametrize(
+    "before", [[], ["timeout", "60", "nice"], ["sh", "-c", 'exec "$@"', "sh"], ["sh", "-c", 'cd . && exec "$@"', "sh"]]
+)
+def test_the_first_byte_shows_that_the_session_was_taken(stage: Stage, before: list[str]) -> None:
+    """In text mode, where a refusal leaves stdout empty, unless a launcher may have written it."""
     stage.plant()
     stage.script(resumed=[["out", "hel"], ["await", "go"], ["out", "lo\n"]])
-    process = stage.start(command=TEXT)
+    process = stage.start(command=[*before, *TEXT])
     assert process.stdout is not None
     assert process.stdout.read(3) == b"hel"
     stage.go("go")
@@ -324,6 +327,41 @@ def test_a_refusal_after_the_first_byte_is_not_run_again(stage: Stage) -> None:
     stage.script(resumed=[["out", "hel"], ["err", GONE], ["exit", 1]])
     assert stage.run(command=TEXT).code == 1
     assert len(stage.starts) == 1
+
+
+NOISY = ["bash", "-c", 'echo "Now using node v22.14.0"; exec "$@"', "bash"]
+NOISE = b"Now using node v22.14.0\n"
+STARTED = f"session id: {E}\n--------\nuser\ngo on\n"
+UNAUTHORIZED = "ERROR: unexpected status 401 Unauthorized: Missing bearer\n"
+
+
+def test_what_a_launcher_prints_is_no_answer(stage: Stage) -> None:
+    """The ID of a start that failed before an answer is that of a session that never existed."""
+    stage.script(fresh=[["err", STARTED + UNAUTHORIZED], ["exit", 1]])
+    done = stage.run(command=[*NOISY, "codex", "exec", "go on"])
+    assert (done.code, done.out) == (1, NOISE)
+    assert stage.stored() is None
+
+
+def test_what_a_launcher_prints_does_not_keep_a_refusal_from_being_one(stage: Stage) -> None:
+    stage.plant()
+    stage.script(
+        fresh=[["err", STARTED + "codex\n"], ["out", "hi\n"]],
+        resumed=[["err", f"Error: thread/resume: thread/resume failed: no rollout found for thread id {R}\n"], ["exit", 1]],
+    )
+    done = stage.run(command=[*NOISY, "codex", "exec", "go on"])
+    assert (done.code, done.out) == (0, NOISE + b"hi\n")
+    assert stage.saved(E)
+    assert stage.counters == (0, 1, 1)
+
+
+@pytest.mark.parametrize("before", [[], ["timeout", "60"], ["sh", "-c", 'exec "$@"', "sh"]])
+def test_an_answer_in_text_mode_is_saved_at_once(stage: Stage, before: list[str]) -> None:
+    stage.script(fresh=[["err", STARTED], ["out", "hi\n"], *HANG])
+    process = stage.start(command=[*before, "codex", "exec", "go on"])
+    wait_until(lambda: stage.saved(E), "an early save")
+    process.terminate()
+    assert stage.finish(process).code == 143
 
 
 # -- the processes of a run
