@@ -5,7 +5,7 @@
    they stand, and where it was not, none does; if that is not known, all is text once stdout has begun with text.
 2. A run that succeeded is ok; its session ID is the one that its closing record (or, in text mode, a line) names. A run that
    says nothing, or no record where JSON was asked for, did not succeed. One whose records began a turn and did not end it
-   was cut short, whatever its exit code.
+   was cut short, whatever its exit code. Neither is known of a run whose output was too long to be read whole.
 3. Of a run that failed, the closing record's own words decide, if they match a refusal from their first character.
 4. Otherwise, and only if nothing had been said yet, the lines of stderr decide, matched the same way, if all that match
    mean the same. Only trouble with the provider, which drops no session, is also read in the last lines of a run.
@@ -110,6 +110,11 @@ class RunObserver:
         return session_id if self.answered and session_id and self._agent.can_be(session_id) else None
 
     @property
+    def skipped(self) -> bool:
+        """Whether any of its output was too long to be read whole: then what is not there may have been."""
+        return self._stdout.skipped
+
+    @property
     def _spoke_text(self) -> bool:
         """Whether the agent itself has printed anything in text mode."""
         return self._json is False and self._launch.quiet and self._stdout.spoke
@@ -151,7 +156,7 @@ class RunObserver:
         failed = exit_code not in (0, None) and not self._undone_by_nothing
         if failed or self._failed_by_line or (end and end.failed):
             verdict, within_turn = self._refusal()
-        elif self._unclosed or (exit_code is None and end is None) or self._silent():
+        elif (exit_code is None and end is None) or ((self._unclosed or self._silent()) and not self.skipped):
             verdict, within_turn = Verdict.other, False
         else:
             return self._succeeded(end)

@@ -1,7 +1,7 @@
 """An agent's output as it comes: JSON records and lines of text, out of bytes that arrive in any pieces.
 
 A record is a JSON object: on a line of its own, inside a list, or printed over several lines that begin with `{` or `[` and
-end with `}` or `]` at the margin. What is longer than MAX_BYTES is skipped, so memory is bounded.
+end with `}` or `]` at the margin. Memory is bounded: of a longer line than MAX_BYTES only the last record of a list is read.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _CUT = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[]PX^_][^\x07\x1b]*\x1b?|[ -/]*)\Z")
 _BOM: Final = b"\xef\xbb\xbf"
 _CONTROLS: Final = bytes({*range(32), 127} - {*b"\t"})
 _TAIL_BYTES: Final = 256
+_LAST_RECORD_BYTES: Final = 65_536
+_ELEMENT: Final = re.compile(r"[\[,]\s*(?=\{)")
+_DECODER: Final = json.JSONDecoder()
 
 
 class Reader:
@@ -44,14 +47,16 @@ class Reader:
 
     Attributes:
         spoke: whether anything has come but white space and codes for a terminal, such as a title.
+        skipped: whether anything was too long to be read whole.
     """
 
     def __init__(self, *, records: bool = True) -> None:
-        self.spoke = False
+        self.spoke = self.skipped = False
         self._records = records
         self._code = b""
         self._rest = bytearray()
-        self._skipping = False
+        # The first character of a line that is too long.
+        self._start: bytes | None = None
         self._document: list[bytes] = []
         self._document_bytes = 0
 
@@ -62,27 +67,32 @@ class Reader:
         *lines, rest = piece.split(b"\n")
         for line in lines:
             self._rest += line
-            whole, self._rest = bytes(self._rest), bytearray()
-            if self._skipping:
-                self._skipping = False
-            else:
-                yield from self._line(whole)
-        if not self._skipping:
-            self._rest += rest
-            if len(self._rest) > MAX_BYTES:
-                self._rest.clear()
-                self._skipping = True
+            yield from self._end_line()
+        self._rest += rest
+        if self._start is not None:
+            del self._rest[:-_LAST_RECORD_BYTES]
+        elif len(self._rest) > MAX_BYTES:
+            self._start, self.skipped = _bare(self._rest[:_TAIL_BYTES]).lstrip()[:1], True
+            del self._rest[:-_LAST_RECORD_BYTES]
+
+    def _end_line(self) -> Iterator[Record | str]:
+        line, self._rest = bytes(self._rest), bytearray()
+        start, self._start = self._start, None
+        if start is None:
+            yield from self._line(line)
+        elif start == b"[" and self._records:
+            yield from _last_record(line)
 
     def unfinished(self) -> Iterator[Record]:
         """Yield the records that would be there if the stream ended now, without its last line break. Takes nothing."""
-        if self._records and _bare(self._rest[-_TAIL_BYTES:]).rstrip()[-1:] in (b"}", b"]"):
+        if self._start is None and self._records and _bare(self._rest[-_TAIL_BYTES:]).rstrip()[-1:] in (b"}", b"]"):
             with suppress(ValueError, RecursionError):
                 yield from _records(_parsed(b"\n".join([*self._document, _bare(self._rest)])))
 
     def close(self) -> Iterator[Record | str]:
         """Yield what is left when the stream has ended."""
-        if self._rest and not self._skipping:
-            yield from self._line(bytes(self._rest))
+        if self._rest:
+            yield from self._end_line()
         lines, self._document = self._document, []
         for line in lines:
             yield _text(line)
@@ -125,7 +135,9 @@ class Reader:
                 self._document = []
                 return
         # It can't be a document any more, so it was text.
-        if self._document_bytes > MAX_BYTES or line[:1] not in (b" ", b"\t", b"", closing, b"}", b"]"):
+        too_long = self._document_bytes > MAX_BYTES
+        self.skipped |= too_long
+        if too_long or line[:1] not in (b" ", b"\t", b"", closing, b"}", b"]"):
             lines, self._document = self._document, []
             yield from (_text(each) for each in lines[:1])
             for each in lines[1:]:
@@ -137,6 +149,17 @@ def _records(value: Any) -> Iterator[Record]:
         yield value
     elif isinstance(value, list):
         yield from (each for each in value if isinstance(each, dict))
+
+
+def _last_record(end: bytes) -> Iterator[Record]:
+    """Yield the last record of a list, of which this is the end."""
+    text = _bare(end).decode("utf-8", "replace")
+    for element in _ELEMENT.finditer(text):
+        with suppress(ValueError, RecursionError):
+            record, at = _DECODER.raw_decode(text, element.end())
+            if text[at:].strip() == "]":
+                yield record
+                return
 
 
 def _bare(line: bytes | bytearray) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import select
 import sys
 from typing import Any
 
 import pytest
 
+from redis_sessions.agents.output import Reader
 from redis_sessions.cli.run import streams
 from redis_sessions.cli.run.streams import OutputBuffer
 from tests.run.stage import CLAUDE, GONE, INIT, MIB, REFUSED, RESTARTED, TURN, E, R, Stage, resumed
@@ -135,6 +137,53 @@ def test_200_mib(stage: Stage, text: str) -> None:
     assert digest.hexdigest() == flooded(TURN.encode(), text.encode(), HOG, b"the end")
     assert int(done.err) * 1024 < 150 * MIB, "kilobytes, as Linux has them"
     assert stage.saved(E)
+
+
+IMAGE = '{"type":"user","image":"' + "x" * 1000 + '"}'
+QWEN = ["qwen", "-p", "go on", "--output-format", "json"]
+DOCUMENTS = {
+    "one line": ["[", f"{IMAGE},", TURN.strip() + "]\n"],
+    "one line, not ended": ["[", f"{IMAGE},", TURN.strip() + "]"],
+    "a long last record": ["[", f"{IMAGE},", TURN.strip().replace("hi", "hi" * MIB) + "]\n"],
+    "many lines": ["[\n", f"  {IMAGE},\n", json.dumps(json.loads(TURN), indent=2).replace("\n", "\n  ") + "\n]\n"],
+    "a long line": ["[\n  ", f"{IMAGE},", f"{IMAGE},\n  {TURN}]\n"],
+}
+
+UNREAD = ("a long last record", "many lines")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("planted", [False, True])
+@pytest.mark.parametrize("command", [[*CLAUDE, "--verbose"], QWEN], ids=["claude", "qwen"])
+def test_a_document_that_is_too_long_to_be_read_whole(
+    stage: Stage, document: str, command: list[str], *, planted: bool
+) -> None:
+    """A turn that succeeded stays one; if its last record can't be read either, a fresh session has no ID."""
+    start, more, end = DOCUMENTS[document]
+    size = 17 * MIB // len(more) * len(more)
+    steps = [["out", start], ["flood", "out", more, size], ["out", end], ["exit", 0]]
+    stage.script(fresh=steps, resumed=steps)
+    if planted:
+        stage.plant(E)
+    done = stage.run("--result", str(stage.result_file), command=command)
+    assert (done.code, len(done.out)) == (0, len(start) + size + len(end))
+    assert (stage.result["verdict"], stage.result["complete"]) == ("ok", True)
+    if planted or document not in UNREAD:
+        assert done.said == []
+        assert stage.saved(E)
+    else:
+        [said] = done.said
+        assert "more than 16 MiB of one JSON document are not read: ask for a record on each line, such as by" in said
+        assert stage.stored() is None
+    assert stage.counters == (int(planted), int(not planted), 0)
+
+
+@pytest.mark.parametrize(
+    "end", [f'"{TURN.strip()}]"}}\n', TURN.strip().replace("{", "", 1) + "]\n", f'{{"x":{TURN.strip()}}}]\n']
+)
+def test_what_only_looks_like_the_last_record_of_a_long_document(end: str) -> None:
+    reader = Reader()
+    assert [*reader.feed(b'[{"text":"'), *reader.feed(b"x" * 17 * MIB), *reader.feed(end.encode()), *reader.close()] == []
 
 
 def flooded(start: bytes, text: bytes, size: int, end: bytes) -> str:

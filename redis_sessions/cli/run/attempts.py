@@ -83,6 +83,7 @@ class Attempts:
         named: what the last successful run named as its session, valid or not.
         saved: the session that was saved while the last run went on; None if none was.
         previous: the session that was to be resumed, or None.
+        skipped: whether some of its output was too long to be read whole.
         lost: why some of the output could not be written; None if all was, or nobody reads it any more.
     """
 
@@ -106,6 +107,7 @@ class Attempts:
     named: str | None = None
     saved: str | None = None
     previous: str | None = None
+    skipped: bool = False
     lost: OSError | None = None
     _spool: InputSpool | None = None
     _unspooled: OSError | None = None
@@ -138,6 +140,7 @@ class Attempts:
             # What was saved of it is dropped.
             self.saved = None
         self.judgement, self.context_tokens, self.lost = judgement, observer.context_tokens, output.lost
+        self.skipped = observer.skipped
         if judgement.verdict is Verdict.ok:
             # The store checks whether it is a valid ID, and reports it if not.
             self.named = None if self.ephemeral else observer.named or minted

@@ -12,6 +12,7 @@ import typer
 
 from redis_sessions.agents import Agent, RecordField, Refusal, UnknownAgent, get_agent, known_agents, load
 from redis_sessions.agents.command_line import PlaceUnknown, guess, lacks, name_of
+from redis_sessions.agents.output import MAX_BYTES
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli.options import (
@@ -58,6 +59,7 @@ CODES: Final = {
 _NOT_RUN: Final = (LeaseHeld, SessionElsewhere, StoreUnavailable)
 _DASHES: Final = "--"
 _USAGE: Final = "write redis-sessions run KEY -- AGENT-COMMAND"
+_A_LINE_EACH: Final = "ask for a record on each line, such as by --output-format stream-json"
 _OWN: Final = "For a runtime of your own: "
 
 Words = Annotated[list[str], typer.Argument(metavar="AGENT-COMMAND", help="What to run, after --.")]
@@ -440,6 +442,9 @@ def _unnamed(attempts: Attempts) -> str:
     """Say that nothing could be saved without a session ID, and what would give one."""
     runtime = attempts.runtime
     what = f"no session ID in the output of {runtime.name}, so nothing was saved and the next turn starts fresh"
+    if attempts.skipped and runtime.wants_json(attempts.command) is not False:
+        limit = MAX_BYTES // 1024**2
+        return f"{what}: more than {limit} MiB of one JSON document are not read: {_A_LINE_EACH}"
     if not (runtime.session_id_at or runtime.session_id_line or runtime.session_id_stdout_line):
         if runtime.mint:
             return f"{what}: add --mint"
