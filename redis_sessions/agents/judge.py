@@ -82,7 +82,9 @@ class RunObserver:
         self._launch = launch
         self._keeps_id = agent.keeps_id if keeps_id is None else keeps_id
         self._quoted = quoted
-        self._stdout, self._stderr = Reader(records=json is not False), Reader(records=json is not False)
+        self._stdout = Reader(records=json is not False)
+        # Where every record counts, those on stderr would, too, and they may be any log's.
+        self._stderr = Reader(records=json is not False and {} not in (*agent.turn_began, *agent.turn_ended))
         # A description that names no option for JSON is of a runtime that always prints it, whatever else it prints.
         self._anywhere = self._json or (self._json is None and agent.json_output is None and bool(agent.session_id_at))
         self._text = False
@@ -197,6 +199,8 @@ class RunObserver:
     def _take_stderr(self, items: Iterable[Record | str]) -> None:
         for item in items:
             if isinstance(item, dict):
+                if self._stderr.line and not self._ignore_stderr:
+                    self._refused_by_line |= self._refusals(self._stderr.line)
                 # What it names there may be of any log.
                 self._stderr_end = self._record(item, self._stderr_end, names=False)
             elif item:

@@ -48,10 +48,12 @@ class Reader:
     Attributes:
         spoke: whether anything has come but white space and codes for a terminal, such as a title.
         skipped: whether anything was too long to be read whole.
+        line: the text of the line that the last record stood on; empty if it had several.
     """
 
     def __init__(self, *, records: bool = True) -> None:
         self.spoke = self.skipped = False
+        self.line = ""
         self._records = records
         self._code = b""
         self._rest = bytearray()
@@ -113,7 +115,9 @@ class Reader:
         start = line.lstrip()[:1]
         if self._records and start in (b"{", b"["):
             try:
-                yield from _records(_parsed(line))
+                value = _parsed(line)
+                self.line = _text(line[:MAX_LINE_CHARS])
+                yield from _records(value)
             except (ValueError, RecursionError):
                 if line[:1] != start:
                     yield _text(line)
@@ -128,7 +132,9 @@ class Reader:
         closing = b"}" if self._document[0][:1] == b"{" else b"]"
         if line.rstrip() == closing:
             try:
-                yield from _records(_parsed(b"\n".join(self._document)))
+                value = _parsed(b"\n".join(self._document))
+                self.line = ""
+                yield from _records(value)
             except (ValueError, RecursionError):
                 pass
             else:

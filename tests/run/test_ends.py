@@ -188,6 +188,40 @@ def test_gone_is_looked_for_in_the_whole_line(stage: Stage, gone: str) -> None:
     assert (done.code, stage.counters[2]) == (0, 1)
 
 
+LOGGED = '{"level":"info","msg":"starting"}\n'
+ERROR = '{"level":"error","msg":"no such session b-1"}'
+
+
+@pytest.mark.parametrize(
+    "says", [f"{ERROR}\n", ERROR, f"{LOGGED}no such session b-1\n", LOGGED + ERROR, json.dumps(json.loads(ERROR), indent=2)]
+)
+def test_gone_is_found_in_json_and_behind_it(stage: Stage, says: str) -> None:
+    """Whatever an agent writes to its log on stderr."""
+    stage.plant("b-1")
+    stage.script(resumed=[["err", says], ["exit", 1]], fresh=[["out", '{"session":{"id":"b-2"}}\n']])
+    own = ["--resume-argument=--session={id}", "--id-field", "session.id", "--gone", "no such session"]
+    done = stage.run(*own, "--result", str(stage.result_file), command=["claude", "{resume}", "ask"])
+    assert (done.code, stage.result["how"], stage.stored()) == (0, "restarted", "b-2")
+
+
+@pytest.mark.parametrize("says", [ERROR, LOGGED + ERROR])
+def test_a_runtimes_refusal_is_found_in_a_line_of_json(stage: Stage, tmp_path: Path, says: str) -> None:
+    stage.plant("b-1")
+    file = tmp_path / "claude.toml"
+    file.write_text("""
+        name = "bot"
+        executables = ["claude"]
+        resume = ["--session={id}"]
+        session_id_at = [{ path = "session.id" }]
+        turn_began = [{ type = "begin" }]
+        turn_ended = [{ session = "..." }]
+        refusals = [{ verdict = "gone", pattern = '.*"no such session {id}"' }]
+    """)
+    stage.script(resumed=[["err", says + "\n"], ["exit", 1]], fresh=[["out", '{"session":{"id":"b-2"}}\n']])
+    done = stage.run("--agent-file", str(file), "--result", str(stage.result_file), command=["claude", "{resume}", "ask"])
+    assert (done.code, stage.result["how"], stage.stored()) == (0, "restarted", "b-2")
+
+
 def test_another_session_that_came_is_named(stage: Stage) -> None:
     stage.plant()
     done = stage.run("--result", str(stage.result_file))
