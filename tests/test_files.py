@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from redis_sessions import FileNotWritten
-from redis_sessions.legacy.atomic_file import Replacement, replace_file
+from redis_sessions.legacy.atomic_file import Replacement, clear_file, replace_file
 
 
 def test_a_file_is_private_and_in_place_at_the_end(tmp_path):
@@ -34,6 +34,18 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
         assert target.read_text() == text
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "link"]
     assert os.listdir(target.parent) == ["target"]
+
+
+def test_what_would_be_replaced_is_cleared(tmp_path):
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to("target")
+    os.mkfifo(pipe)
+    replace_file(target, "old")
+    for path in (link, target, pipe, "/dev/null"):
+        clear_file(path)
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+    with pytest.raises(FileNotWritten, match="Is a directory"):
+        clear_file(tmp_path)
 
 
 def test_a_link_to_itself(tmp_path):

@@ -43,7 +43,7 @@ class Replacement:
                 self._draft = Path(draft)
                 self.file = os.fdopen(handle, "w", encoding="utf-8")
         except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError in Python 3.11 and 3.12
-            raise self._failure(error) from None
+            raise _not_written(self._path, error) from None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -59,14 +59,15 @@ class Replacement:
             if kind is None and self._target is not None:
                 self._draft.replace(self._target)
         except OSError as error:
-            raise self._failure(error) from None
+            raise _not_written(self._path, error) from None
         finally:
             if self._target is not None:
                 self._draft.unlink(missing_ok=True)
 
-    def _failure(self, error: OSError | RuntimeError) -> FileNotWritten:
-        why = error.strerror if isinstance(error, OSError) else "Too many levels of symbolic links"
-        return FileNotWritten(f"{self._path} can't be written ({why})", remedy="name a directory that exists and has room")
+
+def _not_written(path: Path, error: OSError | RuntimeError) -> FileNotWritten:
+    why = error.strerror if isinstance(error, OSError) else "Too many levels of symbolic links"
+    return FileNotWritten(f"{path} can't be written ({why})", remedy="name a directory that exists and has room")
 
 
 def _is_stream(path: Path) -> bool:
@@ -86,6 +87,16 @@ def openable(path: Path) -> Path | int:
 def check_writable(path: str | Path) -> None:
     """Raise FileNotWritten if a file can't be written there; changes nothing."""
     Replacement(path).__enter__().__exit__(Exception)
+
+
+def clear_file(path: str | Path) -> None:
+    """Remove what `replace_file` would replace; a link and a stream are kept. Raises FileNotWritten, as that would."""
+    check_writable(path)
+    if not _is_stream(Path(path)):
+        try:
+            Path(path).resolve().unlink(missing_ok=True)
+        except OSError as error:
+            raise _not_written(Path(path), error) from None
 
 
 def replace_file(path: str | Path, text: str) -> None:

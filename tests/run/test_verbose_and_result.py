@@ -50,6 +50,36 @@ def test_a_result_that_cannot_be_written_at_the_end(stage: Stage, tmp_path: Path
     assert stage.saved(E)
 
 
+@pytest.mark.parametrize("command", [["claude", "--continue", "-p"], ["wrapper", "-p"]])
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_old_result_is_never_taken_for_that_of_a_refused_command(
+    stage: Stage, command: list[str], *, linked: bool
+) -> None:
+    old = stage.directory / "old.json"
+    if linked:
+        stage.result_file.symlink_to(old)
+    assert stage.run("--result", str(stage.result_file)).code == 0
+    assert old.exists() is linked
+    assert stage.run("--result", str(stage.result_file), command=command).code == 2
+    assert not stage.result_file.exists()
+    assert not old.exists()
+    assert stage.run("--result", str(stage.result_file)).code == 0
+    assert stage.result["how"] == "resumed"
+    assert old.exists() is linked
+
+
+def test_an_old_result_is_gone_while_the_agent_runs(stage: Stage) -> None:
+    """So it is not there either after `run` was killed."""
+    stage.result_file.write_text("{}")
+    stage.script(fresh=[["tell", "ready"], ["await", "go"], *SAID])
+    process = stage.start("--result", str(stage.result_file))
+    stage.hear("ready")
+    assert not stage.result_file.exists()
+    stage.go("go")
+    assert stage.finish(process).code == 0
+    assert stage.result["how"] == "fresh"
+
+
 def test_an_id_the_runtime_cannot_have_is_not_tried(stage: Stage) -> None:
     stage.plant("5f2c9a")
     done = stage.run("--result", str(stage.result_file))

@@ -36,7 +36,7 @@ from redis_sessions.errors import (
     SessionElsewhere,
     StoreUnavailable,
 )
-from redis_sessions.legacy.atomic_file import check_writable, replace_file
+from redis_sessions.legacy.atomic_file import clear_file, replace_file
 from redis_sessions.operations.text import parse_duration_ms
 from redis_sessions.resume.turn import OnElsewhere, OnOutage, ResumeResult, Verdict
 from redis_sessions.settings import StoreSettings
@@ -218,6 +218,10 @@ def run(
       redis-sessions run "$KEY" --agent-file bot.toml -- ./bot -p "Go on"
       redis-sessions run "$KEY" --resume-argument=--session={id} --id-field session.id -- ./bot {resume}
     """
+    open_standard_streams()
+    if result is not None:
+        # That of an earlier run must not be taken for this one's, whatever happens to it.
+        clear_file(result)
     if quiet and verbose:
         raise InvalidSettings("--quiet and --verbose exclude each other", remedy="give one of them")
     timeout_ms = parse_duration_ms(timeout, "--timeout") if timeout is not None else None
@@ -244,9 +248,6 @@ def run(
         described=resume_argument is not None,
         gone=gone,
     )
-    open_standard_streams()
-    if result is not None:
-        check_writable(result)
     # A command that could not be resumed, or would wait for a person, is refused before anything is run.
     attempts.place(None)
     _refuse_interactive(attempts)
