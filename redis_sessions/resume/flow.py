@@ -518,13 +518,14 @@ class _RunningTurn:
         if self.answered is not None:
             yield from self._save_or_say(self.answered, complete=False)
         if self.claimed:
+            told = self.away or not self.ran  # of the save or the claim, which failed for the same reason
             try:
                 released = yield from self._release()
                 if not released.mine and not released.resent and self.ran:
                     log.error("conversation %r was taken over before its turn ended", self.key)
             except SessionStoreError as error:
                 self.claimed, self.away = False, is_away(error)
-                if self.ran:  # otherwise it is the claim that has failed, which is raised
+                if not told:
                     log.warning("lease of %r was not released, it will expire: %s", self.key, error)
         yield from self._count_rest()
 
