@@ -433,7 +433,8 @@ class _RunningTurn:
                     self._say_unsaved(session_id, error)
             raise
         self.answered = None
-        yield from self._count_rest()
+        if self.uncounted:
+            yield from self._count_rest()
         return saved
 
     def _say_unsaved(self, session_id: str, error: SessionStoreError) -> None:
@@ -527,7 +528,8 @@ class _RunningTurn:
                 self.claimed, self.away = False, is_away(error)
                 if not told:
                     log.warning("lease of %r was not released, it will expire: %s", self.key, error)
-        yield from self._count_rest()
+        if self.uncounted:
+            yield from self._count_rest()
 
     def _release(self) -> Flow[Written]:
         again, self.unsure = self.unsure, True
