@@ -60,8 +60,8 @@ class Judgement:
         session_id: the session's ID once the model has answered in it, whatever the verdict: such a session is real, and is
             saved. None before that, since failed starts print IDs of sessions that never existed.
         turn_began: the agent had begun to work on the turn before it failed; then it is never run again.
-        cut_short: the run was ended from outside, by a signal or a time limit, or could not be started, which says nothing of
-            the session.
+        cut_short: the run was ended from outside, by a signal or a time limit, or could not be started, which says
+            nothing of the session.
         previous_gone: the turn succeeded, but in another session than the one that was to be resumed, which was gone.
 
     A verdict may be given by its word: "gone". Raises TypeError for any other, and for a session ID that is not a str.
