@@ -290,7 +290,7 @@ def read(path: str | Path, shape: Shape | None = None) -> LegacyFile:
 
 
 def _whole(file: FileIO) -> bytes:
-    """What there is to read until the end, also where whoever shares the open file has made it non-blocking."""
+    """Read to the end, also where another process that shares the open file has made it non-blocking."""
     if os.get_blocking(file.fileno()):
         return file.readall()
     parts: list[bytes | None] = [None]
