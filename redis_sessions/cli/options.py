@@ -112,7 +112,8 @@ class Options:
 
         settings = self.settings().model_copy(update=changed)
         password = read_password(self.password_file)
-        with show.logged_tries(say), SessionStore.from_url(self.url, settings, password=password) as store:
+        # While it closes, a thread that is left in an operation finds its connection closed: no problem of the server.
+        with SessionStore.from_url(self.url, settings, password=password) as store, show.logged_tries(say):
             yield store
 
 
