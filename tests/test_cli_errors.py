@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import redis
 from typer.testing import CliRunner
 
-from redis_sessions import errors
+from redis_sessions import SessionStore, SessionStoreError, errors
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.cli import output as show
 from redis_sessions.cli.app import app
 from redis_sessions.cli.options import Options
 from redis_sessions.client import execute
+from redis_sessions.server import EmbeddedServer
 from tests import test_cli_support
+from tests.servers import wait_until
 from tests.test_cli_support import Cli, run
 
 url, cli, no_variables = test_cli_support.url, test_cli_support.cli, test_cli_support.no_variables
@@ -184,6 +189,36 @@ def test_a_person_is_told_that_it_still_tries(monkeypatch: pytest.MonkeyPatch) -
     told, refused = CliRunner().invoke(app, ["get", "k", "--url", "unix:///nowhere"]).stderr.splitlines()
     assert told == "redis-sessions: /nowhere can't be reached (No such file or directory): trying for up to 2 s"
     assert refused.startswith("redis-sessions: /nowhere can't be reached (No such file or directory): check")
+
+
+def test_nothing_is_said_of_a_connection_that_the_program_closes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when it is interrupted while threads read: each finds its connection closed, and tries again."""
+    monkeypatch.setattr(execute, "_TELL_AFTER_S", 0)
+    said: list[str] = []
+    with EmbeddedServer() as server, redis.Redis.from_url(server.url) as raw:
+        raw.execute_command("CLIENT", "PAUSE", 600_000, "WRITE")
+
+        def save() -> None:
+            with suppress(SessionStoreError):
+                store.set("k", "ID")
+
+        def connections() -> Any:
+            return raw.info("stats")["total_connections_received"]
+
+        def close(store: SessionStore) -> None:
+            before = connections()
+            closes(store)
+            wait_until(lambda: connections() > before or not thread.is_alive(), "it has tried again")
+
+        closes = SessionStore.close
+        monkeypatch.setattr(SessionStore, "close", close)
+        with Options(url=server.url).store(said.append) as store:
+            thread = Thread(target=save)
+            thread.start()
+            wait_until(lambda: raw.info("clients")["blocked_clients"] == 1, "it is sent")
+        raw.execute_command("CLIENT", "UNPAUSE")
+        thread.join()
+    assert said == []
 
 
 @pytest.mark.usefixtures("hasty")

@@ -118,11 +118,15 @@ def run(*args: str | Path, code: int = 0, **options: Any) -> Any:
     return result
 
 
+def without_variables() -> dict[str, str]:
+    """This process's environment without what the program reads."""
+    return {name: value for name, value in os.environ.items() if name not in VARIABLES}
+
+
 def spawn(*args: str | Path, **options: Any) -> subprocess.Popen[bytes]:
     """Start the program as a process of its own, in a session of its own; its streams are pipes by default."""
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    environment |= options.pop("env", {})
+    environment = without_variables() | options.pop("env", {})
     return subprocess.Popen([*PROGRAM, *map(str, args)], env=environment, start_new_session=True, **{**streams, **options})
 
 

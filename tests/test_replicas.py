@@ -95,6 +95,7 @@ def test_a_save_says_whether_replicas_have_it(pair, stores, caplog):
         assert [store.get(key) for key in ("one", "two", "three")] == ["ID-2"] * 3
 
 
+@pytest.mark.parametrize("binary", ["valkey"], indirect=True)
 @pytest.mark.parametrize("kind", [SessionStore, AsyncSessionStore])
 def test_the_timeout_of_a_callers_client_counts_if_it_is_shorter(pair, loop, namespace, kind):
     """Half of the settings' would be longer than such a client waits for the reply."""

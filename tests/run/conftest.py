@@ -8,6 +8,7 @@ import pytest
 
 from tests import test_cli_support
 from tests.run.stage import CLOCK, PATIENT, Stage, staged
+from tests.run.starter import Starter
 from tests.stores import Place
 from tests.test_cli_support import Cli
 
@@ -19,10 +20,17 @@ def url(valkey: Place) -> str:
     return valkey.url
 
 
+@pytest.fixture(scope="session")
+def starter() -> Iterator[Starter]:
+    starter = Starter()
+    yield starter
+    starter.close()
+
+
 @pytest.fixture
-def stage(tmp_path: Path, cli: Cli) -> Iterator[Stage]:
+def stage(tmp_path: Path, cli: Cli, starter: Starter) -> Iterator[Stage]:
     """A stage whose agents have a turn, unless a test scripts them otherwise."""
-    with staged(tmp_path, cli) as stage:
+    with staged(tmp_path, cli, starter) as stage:
         stage.script()
         yield stage
 

@@ -152,9 +152,10 @@ DOCUMENTS = {
 UNREAD = ("a long last record", "many lines")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
 @pytest.mark.parametrize("planted", [False, True])
-@pytest.mark.parametrize("command", [[*CLAUDE, "--verbose"], QWEN], ids=["claude", "qwen"])
+@pytest.mark.parametrize(
+    ("document", "command"), [*((name, [*CLAUDE, "--verbose"]) for name in DOCUMENTS), ("one line", QWEN)], ids=str
+)
 def test_a_document_that_is_too_long_to_be_read_whole(
     stage: Stage, document: str, command: list[str], *, planted: bool
 ) -> None:

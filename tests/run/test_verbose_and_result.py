@@ -50,8 +50,7 @@ def test_a_result_that_cannot_be_written_at_the_end(stage: Stage, tmp_path: Path
     assert stage.saved(E)
 
 
-@pytest.mark.parametrize("command", [["claude", "--continue", "-p"], ["wrapper", "-p"]])
-@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize(("command", "linked"), [(["claude", "--continue", "-p"], False), (["wrapper", "-p"], True)])
 def test_an_old_result_is_never_taken_for_that_of_a_refused_command(
     stage: Stage, command: list[str], *, linked: bool
 ) -> None:

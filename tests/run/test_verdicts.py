@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,7 @@ from typing import Any
 import pytest
 
 from redis_sessions.agents import get_agent
-from tests.run import batch
-from tests.run.stage import AGENTS, COMMANDS, DEADLINE_S, Done, R, Stage, resumed
-from tests.test_cli_support import Cli
+from tests.run.stage import AGENTS, COMMANDS, Done, R, Stage, resumed
 
 LINES = (Path(__file__).parents[1] / "observations.jsonl").read_text("utf-8").splitlines()
 # Those of the runtimes that have a command on the stage, and that ended by themselves.
@@ -104,57 +99,26 @@ def name(played: tuple[dict[str, Any], bool]) -> str:
     return f"{each['agent']} {each['version']} {each['verdict']}{began}, {how}: {each['case']}"
 
 
-@pytest.fixture(scope="module")
-def cases(url: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    stages, orders = [], []
-    for number, (each, resuming) in enumerate(PLAYED):
-        cli = Cli(url, f"test-{uuid.uuid4().hex}")
-        directory = tmp_path_factory.mktemp(f"case{number}")
-        stage = Stage(directory / "stage", cli)
-        stages.append(stage)
-        (stage.directory / "in").write_bytes(b"the prompt\n")
-        if resuming:
-            stage.plant(asked(each))
-            stage.script(fresh=steps(fresh(each["agent"])), resumed=steps(each))
-        else:
-            stage.script(fresh=steps(each), resumed=[["exit", 99]])
-        argv = stage.arguments("--result", str(stage.result_file), command=command(each))
-        orders.append(json.dumps({"argv": argv, "env": stage.environment, "directory": str(stage.directory)}))
-    done = subprocess.run(
-        [sys.executable, batch.__file__],
-        input="\n".join(orders),
-        env=stages[0].environment,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S * 3,
-        check=True,
-    )
-    assert done.stderr == ""
-    codes = [int(line) for line in done.stdout.splitlines()]
-    outputs = [[(stage.directory / part).read_bytes() for part in ("out", "err")] for stage in stages]
-    yield {
-        name(played): Case(*played, stage, Done(code, *output))
-        for played, stage, code, output in zip(PLAYED, stages, codes, outputs, strict=True)
-    }
-    for stage in stages:
-        stage.cli.raw.delete(*stage.cli.raw.keys(f"{stage.cli.namespace}*"), "none")
-        stage.close()
-        stage.cli.raw.close()
-
-
 @pytest.fixture
-def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
-    return cases[request.param]
+def case(request: pytest.FixtureRequest, stage: Stage) -> Case:
+    each, resuming = request.param
+    if resuming:
+        stage.plant(asked(each))
+        stage.script(fresh=steps(fresh(each["agent"])), resumed=steps(each))
+    else:
+        stage.script(fresh=steps(each), resumed=[["exit", 99]])
+    done = stage.run("--result", str(stage.result_file), command=command(each), given=b"the prompt\n")
+    return Case(each, resuming, stage, done)
 
 
 def of(*verdicts: str, resuming: bool = True, began: bool | None = None) -> Any:
-    names = [
-        name((each, how))
+    played = [
+        (each, how)
         for each, how in PLAYED
         if how is resuming and each["verdict"] in verdicts and began in (None, each["turn_began"])
     ]
-    assert names
-    return pytest.mark.parametrize("case", names, indirect=True)
+    assert played
+    return pytest.mark.parametrize("case", played, indirect=True, ids=name)
 
 
 def passed_through(case: Case, observation: dict[str, Any]) -> None:
