@@ -312,7 +312,11 @@ class Operations:
     def set(self, key: str, session_id: str) -> Op[Written]:
         value = check_session_id(key, session_id)
         command = Command(("SET", self.keys.session_id(key), value, "PX", self._max_age_ms), key)
-        _, lacking, _ = yield from self._replicated(key, command)
+        lacking = None
+        if self.settings.replicas:
+            _, lacking, _ = yield from self._replicated(key, command)
+        else:
+            yield [command]
         if self.compares_max_age():
             yield from self.compare_max_age()
         return Written(mine=True, lacking=lacking)
@@ -326,14 +330,11 @@ class Operations:
         return written.mine
 
     def _replicated(self, key: str, command: Command) -> Op[tuple[Any, NotReplicated | None, bool]]:
-        """Send a command that saves, and wait for the replicas.
+        """Send a command that saves, and wait for the replicas that the settings ask for.
 
         Returns its reply, the error to raise if too few have it, and whether it was sent more than once.
         """
         needed = self.settings.replicas
-        if not needed:
-            replies = yield [command]
-            return replies[0], None, isinstance(replies, Resent)
         # Not WAITAOF: a replica says only once a second what it has synced (Redis 8.0, Valkey 9.1), so a save took 1 s.
         replies = yield [command._replace(followed_by=("WAIT", str(needed), str(self._replicas_ms)))]
         [[reply, had]], resent = replies, isinstance(replies, Resent)
@@ -456,7 +457,12 @@ class Operations:
         command = self._leased(scripts.SAVE, lease, *args, counters=counters)
         if again:
             command = command._replace(again=True)
-        (mine, uncounted), lacking, resent = yield from self._replicated(lease.key, command)
+        lacking = None
+        if self.settings.replicas:
+            (mine, uncounted), lacking, resent = yield from self._replicated(lease.key, command)
+        else:
+            replies = yield [command]
+            [[mine, uncounted]], resent = replies, isinstance(replies, Resent)
         if mine and compare and self.compares_max_age():
             yield from self.compare_max_age()
         return Written(bool(mine), uncounted, lacking if mine else None, again or resent)

@@ -41,7 +41,7 @@ end
 # A number of a record, nil unless it can be read and incremented: another program may have written it.
 _FIGURE: Final = """
 local function figure(value)
-  return value and #value < 15 and string.match(value, '^[1-9]%d*$') and tonumber(value) or nil
+  return value and #value < 15 and string.find(value, '^[1-9]%d*$') and tonumber(value) or nil
 end
 """
 
@@ -95,8 +95,9 @@ if id and ARGV[5] == '1' then
   local values = peek('HMGET', KEYS[3], FIELDS)
   if values[1] == id then
     for i = 1, #values do
-      if values[i] and #values[i] > 40000 then
-        values[i] = string.sub(values[i], 1, 40000)
+      local value = values[i]
+      if value and #value > 40000 then
+        values[i] = string.sub(value, 1, 40000)
       end
     end
     return {1, id, now, unpack(values)}
@@ -154,7 +155,7 @@ if ARGV[6] ~= '' then
   end
   local time = call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local started = figure(was[2]) or now
+  local started = figure(was[2]) and was[2] or now  -- as it was: Redis takes a text faster than a number
   local turns = (figure(was[3]) or 0) + (ARGV[4] == '' and 1 or 0)
   call('HSET', record, 'id', id, 's', started, 'u', math.max(0, now - started), 't', turns, unpack(ARGV, 7, #ARGV - 1))
   if ARGV[6] ~= 'reset' then

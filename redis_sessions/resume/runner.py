@@ -66,13 +66,13 @@ def drive(
                 reply = error = None
                 try:
                     match step:
-                        case Do(op):
-                            reply = renewer.execute(op)
-                        case Run(session_id, lease):
-                            with renewer.renewing(ops, lease) if lease else nullcontext():
-                                reply = step.came_back = run(session_id)
-                        case Pause(seconds):
-                            time.sleep(seconds)
+                        case Do():
+                            reply = renewer.execute(step.op)
+                        case Run():
+                            with renewer.renewing(ops, step.lease) if step.lease else nullcontext():
+                                reply = step.came_back = run(step.session_id)
+                        case Pause():
+                            time.sleep(step.seconds)
                 except BaseException as raised:
                     if process_id() != parent:
                         raise
@@ -99,13 +99,13 @@ async def adrive(
             reply: Any = None
             try:
                 match step:
-                    case Do(op):
-                        reply = await _uncancelled(execute(op))
-                    case Run(session_id, lease):
-                        async with _AsyncRenewal(ops, execute, lease) if lease else nullcontext():
-                            reply = step.came_back = await _awaitable(run(session_id))
-                    case Pause(seconds):
-                        await asyncio.sleep(seconds)
+                    case Do():
+                        reply = await _uncancelled(execute(step.op))
+                    case Run():
+                        async with _AsyncRenewal(ops, execute, step.lease) if step.lease else nullcontext():
+                            reply = step.came_back = await _awaitable(run(step.session_id))
+                    case Pause():
+                        await asyncio.sleep(step.seconds)
             except BaseException as error:
                 if process_id() != parent:
                     raise
