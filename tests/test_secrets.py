@@ -20,7 +20,7 @@ from tests.servers import Cluster
 from tests.stores import Blocking
 
 PASSWORDS = ["s3cret", "s3/c@r:e#t%", "s3'c\"ret\\n", "s3%2Fcret", "s3 c?r&e=t;", "s3çrét\N{SNOWMAN}"]
-SETTINGS = StoreSettings(deadline_ms=250, socket_timeout_ms=200, connect_timeout_ms=200)
+SETTINGS = StoreSettings(deadline_ms=50, socket_timeout_ms=200, connect_timeout_ms=200)
 PATIENT = StoreSettings(deadline_ms=60_000, socket_timeout_ms=20_000, connect_timeout_ms=20_000)
 
 
