@@ -58,10 +58,11 @@ class Starter:
             out, err = (pool.submit(_read, descriptor) for descriptor in (from_it, errors))
             try:
                 code = self._reply()
-                return code, out.result(timeout_s), err.result(timeout_s)
             except TimeoutError:
                 os.killpg(process, signal.SIGKILL)
+                self._reply()  # the next reply is that of the next command line
                 raise
+            return code, out.result(timeout_s), err.result(timeout_s)
 
     def _reply(self) -> int:
         return int.from_bytes(_received(self._connection, _REPLY_BYTES), signed=True)
