@@ -52,14 +52,22 @@ async def aon_connection(client: Any, attempt: Callable[[Any], Awaitable[T]]) ->
         await awaited(pool.release(connection))
 
 
-def exchange(client: Any, calls: Sequence[Call]) -> list[Any]:
+def exchange(client: Any, calls: Sequence[Call], meanwhile: Callable[[], None] | None = None) -> list[Any]:
     """Send commands on one connection of a client of one server: the replies, errors among them.
+
+    `meanwhile` is called after sending, as often as that is tried.
 
     Only a ReadOnlyError is raised, so that the pool sees it: after a failover the server's name must be looked up again.
     """
 
     def attempt(connection: Any) -> list[Any]:
         connection.send_packed_command(connection.pack_commands([args for args, _ in calls]))
+        if meanwhile:
+            try:
+                meanwhile()
+            except BaseException:
+                connection.disconnect()  # its reply is unread
+                raise
         replies: list[Any] = []
         for args, options in calls:
             try:
@@ -71,11 +79,17 @@ def exchange(client: Any, calls: Sequence[Call]) -> list[Any]:
     return on_connection(client, attempt)
 
 
-async def aexchange(client: Any, calls: Sequence[Call]) -> list[Any]:
+async def aexchange(client: Any, calls: Sequence[Call], meanwhile: Callable[[], None] | None = None) -> list[Any]:
     """Same as exchange, for asyncio; the client may also be a node of a cluster."""
 
     async def attempt(connection: Any) -> list[Any]:
         await connection.send_packed_command(connection.pack_commands([args for args, _ in calls]))
+        if meanwhile:
+            try:
+                meanwhile()
+            except BaseException:
+                await connection.disconnect(nowait=True)  # its reply is unread
+                raise
         replies: list[Any] = []
         for args, options in calls:
             try:

@@ -330,6 +330,13 @@ def _unwrap(outcome: Any) -> Any:
     return outcome
 
 
+def _sole(replies: list[Any]) -> Any:
+    [reply] = replies
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
 def _both(outcome: Any, command: Command) -> list[Any]:
     *_, first, second = _unwrap(outcome)
     if isinstance(first, Exception):
@@ -361,10 +368,14 @@ def _carry_out(client: Any, plan: Plan[T]) -> T:
 def _outcome(client: Any, step: Step) -> Any:
     try:
         match step:
-            case Send() if not step.command.followed_by:
+            case Send() if not (step.command.followed_by or step.command.meanwhile):
                 return client.execute_command(*step.arguments(), **step.options())
-            case Send():
+            case Send(Command(meanwhile=None)):
                 return _carry_out(client, _followed(client, step, exchange))
+            case Send() if isinstance(client, redis.Redis):
+                return _sole(exchange(client, [(step.arguments(), step.options())], step.command.meanwhile))
+            case Send():
+                return client.execute_command(*step.arguments(), **step.options())
             case Pipeline(sends, None) if not isinstance(client, redis.Redis):
                 return _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
             case Pipeline(sends, node):
@@ -447,11 +458,15 @@ async def _aoutcome(client: Any, step: Step) -> Any:
 
 async def _ado(client: Any, step: Step) -> Any:
     match step:
-        case Send() if not step.command.followed_by:
+        case Send() if not (step.command.followed_by or step.command.meanwhile):
             return await client.execute_command(*step.arguments(), **step.options())
-        case Send():
+        case Send(Command(meanwhile=None)):
             async with _admission(client):
                 return await _acarry_out(client, _followed(client, step, aexchange))
+        case Send() if isinstance(client, redis.asyncio.Redis):
+            return _sole(await aexchange(client, [(step.arguments(), step.options())], step.command.meanwhile))
+        case Send():
+            return await client.execute_command(*step.arguments(), **step.options())
         case Pipeline(sends, None) if not isinstance(client, redis.asyncio.Redis):
             return await _filled(client.pipeline(transaction=False), sends).execute(raise_on_error=False)
         case Pipeline(sends, node):

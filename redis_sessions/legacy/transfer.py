@@ -209,11 +209,14 @@ def export_entries(
     max_age_ms = (yield from agreed(settings)).session_max_age_ms
     skipped = 0
     with Sorter() as sorter:
-        while (pages := (yield from scan.next_pages())) is not None:
-            for page in pages:
-                rows = page_rows(keys, max_age_ms, page)
-                skipped += len(page.redis_keys) - len(rows)
-                sorter.put(rows)
+
+        def put(page: Page) -> None:
+            nonlocal skipped
+            rows = page_rows(keys, max_age_ms, page)
+            skipped += len(page.redis_keys) - len(rows)
+            sorter.put(rows)
+
+        yield from scan.read(put)
         exported = not_timed = 0
         for rows in sorter.batches():
             add(rows)

@@ -9,7 +9,7 @@ what is sent again and which error a failure becomes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -49,6 +49,9 @@ class Command(NamedTuple):
     # Another command, to send behind it on the same connection. Both replies are its reply then; if the server refuses the
     # second, the error (a SessionStoreError) is in the place of that reply.
     followed_by: tuple[bytes | str, ...] = ()
+    # What to do while the server works on it. It may be called several times, or where the client can't do so, never; and it
+    # must raise no Exception, which would be taken for the connection's.
+    meanwhile: Callable[[], None] | None = None
     # Commands to send instead, to that node. The list of their replies is its reply; if the server refuses one, the error (a
     # SessionStoreError) is in its place.
     batch: Batch = ()

@@ -11,7 +11,7 @@ commands for each key: on a cluster no script may touch a key that it didn't dec
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
@@ -177,8 +177,33 @@ class Scan:
         """Whether one server is proven to have all keys; known after the first page."""
         return self._nodes == [None] and self._before is not None
 
-    def next_pages(self) -> Op[list[Page] | None]:
+    def read(self, use: Callable[[Page], object]) -> Op[None]:
+        """Pass every page to `use`: where the client can do so, while the server works on the next one.
+
+        Raises what `use` raises, and what `next_pages` does.
+        """
+        unused: list[Page] = []
+        failures: list[Exception] = []
+
+        def use_them() -> None:
+            try:
+                while unused:
+                    use(unused.pop(0))
+            except Exception as error:  # noqa: BLE001 - raised below: here it would be taken for the connection's
+                failures.append(error)
+
+        pages: list[Page] | None = []
+        while pages is not None:
+            unused += pages
+            pages = yield from self.next_pages(use_them)
+            use_them()
+            if failures:
+                raise failures.pop(0)
+
+    def next_pages(self, meanwhile: Callable[[], None] | None = None) -> Op[list[Page] | None]:
         """The next page of every primary that has more, possibly empty; None at the end.
+
+        `meanwhile` is as in Command.
 
         Raises StoreUnavailable where it would see one node of a cluster, InexactScan where a proxy lets it see nothing.
         """
@@ -193,7 +218,7 @@ class Scan:
             if self.exact is None:
                 self.exact = not self._migrating and _unmoved(self._before, (yield from self._marks()))
             return None
-        read = yield from self._by_script() if self.by_script else self._by_commands()
+        read = yield from self._by_script(meanwhile) if self.by_script else self._by_commands()
         for cursor, page in read:
             self.near += page.near
             self.near_examples += page.near_examples[: MAX_NEAR - len(self.near_examples)]
@@ -206,10 +231,10 @@ class Scan:
             self._progress(min(self._looked_at, self._size) if self._cursors else self._size, self._size)
         return [page for _, page in read]
 
-    def _by_script(self) -> Op[list[tuple[bytes, Page]]]:
+    def _by_script(self, meanwhile: Callable[[], None] | None) -> Op[list[tuple[bytes, Page]]]:
         fields = (self._keys.record_prefix, *RECORD_FIELDS) if self._records else (b"",)
         args = (self._cursors[None], self._prefix, str(self._count), self._looser, *fields)
-        [reply] = yield [Command(args, script=PAGE, optional=True)]
+        [reply] = yield [Command(args, script=PAGE, optional=True, meanwhile=meanwhile)]
         cursor, now_ms, redis_keys, pttls_ms, values, records, near, near_examples = _accepted(reply)
         return [(cursor, Page(redis_keys, pttls_ms, values, now_ms, None, records, near, near_examples))]
 
