@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 from weakref import WeakSet, WeakValueDictionary
@@ -535,9 +536,8 @@ class SessionStore(BaseStore[SyncClient]):
     def _rows(self, scan: Scan, rows_of: Callable[[StoreSettings, Page], Iterator[R]]) -> Rows[R]:
         def rows() -> Iterator[R]:
             settings = self._run(agreed(self.settings))
-            while (pages := self._run(scan.next_pages())) is not None:
-                for page in pages:
-                    yield from rows_of(settings, page)
+            while (read := self._run(scan.next_of(lambda page: list(rows_of(settings, page))))) is not None:
+                yield from chain.from_iterable(read)
 
         return Rows(scan, rows())
 
@@ -738,10 +738,9 @@ class AsyncSessionStore(BaseStore[AsyncClient]):
     def _rows(self, scan: Scan, rows_of: Callable[[StoreSettings, Page], Iterator[R]]) -> AsyncRows[R]:
         async def rows() -> AsyncIterator[R]:
             settings = await self._run(agreed(self.settings))
-            while (pages := await self._run(scan.next_pages())) is not None:
-                for page in pages:
-                    for row in rows_of(settings, page):
-                        yield row
+            while (read := await self._run(scan.next_of(lambda page: list(rows_of(settings, page))))) is not None:
+                for row in chain.from_iterable(read):
+                    yield row
 
         return AsyncRows(scan, rows())
 

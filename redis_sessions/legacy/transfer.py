@@ -216,7 +216,7 @@ def export_entries(
             skipped += len(page.redis_keys) - len(rows)
             sorter.put(rows)
 
-        yield from scan.read(put)
+        yield from scan.each(put)
         exported = not_timed = 0
         for rows in sorter.batches():
             add(rows)

@@ -92,7 +92,7 @@ def report(settings: StoreSettings, progress: Progress | None = None, *, records
     scan = Scan(settings, progress, records=records)
     settings = yield from agreed(settings)
     fold = ReportFold(settings, records=records)
-    yield from scan.read(fold.add_page)
+    yield from scan.each(fold.add_page)
     counts = yield from Operations(settings).counters()
     return fold.finish(counts, approximate=not scan.exact, near=scan.near, near_examples=scan.near_examples)
 
@@ -101,7 +101,7 @@ def live_session_ids(settings: StoreSettings) -> Op[frozenset[str]]:
     """The session IDs of all session keys. Raises InexactScan unless the scan was exact."""
     scan = Scan(settings)
     found: set[str] = set()
-    yield from scan.read(lambda page: found.update(row.session_id for row in session_rows(settings, page)))
+    yield from scan.each(lambda page: found.update(row.session_id for row in session_rows(settings, page)))
     if not scan.exact:
         remedy = "delete no transcript now; try again when the cluster is at rest, by the URL of the server itself"
         raise InexactScan(INEXACT, remedy=remedy)

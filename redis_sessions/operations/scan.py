@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from redis_sessions.errors import (
     ONE_NODE,
@@ -40,6 +40,7 @@ from redis_sessions.operations.conversation import Operations, Record
 from redis_sessions.operations.scripts import PAGE, RUN_ID
 from redis_sessions.settings import NAMESPACE, StoreSettings
 
+U = TypeVar("U")
 MAX_NEAR: Final = 20
 INEXACT: Final = (
     "keys may have been missed: slots moved, the server changed, INFO is denied, or a proxy spreads keys over servers"
@@ -166,6 +167,7 @@ class Scan:
         self._records = records
         self._progress = progress
         self._nodes: list[Any] = []
+        self._ahead: list[Page] = []  # read, and not used yet
         self._cursors: dict[Any, bytes | str] = {}  # of those that have more
         self._before: list[_Mark] | None = None
         self._migrating = False
@@ -177,28 +179,33 @@ class Scan:
         """Whether one server is proven to have all keys; known after the first page."""
         return self._nodes == [None] and self._before is not None
 
-    def read(self, use: Callable[[Page], object]) -> Op[None]:
-        """Pass every page to `use`: where the client can do so, while the server works on the next one.
+    def each(self, use: Callable[[Page], object]) -> Op[None]:
+        """Pass every page to `use`. Raises as `next_of` does."""
+        while (yield from self.next_of(use)) is not None:
+            pass
 
-        Raises what `use` raises, and what `next_pages` does.
+    def next_of(self, use: Callable[[Page], U]) -> Op[list[U] | None]:
+        """What `use` makes of the next pages; None at the end.
+
+        It is called while the server reads the pages after them, where the client can do that. Raises what `use` raises, and
+        what `next_pages` does.
         """
-        unused: list[Page] = []
+        made: list[U] = []
         failures: list[Exception] = []
 
         def use_them() -> None:
             try:
-                while unused:
-                    use(unused.pop(0))
+                while self._ahead:
+                    made.append(use(self._ahead.pop(0)))
             except Exception as error:  # noqa: BLE001 - raised below: here it would be taken for the connection's
                 failures.append(error)
 
-        pages: list[Page] | None = []
-        while pages is not None:
-            unused += pages
-            pages = yield from self.next_pages(use_them)
-            use_them()
-            if failures:
-                raise failures.pop(0)
+        pages = yield from self.next_pages(use_them)
+        use_them()
+        if failures:
+            raise failures.pop(0)
+        self._ahead += pages or ()
+        return made if made or pages else None
 
     def next_pages(self, meanwhile: Callable[[], None] | None = None) -> Op[list[Page] | None]:
         """The next page of every primary that has more, possibly empty; None at the end.
