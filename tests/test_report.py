@@ -254,9 +254,9 @@ def test_a_scan_that_another_process_finishes_is_approximate():
         assert rows.exact is False
 
 
-def store_by(client, flavor, url, namespace, loop):
+def store_by(client, flavor, url, loop):
     """A store on one server with small pages, by a client of its own or of the caller's."""
-    settings = StoreSettings(namespace=namespace, scan_count=10)
+    settings = StoreSettings(scan_count=10)
     kind, redis_kind = (SessionStore, redis.Redis) if flavor == "sync" else (AsyncSessionStore, redis.asyncio.Redis)
     store = kind.from_url(url, settings) if client == "own" else kind(redis_kind.from_url(url, socket_timeout=5), settings)
     return store if flavor == "sync" else Blocking(store, loop)
@@ -268,7 +268,7 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize("flavor", ["sync", "async"])
 @pytest.mark.parametrize("client", ["own", "caller's"])
-def test_a_page_is_counted_while_the_server_works_on_the_next_one(loop, namespace, monkeypatch, client, flavor):
+def test_a_page_is_counted_while_the_server_works_on_the_next_one(loop, monkeypatch, client, flavor):
     """Here it works on it until then: it stands still when it is asked."""
     counted, add_page = [], ReportFold.add_page
 
@@ -283,7 +283,7 @@ def test_a_page_is_counted_while_the_server_works_on_the_next_one(loop, namespac
 
     monkeypatch.setattr(ReportFold, "add_page", add)
     with standalone() as server, ExitStack() as standstill:
-        store = store_by(client, flavor, server.url, namespace, loop)
+        store = store_by(client, flavor, server.url, loop)
         for number in range(200):
             store.set(f"key{number}", f"ID-{number}")
         assert store.report(stand_still).live == 200
@@ -293,7 +293,7 @@ def test_a_page_is_counted_while_the_server_works_on_the_next_one(loop, namespac
 @pytest.mark.parametrize("flavor", ["sync", "async"])
 @pytest.mark.parametrize("client", ["own", "caller's"])
 @pytest.mark.parametrize("error", [Stop("now"), ConnectionError("of something else"), ValueError("of a page")], ids=repr)
-def test_an_error_while_a_page_is_counted(valkey, loop, namespace, monkeypatch, error, client, flavor):
+def test_an_error_while_a_page_is_counted(loop, monkeypatch, error, client, flavor):
     """It is no outage, nothing is read twice for it, and the next call gets the answer to its own question."""
     counted = []
 
@@ -302,18 +302,19 @@ def test_an_error_while_a_page_is_counted(valkey, loop, namespace, monkeypatch, 
         if len(counted) == 3:
             raise error
 
-    store = store_by(client, flavor, valkey.url, namespace, loop)
-    for number in range(200):
-        store.set(f"key{number}", f"ID-{number}")
-    with monkeypatch.context() as patch:
-        patch.setattr(ReportFold, "add_page", refuse_the_third)
-        with pytest.raises(type(error)) as raised:
-            store.report()
-    assert raised.value is error
-    assert len(counted) == 3
-    assert store.get("key7") == "ID-7"
-    assert store.report().live == 200
-    store.close()
+    with standalone() as server:
+        store = store_by(client, flavor, server.url, loop)
+        for number in range(200):
+            store.set(f"key{number}", f"ID-{number}")
+        with monkeypatch.context() as patch:
+            patch.setattr(ReportFold, "add_page", refuse_the_third)
+            with pytest.raises(type(error)) as raised:
+                store.report()
+        assert raised.value is error
+        assert len(counted) == 3
+        assert store.get("key7") == "ID-7"
+        assert store.report().live == 200
+        store.close()
 
 
 rows = st.lists(

@@ -7,8 +7,9 @@ import re
 from itertools import chain
 
 import pytest
+import redis
 
-from redis_sessions import InvalidSettings, RetimeResult, StoreSettings
+from redis_sessions import InvalidSettings, RetimeResult, SessionStore, StoreSettings
 from redis_sessions.cli import exit_codes as exits
 from redis_sessions.client.execute import run
 from redis_sessions.keys import Keys, is_session_id
@@ -18,6 +19,7 @@ from redis_sessions.operations.scan import Page
 from redis_sessions.operations.scripts import RETIME
 from redis_sessions.settings import DAY_MS
 from tests import test_cli_support
+from tests.servers import standalone
 from tests.test_cli_support import Cli
 from tests.test_report import plant_poison
 
@@ -100,28 +102,30 @@ def test_many_pages_and_progress(make_store, raw, namespace):
     assert heard[-1][0] == heard[-1][1] >= 200
 
 
-def test_what_is_saved_after_the_page_was_read_is_safe(valkey, namespace, monkeypatch):
-    """Between the page and the change, others save, delete, and put something else there."""
-    keys = Keys(namespace)
-    with valkey.sync(StoreSettings(namespace=namespace)) as store:
+def test_what_is_saved_after_the_page_was_read_is_safe(monkeypatch):
+    """Between the page and the change, others save, delete, and put something else there.
+
+    On a server of its own, where these keys are one page.
+    """
+    keys = Keys("sessions")
+    with standalone() as server, SessionStore.from_url(server.url) as store, redis.Redis.from_url(server.url) as raw:
         for key in ("saved", "deleted", "spoilt", "same"):
             store.set(key, "ID-1")
         send = store.client.execute_command
 
         def execute_command(*args, **options):
             if args[:2] == ("EVALSHA", RETIME.sha):
-                valkey.raw.set(keys.session_id("saved"), "ID-2", px=60_000)
-                valkey.raw.delete(keys.session_id("deleted"))
-                valkey.raw.set(keys.session_id("spoilt"), "two words")
+                raw.set(keys.session_id("saved"), "ID-2", px=60_000)
+                raw.delete(keys.session_id("deleted"))
+                raw.set(keys.session_id("spoilt"), "two words")
             return send(*args, **options)
 
         monkeypatch.setattr(store.client, "execute_command", execute_command)
         assert store.retime(HOUR_MS) == result(looked_at=4, shortened=1, left=3)
         assert store.get("saved") == "ID-2"
-        assert 0 < valkey.raw.pttl(keys.session_id("saved")) <= 60_000
+        assert 0 < raw.pttl(keys.session_id("saved")) <= 60_000
         assert store.get("deleted") is None
-        assert valkey.raw.pttl(keys.session_id("spoilt")) == -1
-        valkey.raw.delete(keys.session_id("spoilt"))
+        assert raw.pttl(keys.session_id("spoilt")) == -1
 
 
 @pytest.mark.everywhere
