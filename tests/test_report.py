@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 import redis
@@ -254,12 +254,20 @@ def test_a_scan_that_another_process_finishes_is_approximate():
         assert rows.exact is False
 
 
-def store_by(client, flavor, url, loop):
-    """A store on one server with small pages, by a client of its own or of the caller's."""
+@contextmanager
+def many_pages(client, flavor, loop):
+    """A server with 200 sessions and a store that scans it in small pages, by a client of its own or of the caller's."""
     settings = StoreSettings(scan_count=10)
     kind, redis_kind = (SessionStore, redis.Redis) if flavor == "sync" else (AsyncSessionStore, redis.asyncio.Redis)
-    store = kind.from_url(url, settings) if client == "own" else kind(redis_kind.from_url(url, socket_timeout=5), settings)
-    return store if flavor == "sync" else Blocking(store, loop)
+    with standalone() as server:
+        if client == "own":
+            given = kind.from_url(server.url, settings)
+        else:
+            given = kind(redis_kind.from_url(server.url, socket_timeout=5), settings)
+        with closing(given if flavor == "sync" else Blocking(given, loop)) as store:
+            for number in range(200):
+                store.set(f"key{number}", f"ID-{number}")
+            yield server, store
 
 
 class Stop(BaseException):
@@ -282,12 +290,8 @@ def test_a_page_is_counted_while_the_server_works_on_the_next_one(loop, monkeypa
             standstill.enter_context(stopped(server.pid))
 
     monkeypatch.setattr(ReportFold, "add_page", add)
-    with standalone() as server, ExitStack() as standstill:
-        store = store_by(client, flavor, server.url, loop)
-        for number in range(200):
-            store.set(f"key{number}", f"ID-{number}")
+    with many_pages(client, flavor, loop) as (server, store), ExitStack() as standstill:
         assert store.report(stand_still).live == 200
-        store.close()
 
 
 @pytest.mark.parametrize("flavor", ["sync", "async"])
@@ -302,10 +306,7 @@ def test_an_error_while_a_page_is_counted(loop, monkeypatch, error, client, flav
         if len(counted) == 3:
             raise error
 
-    with standalone() as server:
-        store = store_by(client, flavor, server.url, loop)
-        for number in range(200):
-            store.set(f"key{number}", f"ID-{number}")
+    with many_pages(client, flavor, loop) as (_, store):
         with monkeypatch.context() as patch:
             patch.setattr(ReportFold, "add_page", refuse_the_third)
             with pytest.raises(type(error)) as raised:
@@ -314,7 +315,6 @@ def test_an_error_while_a_page_is_counted(loop, monkeypatch, error, client, flav
         assert len(counted) == 3
         assert store.get("key7") == "ID-7"
         assert store.report().live == 200
-        store.close()
 
 
 rows = st.lists(

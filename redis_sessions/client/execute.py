@@ -370,7 +370,7 @@ def _outcome(client: Any, step: Step) -> Any:
         match step:
             case Send() if not (step.command.followed_by or step.command.meanwhile):
                 return client.execute_command(*step.arguments(), **step.options())
-            case Send(Command(meanwhile=None)):
+            case Send() if step.command.followed_by:
                 return _carry_out(client, _followed(client, step, exchange))
             case Send() if isinstance(client, redis.Redis):
                 return _sole(exchange(client, [(step.arguments(), step.options())], step.command.meanwhile))
@@ -460,7 +460,7 @@ async def _ado(client: Any, step: Step) -> Any:
     match step:
         case Send() if not (step.command.followed_by or step.command.meanwhile):
             return await client.execute_command(*step.arguments(), **step.options())
-        case Send(Command(meanwhile=None)):
+        case Send() if step.command.followed_by:
             async with _admission(client):
                 return await _acarry_out(client, _followed(client, step, aexchange))
         case Send() if isinstance(client, redis.asyncio.Redis):

@@ -458,6 +458,7 @@ class Operations:
         if again:
             command = command._replace(again=True)
         lacking = None
+        # On the path of every turn, no generator in between where no replicas are waited for.
         if self.settings.replicas:
             (mine, uncounted), lacking, resent = yield from self._replicated(lease.key, command)
         else:
